@@ -1,0 +1,304 @@
+"""Typed settings: *where and how* to run (`Settings`, from YAML), *what* to train (`Options`, Metaflow's Parameters).
+
+`parse_settings` and `parse_options` turn untyped input into these, and raise one ConfigError with every mistake in it.
+Merging both with the presets is `presets.resolve`. Nothing here reads a file or the environment.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from steps.errors import ConfigError, Problem
+
+AUTO = "auto"
+
+Method = Literal["lora", "rslora", "dora"]
+Scheduler = Literal["cosine", "linear", "constant"]
+Precision = Literal["bf16", "fp32"]
+Quantization = Literal["none", "4bit"]
+Sharding = Literal["ddp", "fsdp"]
+
+
+class Section(BaseModel):
+    """A group of settings: immutable, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class Storage(Section):
+    """Where files go."""
+
+    root: str = ".lora"
+    """Run directories; relative to the project's folder, whatever the working directory."""
+    cache: str = "~/.cache/hyperpod-lora"
+    """Converted and downloaded base models, shared by all runs."""
+    min_free_gib: float = Field(default=1.0, ge=0)
+    """Free space, in GiB, that has to be left after each stage has written its files."""
+
+
+class Launcher(Section):
+    """What runs the workers."""
+
+    kind: Literal["local"] = "local"
+    """`local`: torchrun on this machine."""
+    threads_per_process: int = Field(default=0, ge=0)
+    """CPU threads of each worker; 0: the cores divided by the processes. Equal bits need equal threads."""
+    price_per_node_hour: float = Field(default=0.0, ge=0)
+    """What one node costs per hour, for the plan and the account; 0: say nothing of cost."""
+    currency: str = "USD"
+    """Printed beside a cost."""
+
+
+class Deadlines(Section):
+    """How long each phase may take, in seconds, before the attempt is ended and classed."""
+
+    startup_s: float = Field(default=120.0, gt=0)
+    """Submission until every worker has started."""
+    model_load_s: float = Field(default=1800.0, gt=0)
+    """Started until the model is loaded."""
+    first_step_s: float = Field(default=3600.0, gt=0)
+    """Model loaded until the first step is done (compilation included)."""
+    step_gap_s: float = Field(default=300.0, gt=0)
+    """Least time without a new step that counts as a hang."""
+    step_gap_factor: float = Field(default=20.0, ge=1)
+    """A hang is also at least this many times the run's own median step."""
+    checkpoint_s: float = Field(default=900.0, gt=0)
+    """One save."""
+    validation_s: float = Field(default=3600.0, gt=0)
+    """One validation."""
+    exit_s: float = Field(default=120.0, gt=0)
+    """Training finished until the last worker has gone."""
+    grace_s: float = Field(default=60.0, gt=0)
+    """Between asking workers to stop (they save) and killing them."""
+    total_s: float = Field(default=7 * 86400.0, gt=0)
+    """The whole train step, all attempts together."""
+
+
+class Retry(Section):
+    """When a failed attempt is followed by another (permanent failures never are)."""
+
+    max_attempts: int = Field(default=10, ge=1)
+    """Attempts in all; preemptions are not counted."""
+    max_without_progress: int = Field(default=3, ge=1)
+    """Attempts in a row without a new complete checkpoint that end the run."""
+    delay_s: float = Field(default=5.0, ge=0)
+    """Pause before the second attempt."""
+    delay_factor: float = Field(default=2.0, ge=1)
+    """The pause grows by this factor while there is no progress."""
+    max_delay_s: float = Field(default=300.0, ge=0)
+    """Longest pause."""
+
+
+class Checkpoints(Section):
+    """When training state is saved, and how much of it is kept."""
+
+    every_steps: int = Field(default=0, ge=0)
+    """Steps between saves; 0: a tenth of the run, between 10 and 500."""
+    keep: int = Field(default=3, ge=1)
+    """Complete checkpoints kept; the newest complete one is never deleted."""
+
+
+class Validation(Section):
+    """Loss on the held-out split while training."""
+
+    every_steps: int = Field(default=0, ge=0)
+    """Steps between validations; 0: a fifth of the run, at least 10."""
+    max_rows: int = Field(default=32, ge=1)
+    """Held-out rows looked at each time, the same ones."""
+    early_stopping_patience: int = Field(default=0, ge=0)
+    """Validations without a lower loss that end training; 0: never."""
+    keep: Literal["last", "best"] = "last"
+    """Which adapter becomes the result: the last step's, or that of the lowest validation loss."""
+
+
+class Evaluation(Section):
+    """Base and tuned model compared after training."""
+
+    max_rows: int = Field(default=32, ge=1)
+    """Held-out rows that are generated and scored."""
+    max_loss_rows: int = Field(default=128, ge=1)
+    """Held-out rows whose loss is measured."""
+    samples: int = Field(default=10, ge=0)
+    """Answers shown side by side."""
+    batch_size: int = Field(default=16, ge=1)
+    """Prompts generated together."""
+    min_improvement: float = 0.0
+    """The gate: the tuned model's score must be at least the base's plus this (score in 0..1)."""
+    on_gate_failure: Literal["tag", "fail"] = "tag"
+    """`tag` marks the run `gate:failed`, `fail` fails the evaluate step."""
+
+
+class Merge(Section):
+    """The merged model's files."""
+
+    dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """Of the merged weights; `auto`: the base model's own."""
+
+
+class Reporting(Section):
+    """Experiment trackers, through transformers' own integrations."""
+
+    report_to: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
+    """Each must be installed; their credentials come from their own environment variables."""
+
+
+class Settings(Section):
+    """The Config: where and how to run. Every field has a default; `config/local.yaml` shows them all."""
+
+    storage: Storage = Storage()
+    launcher: Launcher = Launcher()
+    deadlines: Deadlines = Deadlines()
+    retry: Retry = Retry()
+    checkpoints: Checkpoints = Checkpoints()
+    validation: Validation = Validation()
+    evaluation: Evaluation = Evaluation()
+    merge: Merge = Merge()
+    reporting: Reporting = Reporting()
+
+
+class Options(Section):
+    """The Parameters: what to train. 'auto' or 0 means "from the preset"; Argo would turn a None into the word null."""
+
+    model: str = "smollm2-135m"
+    """A preset, a hub id, a local folder or an s3:// prefix."""
+    dataset: str = "orders"
+    """A preset, a file (JSON, JSONL, CSV, Parquet), a folder of such, an s3:// prefix or a hub id."""
+    max_steps: int = Field(default=0, ge=0)
+    """Optimizer steps; 0: from `epochs`, or the preset when that is 0 too."""
+    epochs: float = Field(default=0.0, ge=0, le=1000)
+    """Passes over the training rows; 0: from `max_steps`, or the preset."""
+    max_rows: int = Field(default=0, ge=0)
+    """Rows read from the data set; 0: all."""
+    learning_rate: float = Field(default=0.0, ge=0, le=1)
+    """Peak learning rate of AdamW; 0: from the preset."""
+    scheduler: Scheduler | Literal["auto"] = "auto"
+    """Shape of the learning rate after warm-up; auto: cosine."""
+    warmup_ratio: float = Field(default=0.1, ge=0, lt=1)
+    """Share of the steps over which the learning rate rises from 0."""
+    weight_decay: float = Field(default=0.0, ge=0, le=1)
+    """AdamW's decoupled weight decay."""
+    max_grad_norm: float = Field(default=1.0, ge=0)
+    """Gradients are clipped to this norm; 0: not at all."""
+    method: Method | Literal["auto"] = "auto"
+    """PEFT method; auto: lora."""
+    lora_rank: int = Field(default=0, ge=0, le=1024)
+    """Rank r; 0: from the preset."""
+    lora_alpha: float = Field(default=0.0, ge=0)
+    """Scale numerator; 0: twice the rank."""
+    lora_dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout before lora_A."""
+    lora_targets: str = AUTO
+    """`all-linear`, or module names separated by commas; auto: from the preset."""
+    init_adapter: str = AUTO
+    """A PEFT adapter folder to start from; auto: fresh."""
+    sequence_length: int = Field(default=0, ge=0)
+    """Tokens in a row; 0: from the preset."""
+    packing: Literal["auto", "on", "off"] = "auto"
+    """Several samples in one row that never see each other; auto: from the data preset, else on."""
+    global_batch: int = Field(default=0, ge=0)
+    """Rows per optimizer step, over all processes; 0: from the preset."""
+    micro_batch: int = Field(default=0, ge=0)
+    """Rows per forward pass on one process; 0: from the preset."""
+    gradient_checkpointing: Literal["auto", "on", "off"] = "auto"
+    """Recompute activations to save memory; auto: from the model preset."""
+    precision: Precision | Literal["auto"] = "auto"
+    """auto: from the model preset (bf16)."""
+    quantization: Quantization | Literal["auto"] = "auto"
+    """4bit: the frozen base in NF4 through bitsandbytes; auto: none."""
+    sharding: Sharding | Literal["auto"] = "auto"
+    """fsdp: shard the base model over processes; auto: ddp."""
+    processes: int = Field(default=1, ge=1, le=4096)
+    """Worker processes per node."""
+    seed: int = Field(default=42, ge=0, lt=2**31)
+    """Of the split, the order, the adapter's start and dropout."""
+    validation_fraction: float = Field(default=0.1, gt=0, lt=1)
+    """Share of the samples held out, by content hash."""
+    continue_from: str = AUTO
+    """A run id or run directory whose prepared data and checkpoints are taken over; auto: none."""
+    dry_run: bool = False
+    """Stop after the plan, before training."""
+
+
+SectionT = TypeVar("SectionT", bound=Section)
+
+
+def parse_settings(raw: object) -> Settings:
+    """Build Settings from parsed YAML.
+
+    Raises:
+        ConfigError: with every unknown key, wrong type and out-of-range value.
+    """
+    return validate(Settings, {} if raw is None else raw, prefix="")
+
+
+def parse_options(raw: Mapping[str, Any]) -> Options:
+    """Build Options from Parameter values.
+
+    Raises:
+        ConfigError: with every value that is not allowed, named as on the command line.
+    """
+    return validate(Options, dict(raw), prefix="--")
+
+
+def validate(kind: type[SectionT], raw: object, *, prefix: str) -> SectionT:
+    """Validate `raw` as `kind`; turn pydantic's errors into one ConfigError, paths starting with `prefix`.
+
+    Raises:
+        ConfigError: with every mistake.
+    """
+    if not isinstance(raw, Mapping):
+        what = f"expected a mapping of settings, got {type(raw).__name__}"
+        raise ConfigError([Problem(prefix or "(top level)", what)])
+    try:
+        return kind.model_validate(raw)
+    except ValidationError as error:
+        problems = [_problem(kind, dict(item), prefix) for item in error.errors()]
+        raise ConfigError(problems) from error
+
+
+def _problem(kind: type[Section], item: dict[str, Any], prefix: str) -> Problem:
+    location = [str(part) for part in item["loc"] if not str(part).startswith(("literal[", "function-"))]
+    path = prefix + ".".join(location)
+    if item["type"] == "extra_forbidden":
+        known = _keys_at(kind, location[:-1])
+        return Problem(path, f"unknown setting{suggest(location[-1], known)}; known here: {', '.join(known)}")
+    given = item.get("input")
+    return Problem(path, f"{_sentence(item)}, got {given!r}")
+
+
+def _sentence(item: dict[str, Any]) -> str:
+    context = item.get("ctx", {})
+    match item["type"]:
+        case "greater_than":
+            return f"must be > {context['gt']}"
+        case "greater_than_equal":
+            return f"must be >= {context['ge']}"
+        case "less_than":
+            return f"must be < {context['lt']}"
+        case "less_than_equal":
+            return f"must be <= {context['le']}"
+        case "literal_error":
+            return f"must be one of {context['expected']}"
+        case _:
+            message = str(item["msg"])
+            return message[:1].lower() + message[1:]
+
+
+def _keys_at(kind: type[BaseModel], location: list[str]) -> list[str]:
+    for part in location:
+        field = kind.model_fields.get(part)
+        annotation = field.annotation if field else None
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return []
+        kind = annotation
+    return list(kind.model_fields)
+
+
+def suggest(given: str, known: list[str]) -> str:
+    """` (did you mean 'x'?)` for the nearest known name, or nothing."""
+    near = difflib.get_close_matches(given, known, n=2, cutoff=0.5)
+    return f" (did you mean {' or '.join(repr(name) for name in near)}?)" if near else ""

@@ -1,0 +1,95 @@
+"""Objects in S3, brought to a local folder with boto3: the one place that talks to an object store.
+
+Used by `base` (models) and `prepare` (data). Credentials, region and endpoint come from where boto3 looks for them
+(environment, profile, pod identity; AWS_ENDPOINT_URL_S3 for another store); none is ever written or printed here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from steps.errors import DataError, StorageError
+from steps.rundir import storage_errors
+
+
+def split_address(address: str) -> tuple[str, str]:
+    """(bucket, key or prefix) of an s3:// address.
+
+    Raises:
+        DataError: not an s3:// address with a bucket.
+    """
+    parts = urlsplit(address)
+    if parts.scheme != "s3" or not parts.netloc:
+        raise DataError(f"expected an address like s3://bucket/prefix, got {address!r}")
+    return parts.netloc, parts.path.lstrip("/")
+
+
+def list_objects(address: str, *, client: Any = None) -> list[dict[str, Any]]:
+    """Key, Size and ETag of the object at `address`, or of all objects below it, sorted by key.
+
+    Raises:
+        StorageError: the store refused or cannot be reached.
+        DataError: nothing is there.
+    """
+    bucket, prefix = split_address(address)
+    store = client or _client()
+    with _client_errors(address):
+        pages = store.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+        found = [item for page in pages for item in page.get("Contents", ()) if not item["Key"].endswith("/")]
+    below = prefix.rstrip("/") + "/" if prefix else ""
+    inside = [item for item in found if item["Key"] == prefix or item["Key"].startswith(below)]
+    if not inside:
+        raise DataError(f"nothing is stored at {address}: expected an object, or objects below it")
+    return sorted(inside, key=lambda item: str(item["Key"]))
+
+
+def download(address: str, folder: Path, *, client: Any = None) -> list[Path]:
+    """Bring the object at `address`, or all below it, into `folder`; what is there with the right size stays.
+
+    Raises:
+        StorageError: the store refused, cannot be reached, or the disk is full.
+        DataError: nothing is there.
+    """
+    bucket, prefix = split_address(address)
+    store = client or _client()
+    paths = []
+    for item in list_objects(address, client=store):
+        key = str(item["Key"])
+        name = key[len(prefix) :].lstrip("/") if key != prefix else Path(key).name
+        target = folder / name
+        if not (target.is_file() and target.stat().st_size == item["Size"]):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            beside = target.with_name(f".{target.name}.part")
+            with _client_errors(f"s3://{bucket}/{key}"), storage_errors(f"writing {target}"):
+                store.download_file(bucket, key, str(beside))
+                beside.rename(target)
+        paths.append(target)
+    return paths
+
+
+def _client() -> Any:
+    import boto3
+
+    return boto3.client("s3")
+
+
+@contextlib.contextmanager
+def _client_errors(address: str) -> Iterator[None]:
+    """Turn botocore's exceptions into StorageError; only the error's code passes, never a request or its headers."""
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        yield
+    except ClientError as error:
+        code = error.response.get("Error", {}).get("Code", "unknown")
+        raise StorageError(
+            f"S3 refused {address}: {code}; check the address, the region and this user's permissions"
+        ) from error
+    except BotoCoreError as error:
+        raise StorageError(
+            f"S3 cannot be used for {address}: {type(error).__name__}; check credentials, region and network"
+        ) from error

@@ -1,0 +1,247 @@
+"""The run directory: its paths, files written whole or not at all, its locks.
+
+    <root>/<flow>/<run id>/
+        prepared-<identity>/    train-<identity>/    merged-<identity>/    evaluation-<identity>/
+
+Every stage and the worker use this module; it knows nothing of what is inside the files. All paths are absolute.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from steps.errors import StorageError
+
+GIB = 1024**3
+
+
+@dataclass(frozen=True, slots=True)
+class TrainDir:
+    """Paths inside `train-<identity>/`."""
+
+    path: Path
+
+    @property
+    def spec(self) -> Path:
+        """All that a rank needs to know; holds no secret."""
+        return self.path / "spec.json"
+
+    @property
+    def writers(self) -> Path:
+        """One directory per claimed (attempt, incarnation)."""
+        return self.path / "writers"
+
+    @property
+    def checkpoints(self) -> Path:
+        """`step-<step>.<claim>/` each."""
+        return self.path / "checkpoints"
+
+    @property
+    def adapter(self) -> Path:
+        """The final adapter, published by the supervisor."""
+        return self.path / "adapter"
+
+    @property
+    def history(self) -> Path:
+        """The supervisor's own record of attempts."""
+        return self.path / "history.json"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the one supervisor that acts."""
+        return self.path / "supervisor.lock"
+
+    def attempt(self, number: int) -> Path:
+        """Directory of one attempt's events, logs and evidence (numbers start at 1)."""
+        return self.path / "attempts" / f"{number:03d}"
+
+    def events(self, number: int) -> Path:
+        """Rank 0's event file of an attempt."""
+        return self.attempt(number) / "events.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class RunDir:
+    """One run's directory."""
+
+    path: Path
+
+    def prepared(self, identity: str) -> Path:
+        """Directory of prepared data."""
+        return self.path / f"prepared-{identity}"
+
+    def train(self, identity: str) -> TrainDir:
+        """Directory of a training."""
+        return TrainDir(self.path / f"train-{identity}")
+
+    def merged(self, identity: str) -> Path:
+        """Directory of a merged model."""
+        return self.path / f"merged-{identity}"
+
+    def evaluation(self, identity: str) -> Path:
+        """Directory of an evaluation."""
+        return self.path / f"evaluation-{identity}"
+
+
+def sync_directory(path: Path) -> None:
+    """fsync a directory, so that renames in it survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write beside, fsync, rename: readers see the old file or the new one, never a part.
+
+    Raises:
+        StorageError: full or read-only disk, no permission.
+    """
+    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        with storage_errors(f"writing {path}"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with beside.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            beside.rename(path)
+            sync_directory(path.parent)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: object) -> None:
+    """`write_atomic` of indented JSON.
+
+    Raises:
+        StorageError: as `write_atomic`.
+    """
+    write_atomic(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        StorageError: missing, unreadable, or not a JSON object.
+    """
+    try:
+        value = json.loads(path.read_bytes())
+    except OSError as error:
+        raise StorageError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise StorageError(
+            f"{path} is not valid JSON ({error}); it was damaged or edited: remove it and run again"
+        ) from error
+    if not isinstance(value, dict):
+        raise StorageError(f"{path}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+@contextlib.contextmanager
+def new_directory(final: Path) -> Iterator[Path]:
+    """A fresh directory beside `final`, renamed to it when the block ends well, removed when it does not.
+
+    Every file in it is fsynced first. An existing `final` is left as it is (same identity, same content) and ours is dropped.
+
+    Raises:
+        StorageError: full or read-only disk, no permission.
+    """
+    beside = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        with storage_errors(f"writing {final}"):
+            beside.mkdir(parents=True)
+            yield beside
+            sync_tree(beside)
+            if not final.exists():
+                beside.rename(final)
+                sync_directory(final.parent)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def sync_tree(root: Path) -> None:
+    """fsync every file and directory below `root`."""
+    for folder, _, names in os.walk(root):
+        for name in names:
+            descriptor = os.open(Path(folder, name), os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        sync_directory(Path(folder))
+
+
+@contextlib.contextmanager
+def storage_errors(doing: str) -> Iterator[None]:
+    """Turn the operating system's storage errors into StorageError, with what to do about each."""
+    advice = {
+        errno.ENOSPC: "the disk is full: free space there, or set storage.root to another disk",
+        errno.EDQUOT: "the quota is used up: free space there, or set storage.root elsewhere",
+        errno.EROFS: "the file system is read-only: set storage.root to a writable one",
+        errno.EACCES: "no permission: make it writable for this user, or set storage.root elsewhere",
+        errno.EPERM: "no permission: make it writable for this user, or set storage.root elsewhere",
+        errno.EIO: "the device reports an input/output error: check the disk or the mount",
+    }
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in advice:
+            raise
+        raise StorageError(f"{doing}: {advice[error.errno]}") from error
+
+
+def require_space(folder: Path, needed_bytes: int, *, keep_gib: float, what: str) -> None:
+    """Check the disk before a large write.
+
+    Raises:
+        StorageError: fewer than `needed_bytes` + `keep_gib` are free where `folder` is (or will be).
+    """
+    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    free = shutil.disk_usage(existing).free
+    wanted = needed_bytes + int(keep_gib * GIB)
+    if free < wanted:
+        raise StorageError(
+            f"{what} needs {needed_bytes / GIB:.1f} GiB in {folder} and leaves {keep_gib:g} GiB (storage.min_free_gib), "
+            f"but only {free / GIB:.1f} GiB are free; free space there, or set storage.root to another disk"
+        )
+
+
+@contextlib.contextmanager
+def held_lock(path: Path, *, timeout_s: float, what: str) -> Iterator[None]:
+    """Hold an advisory lock file; it is released by the operating system when the process dies.
+
+    Raises:
+        StorageError: another process still holds it after `timeout_s`.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=timeout_s)
+    except Timeout as error:
+        raise StorageError(
+            f"{what}: another process has held {path} for {timeout_s:g} s; wait for it, or find it with `fuser {path}`"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def run_directory(root: str, project: Path, flow: str, run_id: str) -> RunDir:
+    """The absolute directory of a run; a relative `root` starts at the project's folder."""
+    base = Path(root).expanduser()
+    return RunDir((base if base.is_absolute() else project / base) / flow / str(run_id))
