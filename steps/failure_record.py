@@ -1,0 +1,185 @@
+"""How a worker tells why it failed: `failure.json` beside its log, and its exit code. Never by text search.
+
+Written by workers, read by the job room. The exit codes are below 128, so they read as "decided"; above are signals.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import traceback
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from steps.errors import CheckpointError, ConfigError, DataError, LoraFlowError, ModelError, StorageError
+from steps.rundir import write_json
+
+TERMINATION_MESSAGE_LIMIT = 4096
+"""Bytes that the kubelet keeps of a container's termination message."""
+
+
+class FailureClass(StrEnum):
+    """What went wrong, as far as the next attempt is concerned."""
+
+    USER = "user"
+    """The training itself: its code, its data, its numbers. Trying again gives the same."""
+    CONFIG = "config"
+    """Settings, model or data that do not fit together."""
+    OUT_OF_MEMORY = "out_of_memory"
+    IMAGE = "image"
+    PREEMPTED = "preempted"
+    """Asked to stop by the platform or a person."""
+    NODE = "node"
+    ACCELERATOR = "accelerator"
+    NETWORK = "network"
+    STORAGE = "storage"
+    HANG = "hang"
+    UNKNOWN = "unknown"
+
+
+EXIT_OK = 0
+EXIT_USER = 64
+EXIT_CONFIG = 65
+EXIT_STORAGE = 66
+EXIT_DIVERGED = 70
+EXIT_OUT_OF_MEMORY = 71
+EXIT_TRANSIENT = 75
+EXIT_ACCELERATOR = 76
+EXIT_NETWORK = 77
+EXIT_HANG = 78
+EXIT_STOPPED = 143
+
+CLASS_OF_EXIT: dict[int, FailureClass] = {
+    EXIT_USER: FailureClass.USER,
+    EXIT_CONFIG: FailureClass.CONFIG,
+    EXIT_STORAGE: FailureClass.STORAGE,
+    EXIT_DIVERGED: FailureClass.USER,
+    EXIT_OUT_OF_MEMORY: FailureClass.OUT_OF_MEMORY,
+    EXIT_TRANSIENT: FailureClass.UNKNOWN,
+    EXIT_ACCELERATOR: FailureClass.ACCELERATOR,
+    EXIT_NETWORK: FailureClass.NETWORK,
+    EXIT_HANG: FailureClass.HANG,
+    EXIT_STOPPED: FailureClass.PREEMPTED,
+}
+"""What an exit code means when there is no failure record. 137 (SIGKILL), 139 and the rest say nothing: unknown."""
+
+EXIT_OF_CLASS: dict[FailureClass, int] = {
+    FailureClass.USER: EXIT_USER,
+    FailureClass.CONFIG: EXIT_CONFIG,
+    FailureClass.STORAGE: EXIT_STORAGE,
+    FailureClass.OUT_OF_MEMORY: EXIT_OUT_OF_MEMORY,
+    FailureClass.ACCELERATOR: EXIT_ACCELERATOR,
+    FailureClass.NETWORK: EXIT_NETWORK,
+    FailureClass.HANG: EXIT_HANG,
+    FailureClass.PREEMPTED: EXIT_STOPPED,
+}
+
+_CLASS_OF_TYPE: dict[str, FailureClass] = {
+    "OutOfMemoryError": FailureClass.OUT_OF_MEMORY,  # torch's, for every accelerator
+    "MemoryError": FailureClass.OUT_OF_MEMORY,
+    "AcceleratorError": FailureClass.ACCELERATOR,  # torch's, of a failed CUDA call
+    "DistBackendError": FailureClass.NETWORK,  # torch.distributed: NCCL and gloo
+    "DistNetworkError": FailureClass.NETWORK,
+    "DistStoreError": FailureClass.NETWORK,
+    "ConnectionError": FailureClass.NETWORK,
+}
+"""By the name of the exception's type or of one of its bases, so that torch need not be imported."""
+
+_STORAGE_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EACCES, errno.EPERM}
+
+
+@dataclass(frozen=True, slots=True)
+class FailureRecord:
+    """Why a worker failed."""
+
+    failure_class: str
+    message: str
+    exception: str
+    """Name of the exception's type."""
+    rank: int
+    node: str
+    step: int
+    """Steps done when it failed."""
+    exit_code: int
+    time_s: float
+    """Unix time; the earliest record of an attempt speaks, the others are its victims."""
+    traceback: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {"schema": "hyperpod-lora/failure/1", **asdict(self)}
+
+    def short(self, limit: int = TERMINATION_MESSAGE_LIMIT) -> str:
+        """JSON of at most `limit` bytes for a termination message: the traceback is cut first, at its beginning."""
+        raw = self.to_dict()
+        for key in ("traceback", "message"):
+            surplus = len(json.dumps(raw)) - limit
+            if surplus <= 0:
+                break
+            raw[key] = raw[key][surplus + 8 :] if key == "traceback" else raw[key][: -(surplus + 8)]
+        return json.dumps(raw)
+
+
+def record_of(error: BaseException, *, rank: int, node: str, step: int, time_s: float) -> FailureRecord:
+    """The record of an exception."""
+    failure_class = classify_exception(error)
+    return FailureRecord(
+        failure_class=failure_class.value,
+        message=str(error) or type(error).__name__,
+        exception=type(error).__name__,
+        rank=rank,
+        node=node,
+        step=step,
+        exit_code=getattr(error, "exit_code", None) or EXIT_OF_CLASS.get(failure_class, EXIT_USER),
+        time_s=time_s,
+        traceback="".join(traceback.format_exception(error)),
+    )
+
+
+def classify_exception(error: BaseException) -> FailureClass:
+    """The class of an exception raised in a worker; an unknown one is the user's, since it would happen again."""
+    if isinstance(error, StorageError) or (isinstance(error, OSError) and error.errno in _STORAGE_ERRNOS):
+        return FailureClass.STORAGE
+    if isinstance(error, ConfigError | DataError | ModelError | CheckpointError):
+        return FailureClass.CONFIG
+    if isinstance(error, LoraFlowError):
+        return FailureClass.USER
+    for kind in type(error).__mro__:
+        if kind.__name__ in _CLASS_OF_TYPE:
+            return _CLASS_OF_TYPE[kind.__name__]
+    return FailureClass.USER
+
+
+def write_record(folder: Path, record: FailureRecord) -> Path:
+    """Write `failure-<rank>.json` into an attempt's folder.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    path = folder / f"failure-{record.rank:05d}.json"
+    write_json(path, record.to_dict())
+    return path
+
+
+def read_records(folder: Path) -> list[FailureRecord]:
+    """All readable records of an attempt, the earliest first; damaged ones are left out."""
+    found = []
+    for path in folder.glob("failure-*.json"):
+        record = parse_record(path.read_text(errors="replace"))
+        if record:
+            found.append(record)
+    return sorted(found, key=lambda record: record.time_s)
+
+
+def parse_record(text: str) -> FailureRecord | None:
+    """The record in a file or termination message, None for anything else."""
+    try:
+        raw = json.loads(text)
+        raw.pop("schema")
+        record = FailureRecord(**raw)
+        FailureClass(record.failure_class)
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None
+    return record
