@@ -1,0 +1,53 @@
+# Two commands do all the set-up: `make run` and `make test`. They need Python 3.11 and a package index, nothing else.
+PYTHON ?= python3.11
+BIN := .venv/bin
+UV_VERSION := 0.13.9
+INSTALL := UV_PYTHON_DOWNLOADS=never $(BIN)/uv pip install --quiet --python $(BIN)/python
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help run test test-all soak lint format bench lock clean
+
+help:  ## what can be made
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+run: .venv/installed  ## fine-tune a small real model on this machine: about two minutes (ARGS="--max-steps 50 ...")
+	$(BIN)/python flows/lora_flow.py run $(ARGS)
+
+test: .venv/installed-dev  ## the quick tests, under three minutes on two cores
+	$(BIN)/python -m pytest -q --cov --cov-report=term:skip-covered $(ARGS)
+
+test-all: .venv/installed-dev  ## every test that needs no cluster and no GPU
+	$(BIN)/python -m pytest -q -m "not gpu and not cluster" --timeout 1200 $(ARGS)
+
+lint: .venv/installed-dev  ## ruff, mypy strict, import-linter
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports --no-logo
+
+format: .venv/installed-dev  ## let ruff put the code in form
+	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+bench: .venv/installed-dev  ## measure against what one would use instead; writes bench/RESULTS.md
+	$(BIN)/python -m bench $(ARGS)
+
+lock: .venv/uv  ## resolve all versions anew into requirements.lock and requirements-dev.lock
+	$(BIN)/uv pip compile -q --python-version 3.11 --generate-hashes --no-annotate --no-emit-index-url \
+	  --custom-compile-command "make lock" --all-extras --group build pyproject.toml -o requirements.lock
+	$(BIN)/uv pip compile -q --python-version 3.11 --generate-hashes --no-annotate --no-emit-index-url \
+	  --custom-compile-command "make lock" --all-extras --group build --group dev -c requirements.lock pyproject.toml -o requirements-dev.lock
+
+clean:  ## remove the virtual environment and caches (runs stay in .lora: see `hyperpod-lora clean`)
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .coverage htmlcov bench-results
+
+.venv/uv:
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	@touch $@
+
+.venv/installed: .venv/uv requirements.lock pyproject.toml
+	$(INSTALL) --no-deps --require-hashes -r requirements.lock
+	$(INSTALL) --no-deps --no-build-isolation --editable .
+	@touch $@
+
+.venv/installed-dev: .venv/installed requirements-dev.lock
+	$(INSTALL) --no-deps --require-hashes -r requirements-dev.lock
+	@touch $@
