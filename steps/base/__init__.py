@@ -1,0 +1,1 @@
+"""The base model: fetched or converted once, checked by digest, then used offline by every other room."""
