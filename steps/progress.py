@@ -1,0 +1,103 @@
+"""What a person reads in the terminal while a job runs: one line with step, loss, tokens/s and the time left.
+
+Fed with the worker's events; prints a line at most every few seconds, and always the last one. A reader that has gone (the
+runtime was killed) is no reason to stop: printing never raises.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from steps.events import Event
+
+
+def seconds_in_words(seconds: float) -> str:
+    """`4 s`, `3 min 20 s`, `2 h 05 min`."""
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def say(line: str) -> None:
+    """Print one line now; a closed pipe is ignored, so that a job survives the terminal it was started from."""
+    try:
+        print(line, flush=True)
+    except OSError:
+        return
+
+
+class ProgressPrinter:
+    """Turns events into lines."""
+
+    def __init__(self, *, every_s: float = 5.0, clock: Callable[[], float] = time.monotonic) -> None:
+        self._every_s = every_s
+        self._clock = clock
+        self._next_s = 0.0
+        self._pace: list[float] = []
+
+    def notice(self, sentence: str) -> None:
+        """Print a sentence of the supervisor's."""
+        say(sentence)
+
+    def observe(self, event: Event) -> None:
+        """Print what the event means for a person, if anything."""
+        line = self._line(event)
+        if line:
+            say(line)
+
+    def _line(self, event: Event) -> str:
+        data = event.data
+        match event.kind:
+            case "started":
+                where = f", from the checkpoint of step {event.step}" if event.step else ""
+                return f"attempt {event.attempt}: workers started ({data.get('world', 1)} process(es)){where}"
+            case "model_loaded":
+                trained, total = data.get("trainable", 0), data.get("parameters", 0)
+                return f"model loaded: {trained:,} of {total:,} parameters are trained"
+            case "step":
+                return self._step_line(event)
+            case "validation":
+                return f"step {event.step}: validation loss {data.get('loss')}"
+            case "stopping":
+                return f"step {event.step}: asked to stop; the state is saved"
+            case _:
+                return ""
+
+    def _step_line(self, event: Event) -> str:
+        data = event.data
+        of, seconds = int(data.get("of", 0)), float(data.get("seconds", 0) or 0)
+        self._pace = [*self._pace[-19:], seconds]
+        now_s = self._clock()
+        if now_s < self._next_s and event.step != of:
+            return ""
+        self._next_s = now_s + self._every_s
+        left_s = (of - event.step) * sum(self._pace) / len(self._pace)
+        loss = data.get("loss")
+        shown = f"{loss:.4f}" if isinstance(loss, float) else str(loss)
+        speed = f"{float(data.get('tokens_per_s', 0) or 0):,.0f} tokens/s"
+        return f"step {event.step}/{of} | loss {shown} | {speed} | {seconds_in_words(left_s)} left"
+
+
+class StageProgress:
+    """Progress of a stage without a job: `progress(label, done, total)`, a bar at most every second and at the end."""
+
+    def __init__(self, *, every_s: float = 1.0, clock: Callable[[], float] = time.monotonic) -> None:
+        self._every_s = every_s
+        self._clock = clock
+        self._next_s = clock() + every_s
+
+    def __call__(self, label: str, done: int, total: int) -> None:
+        """Print where the stage is; `total` 0 means unknown."""
+        now_s = self._clock()
+        if now_s < self._next_s:
+            return
+        self._next_s = now_s + self._every_s
+        if total <= 0:
+            say(f"{label}: {done:,}")
+            return
+        filled = round(20 * min(done / total, 1))
+        say(f"{label}: [{'#' * filled}{'.' * (20 - filled)}] {done:,}/{total:,}")
