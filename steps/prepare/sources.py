@@ -1,0 +1,139 @@
+"""Where rows come from: a generator of ours, a file, a folder of files, objects in S3, or the hub. One stream of rows each.
+
+Called by `stage`. A `Source` knows what it is (for the identity of what is made from it) before any row is read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from steps import objects, presets
+from steps.errors import DataError
+from steps.prepare import orders
+from steps.prepare.files import READERS, Row, file_size, read_rows
+from steps.records import digest_file, digest_of
+
+BUILTIN = {"orders": (orders.VERSION, orders.generate_orders)}
+HUB_BATCH_ROWS = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A data set that can be read, any number of times, in the same order."""
+
+    name: str
+    """Path, s3:// address, hub id with revision, or builtin name."""
+    fingerprint: str
+    """Changes with the content."""
+    size: int
+    """What the last row's `done` will be about: bytes or rows."""
+    rows: Callable[[], Iterator[Row]]
+    bytes: int = 0
+    """Of its files, to estimate the room that is needed; 0 if not known."""
+
+
+def open_source(dataset: presets.DatasetPreset, cache: Path) -> Source:
+    """Find the data set that a preset names; what is far away is brought to `cache` first.
+
+    Raises:
+        DataError: nothing there, nothing readable, or no such builtin.
+        StorageError: S3 or the disk failed.
+    """
+    if dataset.builtin:
+        return _open_builtin(dataset.builtin)
+    if dataset.path:
+        return _open_files(dataset.path, Path(dataset.path))
+    if dataset.s3:
+        return _open_s3(dataset.s3, cache)
+    if dataset.hub:
+        return _open_hub(dataset, cache)
+    raise DataError(f"data set {dataset.name!r} has no source: its preset needs one of builtin, path, s3 or hub")
+
+
+def _open_builtin(name: str) -> Source:
+    if name not in BUILTIN:
+        raise DataError(f"there is no built-in data set {name!r}; there are {', '.join(BUILTIN)}")
+    version, generate = BUILTIN[name]
+
+    def rows() -> Iterator[Row]:
+        return (Row(values, f"builtin:{name}", index, index) for index, values in enumerate(generate(), start=1))
+
+    count = sum(1 for _ in generate())
+    return Source(f"builtin:{name}", digest_of(["builtin", name, version]), count, rows)
+
+
+def _open_files(name: str, path: Path) -> Source:
+    files = _data_files(path)
+    sizes = [file_size(file) for file in files]
+    before = [sum(sizes[:index]) for index in range(len(sizes))]
+
+    def rows() -> Iterator[Row]:
+        return chain.from_iterable(
+            (Row(row.values, row.file, row.line, start + row.done) for row in read_rows(file))
+            for start, file in zip(before, files, strict=True)
+        )
+
+    fingerprint = digest_of(["files", [digest_file(file) for file in files]])
+    return Source(name, fingerprint, sum(sizes), rows, bytes=sum(file.stat().st_size for file in files))
+
+
+def _data_files(path: Path) -> list[Path]:
+    """The file itself, or all data files in a folder and below, by name; hidden ones are left out."""
+    if path.is_file():
+        if path.suffix.lower() not in READERS:
+            raise DataError(
+                f"{path}: expected a file with one of {', '.join(READERS)}, found {path.suffix or 'no suffix'}"
+            )
+        return [path]
+    if not path.exists():
+        raise DataError(f"there is no file or folder {path}")
+    inside = sorted(file for file in path.rglob("*") if file.is_file())
+    files = [
+        file
+        for file in inside
+        if file.suffix.lower() in READERS and not any(part.startswith(".") for part in file.relative_to(path).parts)
+    ]
+    if not files:
+        names = ", ".join(file.name for file in inside[:5]) or "nothing"
+        raise DataError(f"{path} holds no data file ({', '.join(READERS)}); found {names}")
+    return files
+
+
+def _open_s3(address: str, cache: Path) -> Source:
+    folder = cache / "data" / hashlib.sha256(address.encode()).hexdigest()[:16]
+    # An object that changed in place, keeping its size, has another ETag: the folder's name follows all of them.
+    found = [(item["Key"], item["Size"], item["ETag"]) for item in objects.list_objects(address)]
+    folder = folder / digest_of(found)[:16]
+    paths = objects.download(address, folder)
+    return _open_files(address, paths[0] if len(paths) == 1 else folder)
+
+
+def _open_hub(dataset: presets.DatasetPreset, cache: Path) -> Source:
+    import datasets
+
+    datasets.disable_progress_bars()
+    try:
+        loaded: Any = datasets.load_dataset(
+            dataset.hub, revision=dataset.revision, split=dataset.split, cache_dir=str(cache / "hub-datasets")
+        )
+    except Exception as error:  # the library lets a dozen others' exceptions through: hub, http, arrow, builder
+        raise DataError(
+            f"the hub data set {dataset.hub} (revision {dataset.revision}, split {dataset.split}) cannot be loaded: "
+            f"{type(error).__name__}: {str(error)[:300]}; check its name, the network and, if it is gated, HF_TOKEN; "
+            "or give a local file"
+        ) from error
+    name = f"hub:{dataset.hub}@{dataset.revision}/{dataset.split}"
+
+    def rows() -> Iterator[Row]:
+        number = 0
+        for batch in loaded.iter(batch_size=HUB_BATCH_ROWS):
+            for values in zip(*batch.values(), strict=True):
+                number += 1
+                yield Row(dict(zip(batch, values, strict=True)), name, number, number)
+
+    return Source(name, digest_of(["hub", dataset.hub, loaded._fingerprint]), len(loaded), rows)

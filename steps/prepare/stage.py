@@ -1,0 +1,241 @@
+"""The room's door: a data set becomes tokenised, split, packed rows and the order of the whole run.
+
+Called by the flow's `prepare` step. Two passes: `collect` reads and tokenises in a stream into a scratch folder, then the
+samples are split, packed and written by index. What was prepared before under the same identity is checked and reused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import logging
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from steps import prepared, presets
+from steps.errors import StorageError
+from steps.prepare import split
+from steps.prepare.collect import Progress, SampleReader, Samples, collect
+from steps.prepare.pack import Packing, count_steps, one_each, pack, run_order
+from steps.prepare.sources import Source, open_source
+from steps.prepare.tokens import ChatTokenizer
+from steps.prepare.write import write_held_out, write_rows
+from steps.records import BaseModel, PreparedData, digest_of, identity_of
+from steps.rundir import RunDir, new_directory, require_space, storage_errors, write_json
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+"""Part of the identity: change it when other rows come out of the same input."""
+ROOM_FACTOR = 6
+"""Disk needed, scratch included, per byte of source: 4 bytes of id and 1 of mask per token, about 4 characters a token, twice."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Division:
+    """The samples of each side, duplicates left out."""
+
+    train: npt.NDArray[np.int64]
+    validation: npt.NDArray[np.int64]
+    """In an order that depends on content and seed alone."""
+    duplicates: int
+
+
+def prepare(
+    plan: presets.Plan,
+    base: BaseModel,
+    run: RunDir,
+    *,
+    cache: Path,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> PreparedData:
+    """Prepare the plan's data set for the base model, or take what is there already.
+
+    Args:
+        cache: where data from S3 or the hub is kept between runs.
+        progress: called with (what, done, of) as the work goes on.
+
+    Raises:
+        DataError: the data set cannot be read, or holds nothing to learn from.
+        ModelError: the base model has no usable tokenizer.
+        StorageError: no room, no permission, S3 out of reach.
+    """
+    source = open_source(plan.dataset, cache)
+    identity = identity_of(_inputs(plan, base, source))
+    final = run.prepared(identity)
+    if final.exists():
+        found = _reuse(final)
+        if found:
+            return found
+    return _make(plan, base, source, final, progress or _silent)
+
+
+def _inputs(plan: presets.Plan, base: BaseModel, source: Source) -> dict[str, object]:
+    """All that changes the rows or their order."""
+    data = plan.dataset
+    return {
+        "format": FORMAT,
+        "base": base.digest,
+        "source": source.fingerprint,
+        "read": [data.shape, data.columns, data.system, data.score, plan.max_rows],
+        "rows": [plan.sequence_length, plan.packing, plan.seed, plan.validation_fraction],
+        "order": [plan.max_steps, plan.epochs, plan.global_batch],
+    }
+
+
+def _reuse(path: Path) -> PreparedData | None:
+    """What is there if it is whole; a damaged directory is set aside."""
+    try:
+        record = prepared.verify(path)
+    except StorageError as error:
+        names = (path.with_name(f"{path.name}.damaged-{number}") for number in itertools.count(1))
+        aside = next(name for name in names if not name.exists())
+        with storage_errors(f"setting {path} aside"):
+            path.rename(aside)
+        logger.warning("%s; set aside as %s and made again", error, aside.name)
+        return None
+    logger.info("reusing the prepared data in %s", path)
+    return record
+
+
+def _make(plan: presets.Plan, base: BaseModel, source: Source, final: Path, progress: Progress) -> PreparedData:
+    keep_gib = plan.settings.storage.min_free_gib
+    require_space(final.parent, ROOM_FACTOR * source.bytes, keep_gib=keep_gib, what="preparing the data")
+    tokenizer = ChatTokenizer.load(Path(base.path))
+    with storage_errors(f"writing {final}"):
+        final.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=final.parent, prefix=".prepare-") as scratch:
+            samples = collect(source, plan, tokenizer, Path(scratch), progress=progress)
+            division = _divide(samples, plan.validation_fraction)
+            rows = _pack(samples, division.train, plan)
+            record = _describe(plan, base, source, samples, division, rows, final)
+            with new_directory(final) as folder:
+                _write(folder, record, samples, division, rows, plan, progress)
+                template = tokenizer.template.source
+                record = _seal(folder, record, {"skipped": samples.skipped, "chat_template": template})
+    _report(record)
+    return prepared.read_record(final)
+
+
+def _divide(samples: Samples, fraction: float) -> _Division:
+    distinct = np.flatnonzero(split.first_of_each(samples.keys))
+    positions = samples.positions[distinct]
+    chosen = split.held_out(positions, fraction)
+    validation = distinct[chosen][np.argsort(positions[chosen], kind="stable")]
+    return _Division(distinct[~chosen], validation, len(samples.keys) - len(distinct))
+
+
+def _pack(samples: Samples, train: npt.NDArray[np.int64], plan: presets.Plan) -> Packing:
+    """Rows of the training samples, as indices into all samples."""
+    rows = pack(samples.lengths[train], plan.sequence_length) if plan.packing else one_each(len(train))
+    return Packing(train[rows.members], rows.starts)
+
+
+def _describe(
+    plan: presets.Plan,
+    base: BaseModel,
+    source: Source,
+    samples: Samples,
+    division: _Division,
+    rows: Packing,
+    final: Path,
+) -> PreparedData:
+    """The record, but for the digest of files that are still to be written."""
+    used = np.concatenate((division.train, division.validation))
+    tokens = int(samples.lengths[division.train].sum(dtype=np.int64))
+    steps = count_steps(rows.rows, max_steps=plan.max_steps, epochs=plan.epochs, global_batch=plan.global_batch)
+    return PreparedData(
+        path=str(final),
+        identity=identity_of(_inputs(plan, base, source)),
+        digest="",
+        fingerprint=hashlib.sha256(np.sort(samples.keys).tobytes()).hexdigest(),
+        source=source.name,
+        shape=samples.layout.shape,
+        score=samples.score,
+        samples=len(samples.lengths),
+        train_samples=len(division.train),
+        validation_samples=len(division.validation),
+        duplicates=division.duplicates,
+        skipped=sum(samples.skipped.values()),
+        truncated_samples=int(np.count_nonzero(samples.cut[used])),
+        truncated_tokens=int(samples.cut[used].sum(dtype=np.int64)),
+        rows=rows.rows,
+        tokens=tokens,
+        target_tokens=int(samples.targets[division.train].sum(dtype=np.int64)),
+        sequence_length=plan.sequence_length,
+        packed=plan.packing,
+        fill=round(tokens / (rows.rows * plan.sequence_length), 4),
+        steps=steps,
+        global_batch=plan.global_batch,
+        parents={"base": base.digest},
+    )
+
+
+def _write(
+    folder: Path,
+    record: PreparedData,
+    samples: Samples,
+    division: _Division,
+    rows: Packing,
+    plan: presets.Plan,
+    progress: Progress,
+) -> None:
+    validation = one_each(len(division.validation))
+    validation = Packing(division.validation[validation.members], validation.starts)
+    reader = SampleReader(samples)
+    try:
+        write_rows(
+            folder / prepared.ROWS,
+            rows,
+            reader,
+            row_tokens=plan.sequence_length,
+            progress=lambda done: progress("writing rows", done, rows.rows),
+        )
+        write_rows(
+            folder / prepared.VALIDATION,
+            validation,
+            reader,
+            row_tokens=plan.sequence_length,
+            progress=lambda done: progress("writing held-out samples", done, validation.rows),
+        )
+    finally:
+        reader.close()
+    write_held_out(folder / prepared.HELD_OUT, samples, division.validation)
+    np.save(folder / prepared.ORDER, run_order(rows.rows, record.steps * plan.global_batch, plan.seed))
+
+
+def _seal(folder: Path, record: PreparedData, notes: dict[str, object]) -> PreparedData:
+    """Write the manifest with the digest of every file."""
+    files = prepared.digest_files(folder)
+    sealed = replace(record, digest=digest_of(files))
+    write_json(folder / prepared.MANIFEST, {"record": sealed.to_dict(), "files": files, **notes})
+    return sealed
+
+
+def _report(record: PreparedData) -> None:
+    logger.info(
+        "%s: %d samples to train on in %d rows (%.1f %% filled), %d held out, %d duplicates and %d unusable rows left out",
+        record.source,
+        record.train_samples,
+        record.rows,
+        100 * record.fill,
+        record.validation_samples,
+        record.duplicates,
+        record.skipped,
+    )
+    if record.truncated_samples:
+        logger.warning(
+            "%d samples were longer than sequence_length=%d: %d tokens were cut from their ends",
+            record.truncated_samples,
+            record.sequence_length,
+            record.truncated_tokens,
+        )
+
+
+def _silent(what: str, done: int, of: int) -> None:
+    """No progress wanted."""

@@ -1,0 +1,168 @@
+"""The chat template: a conversation as the model's own text, and where in it the assistant speaks.
+
+Called by `tokens`. It renders the tokenizer's Jinja template in the same sandbox, with the same filters and globals, that
+transformers' `apply_chat_template` uses, without importing transformers (seconds, and torch with it); a test holds both
+against each other.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from steps.errors import ModelError
+from steps.prepare.conversations import Conversation
+
+FALLBACK = (
+    "{% for message in messages %}{% if message['role'] == 'system' %}{{ message['content'] + '\n\n' }}"
+    "{% elif message['role'] == 'user' %}{{ '### User:\n' + message['content'] + '\n\n' }}"
+    "{% else %}{{ '### Assistant:\n' + message['content'] + eos_token + '\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '### Assistant:\n' }}{% endif %}"
+)
+"""For a base model whose tokenizer has no chat template. It needs no token of its own beyond the end-of-text token."""
+
+TODAY = datetime.datetime(2024, 7, 26)
+"""What templates that print the date get: Llama 3's own default. Rows must not depend on the day they were made."""
+
+SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+
+
+class Refused(Exception):
+    """The template cannot render this conversation (no system turns, say); the message is the template's own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """A conversation as text."""
+
+    text: str
+    targets: tuple[tuple[int, int], ...]
+    """(start, end) in `text` of each answer, its end-of-turn token included."""
+
+    @property
+    def prompt(self) -> str:
+        """What comes before the last answer: what the model is asked to continue."""
+        return self.text[: self.targets[-1][0]]
+
+
+class ChatTemplate:
+    """A compiled template."""
+
+    def __init__(self, source: str, tokens: dict[str, str], added: Sequence[str]) -> None:
+        """`tokens`: bos_token and its like, for the template; `added`: the tokenizer's added tokens, as they are written.
+
+        Raises:
+            ModelError: the template is not valid Jinja.
+        """
+        from jinja2 import TemplateError
+
+        self.source = source
+        self._tokens = tokens
+        longest_first = sorted(filter(None, added), key=len, reverse=True)
+        # An answer ends with the first added token after its content; one that never matches stands in for none.
+        self._end = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+        self._refusal = TemplateError
+        try:
+            self._template = _environment().from_string(source)
+        except TemplateError as error:
+            raise ModelError(f"the tokenizer's chat template is not valid Jinja: {error}") from error
+
+    def render(self, conversation: Conversation) -> Rendered:
+        """The whole conversation, and the place of each answer.
+
+        An answer begins where the conversation before it, rendered as a prompt for generation, ends.
+
+        Raises:
+            Refused: the template raised an error, or a beginning of the conversation is not a beginning of its text.
+        """
+        messages = [turn.to_dict() for turn in conversation]
+        text = self._render(messages, generate=False)
+        targets = []
+        for index, turn in enumerate(conversation):
+            if turn.role != "assistant":
+                continue
+            prompt = self._render(messages[:index], generate=True)
+            if not text.startswith(prompt):
+                raise Refused("the prompt of an answer is not the beginning of the conversation's text")
+            targets.append((len(prompt), self._answer_end(text, len(prompt), turn.content)))
+        return Rendered(text, tuple(targets))
+
+    def _answer_end(self, text: str, start: int, content: str) -> int:
+        content = content.strip()  # many templates trim
+        found = text.find(content, start)
+        if found < 0:
+            raise Refused("an answer does not appear in the conversation's text")
+        match = self._end.search(text, found + len(content))
+        return match.end() if match else len(text)
+
+    def _render(self, messages: list[dict[str, str]], *, generate: bool) -> str:
+        try:
+            return str(self._template.render(messages=messages, add_generation_prompt=generate, **self._tokens))
+        except (self._refusal, TypeError, ValueError) as error:
+            raise Refused(str(error)[:120]) from error
+
+
+def read_template(folder: Path, added: Sequence[str]) -> ChatTemplate:
+    """The template beside a tokenizer, or the fallback where there is none.
+
+    Raises:
+        ModelError: it is not valid.
+    """
+    config = _read(folder / "tokenizer_config.json")
+    special = {**_read(folder / "special_tokens_map.json"), **config}
+    tokens = {name: _content(special[name]) for name in SPECIAL_TOKENS if special.get(name)}
+    own = folder / "chat_template.jinja"
+    source = own.read_text(encoding="utf-8") if own.is_file() else config.get("chat_template")
+    if isinstance(source, list):  # several named ones
+        named = {item["name"]: item["template"] for item in source}
+        source = named.get("default")
+    if not source:
+        source, tokens = FALLBACK, {"eos_token": "", **tokens}
+    return ChatTemplate(source, tokens, added)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        return dict(json.loads(path.read_bytes()))
+    except (ValueError, TypeError) as error:
+        raise ModelError(f"{path} is not a JSON object ({error}); fetch the model again") from error
+
+
+def _content(token: Any) -> str:
+    return str(token["content"]) if isinstance(token, dict) else str(token)
+
+
+def _environment() -> Any:
+    """Jinja as transformers sets it up for chat templates (transformers/utils/chat_template_utils.py)."""
+    import jinja2
+    from jinja2.ext import Extension, loopcontrols
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Generation(Extension):
+        """`{% generation %}…{% endgeneration %}` marks answers for others; here it only has to parse."""
+
+        tags = {"generation"}  # noqa: RUF012 - jinja's own declaration
+
+        def parse(self, parser: Any) -> Any:
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+    def raise_exception(message: str) -> None:
+        raise jinja2.TemplateError(message)
+
+    def tojson(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
+        return json.dumps(value, ensure_ascii=ensure_ascii, **options)
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
+    )
+    environment.filters["tojson"] = tojson
+    environment.globals.update(raise_exception=raise_exception, strftime_now=TODAY.strftime)
+    return environment

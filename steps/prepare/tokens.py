@@ -1,0 +1,146 @@
+"""Conversations → token ids and loss mask, with the base model's own tokenizer and chat template.
+
+Called by `collect`. The ids are those of the whole conversation's text, exactly as transformers would give them
+(`apply_chat_template`: no special token is added to what the template writes). Loss is on every answer, its end-of-turn
+token included. The only place in this room that may import transformers, and only for a tokenizer kept in an old format.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from steps.errors import ModelError
+from steps.prepare.conversations import Conversation
+from steps.prepare.template import ChatTemplate, Rendered, read_template
+from steps.prepare.words import WordEncoder, find_splitter
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding, Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """One conversation in tokens."""
+
+    ids: npt.NDArray[np.int32]
+    mask: npt.NDArray[np.uint8]
+    """1 where there is a loss."""
+
+
+class ChatTokenizer:
+    """Renders and encodes conversations for one base model."""
+
+    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate) -> None:
+        self.template = template
+        self._tokenizer = tokenizer
+        split = find_splitter(tokenizer)
+        self._words = WordEncoder(tokenizer, split) if split else None
+
+    @classmethod
+    def load(cls, folder: Path) -> ChatTokenizer:
+        """The tokenizer in a model folder.
+
+        Raises:
+            ModelError: there is none, or it cannot be read.
+        """
+        tokenizer = _load_tokenizer(folder)
+        added = [token.content for token in tokenizer.get_added_tokens_decoder().values()]
+        return cls(tokenizer, read_template(folder, added))
+
+    def render(self, conversation: Conversation) -> Rendered:
+        """The conversation's text.
+
+        Raises:
+            template.Refused: the template cannot render it.
+        """
+        return self.template.render(conversation)
+
+    def encode(self, texts: Sequence[Rendered]) -> list[Tokens]:
+        """Ids and mask of each text, in order. Many texts per call are quicker than few."""
+        results = [self._encode_words(rendered) for rendered in texts]
+        rest = [index for index, tokens in enumerate(results) if tokens is None]
+        encodings = self._tokenizer.encode_batch([texts[index].text for index in rest], add_special_tokens=False)
+        for index, encoding in zip(rest, encodings, strict=True):
+            cuts = [cut for span in texts[index].targets for cut in span]
+            results[index] = _tokens(encoding.ids, [_token_at(encoding, cut, len(texts[index].text)) for cut in cuts])
+        return [tokens for tokens in results if tokens is not None]
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """Ids of a prompt, as generation needs them."""
+        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def _encode_words(self, rendered: Rendered) -> Tokens | None:
+        if self._words is None or not rendered.text.isascii():
+            return None
+        encoded = self._words.encode(rendered.text, [cut for span in rendered.targets for cut in span])
+        return _tokens(*encoded) if encoded else None
+
+
+def _tokens(ids: list[int], places: list[int]) -> Tokens:
+    """`places`: first token and first token after it, of each answer in turn."""
+    mask = np.zeros(len(ids), dtype=np.uint8)
+    for start, end in zip(places[::2], places[1::2], strict=True):
+        mask[start:end] = 1
+    return Tokens(np.array(ids, dtype=np.int32), mask)
+
+
+def _token_at(encoding: Encoding, cut: int, length: int) -> int:
+    """The token that holds the character at `cut`, or the next that a token holds; the token count at the end."""
+    for character in range(cut, length):
+        token = encoding.char_to_token(character)
+        if token is not None:
+            return int(token)
+    return len(encoding)
+
+
+def _load_tokenizer(folder: Path) -> Tokenizer:
+    """From tokenizer.json alone where that is all that transformers would use, else through transformers."""
+    from tokenizers import Tokenizer
+
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        return _load_through_transformers(folder)
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises plain Exception for a file that it cannot read
+        raise ModelError(f"{file} is no tokenizer ({error}); fetch the model again") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    if _is_changed_by_config(tokenizer, folder / "tokenizer_config.json"):
+        return _load_through_transformers(folder)
+    return tokenizer
+
+
+def _is_changed_by_config(tokenizer: Tokenizer, file: Path) -> bool:
+    """Whether transformers would change the tokenizer by its tokenizer_config.json: tokens added there, prefix space."""
+    if not file.is_file():
+        return False
+    try:
+        config: dict[str, Any] = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise ModelError(f"{file} is not valid JSON ({error}); fetch the model again") from error
+    known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+    added = {str(token["content"]) for token in config.get("added_tokens_decoder", {}).values()}
+    return not added <= known or config.get("add_prefix_space") is not None or bool(config.get("split_special_tokens"))
+
+
+def _load_through_transformers(folder: Path) -> Tokenizer:
+    from transformers import AutoTokenizer
+
+    try:
+        loaded = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, ImportError) as error:
+        raise ModelError(
+            f"{folder} has no tokenizer that can be used (no tokenizer.json, and: {str(error)[:200]}); "
+            "copy the tokenizer's files of this model there"
+        ) from error
+    if not loaded.is_fast:
+        raise ModelError(f"{folder}: expected a fast tokenizer (tokenizer.json), found {type(loaded).__name__}")
+    return loaded.backend_tokenizer

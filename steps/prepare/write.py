@@ -1,0 +1,86 @@
+"""Second pass: samples become rows on disk, in the format that `steps.prepared` reads.
+
+Called by `stage`, inside a directory that appears whole or not at all. Works in blocks, so memory stays small.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from steps.prepare.collect import SampleReader, Samples
+from steps.prepare.pack import Packing
+
+BLOCK_TOKENS = 2**18
+"""Tokens in one record batch: 1 MiB of ids."""
+MAX_BLOCK_ROWS = 1024
+
+Indices = npt.NDArray[np.int64]
+
+
+def write_rows(
+    path: Path, rows: Packing, reader: SampleReader, *, row_tokens: int, progress: Callable[[int], None]
+) -> None:
+    """Write the rows of `rows` (indices into all samples) as one Arrow file; `row_tokens`: most tokens in a row."""
+    import pyarrow as pa
+
+    schema = pa.schema(
+        [
+            ("input_ids", pa.list_(pa.int32())),
+            ("loss_mask", pa.list_(pa.uint8())),
+            ("lengths", pa.list_(pa.int32())),
+        ]
+    )
+    block = max(1, min(MAX_BLOCK_ROWS, BLOCK_TOKENS // row_tokens))
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+        for first in range(0, rows.rows, block):
+            bounds = rows.starts[first : first + block + 1]
+            writer.write_batch(pa.record_batch(_columns(rows.members, bounds, reader), schema=schema))
+            progress(min(first + block, rows.rows))
+
+
+def _columns(members: Indices, bounds: Indices, reader: SampleReader) -> list[object]:
+    """The three list columns of one batch: rows `members[bounds[r]:bounds[r + 1]]`."""
+    import pyarrow as pa
+
+    ids, masks = zip(*(reader.read(int(sample)) for sample in members[bounds[0] : bounds[-1]]), strict=True)
+    lengths = np.fromiter((len(mask) for mask in masks), dtype=np.int32, count=len(masks))
+    sample_ends = (bounds - bounds[0]).astype(np.int32)
+    token_ends = np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))[sample_ends].astype(np.int32)
+    return [
+        pa.ListArray.from_arrays(pa.array(token_ends), pa.array(np.frombuffer(b"".join(ids), dtype=np.int32))),
+        pa.ListArray.from_arrays(pa.array(token_ends), pa.array(np.frombuffer(b"".join(masks), dtype=np.uint8))),
+        pa.ListArray.from_arrays(pa.array(sample_ends), pa.array(lengths)),
+    ]
+
+
+def write_held_out(path: Path, samples: Samples, chosen: Indices) -> None:
+    """Copy the texts of the samples `chosen`, in that order, from the scratch file."""
+    with samples.held_out.open("rb") as source, path.open("wb") as target:
+        offset_of = _offsets(source, set(chosen.tolist()))
+        for sample in chosen.tolist():
+            source.seek(offset_of[sample])
+            described = json.loads(source.readline())
+            del described["sample"]
+            target.write(json.dumps(described, ensure_ascii=False).encode() + b"\n")
+
+
+def _offsets(lines: Iterable[bytes], wanted: set[int]) -> dict[int, int]:
+    """Sample → where its line begins."""
+    found, offset = {}, 0
+    for line in lines:
+        sample = int(line[len(b'{"sample": ') : line.index(b",")])  # as `collect` writes it, first
+        if sample in wanted:
+            found[sample] = offset
+        offset += len(line)
+    return found
+
+
+def sum_rows(values: npt.NDArray[np.int32], rows: Packing) -> npt.NDArray[np.int64]:
+    """Each row's total of a number per sample."""
+    totals = np.concatenate(([0], np.cumsum(values[rows.members], dtype=np.int64)))
+    return np.diff(totals[rows.starts])
