@@ -6,13 +6,14 @@ Merging both with the presets is `presets.resolve`. Nothing here reads a file or
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
-from steps.errors import ConfigError, Problem
+from steps.validation import Section, suggest, validate
+
+__all__ = ["Section", "suggest", "validate"]  # used from here by the rooms
 
 AUTO = "auto"
 
@@ -21,12 +22,6 @@ Scheduler = Literal["cosine", "linear", "constant"]
 Precision = Literal["bf16", "fp32"]
 Quantization = Literal["none", "4bit"]
 Sharding = Literal["ddp", "fsdp"]
-
-
-class Section(BaseModel):
-    """A group of settings: immutable, unknown keys refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class Storage(Section):
@@ -56,6 +51,8 @@ class Launcher(Section):
 class Deadlines(Section):
     """How long each phase may take, in seconds, before the attempt is ended and classed."""
 
+    queue_s: float = Field(default=7 * 86400.0, gt=0)
+    """Waiting for capacity, on a cluster; counts against no other deadline."""
     startup_s: float = Field(default=120.0, gt=0)
     """Submission until every worker has started."""
     model_load_s: float = Field(default=1800.0, gt=0)
@@ -175,7 +172,7 @@ class Options(Section):
     """Rows read from the data set; 0: all."""
     learning_rate: float = Field(default=0.0, ge=0, le=1)
     """Peak learning rate of AdamW; 0: from the preset."""
-    scheduler: Scheduler | Literal["auto"] = "auto"
+    scheduler: Literal["auto", Scheduler] = "auto"
     """Shape of the learning rate after warm-up; auto: cosine."""
     warmup_ratio: float = Field(default=0.1, ge=0, lt=1)
     """Share of the steps over which the learning rate rises from 0."""
@@ -183,7 +180,7 @@ class Options(Section):
     """AdamW's decoupled weight decay."""
     max_grad_norm: float = Field(default=1.0, ge=0)
     """Gradients are clipped to this norm; 0: not at all."""
-    method: Method | Literal["auto"] = "auto"
+    method: Literal["auto", Method] = "auto"
     """PEFT method; auto: lora."""
     lora_rank: int = Field(default=0, ge=0, le=1024)
     """Rank r; 0: from the preset."""
@@ -205,11 +202,11 @@ class Options(Section):
     """Rows per forward pass on one process; 0: from the preset."""
     gradient_checkpointing: Literal["auto", "on", "off"] = "auto"
     """Recompute activations to save memory; auto: from the model preset."""
-    precision: Precision | Literal["auto"] = "auto"
+    precision: Literal["auto", Precision] = "auto"
     """auto: from the model preset (bf16)."""
-    quantization: Quantization | Literal["auto"] = "auto"
+    quantization: Literal["auto", Quantization] = "auto"
     """4bit: the frozen base in NF4 through bitsandbytes; auto: none."""
-    sharding: Sharding | Literal["auto"] = "auto"
+    sharding: Literal["auto", Sharding] = "auto"
     """fsdp: shard the base model over processes; auto: ddp."""
     processes: int = Field(default=1, ge=1, le=4096)
     """Worker processes per node."""
@@ -221,9 +218,6 @@ class Options(Section):
     """A run id or run directory whose prepared data and checkpoints are taken over; auto: none."""
     dry_run: bool = False
     """Stop after the plan, before training."""
-
-
-SectionT = TypeVar("SectionT", bound=Section)
 
 
 def parse_settings(raw: object) -> Settings:
@@ -241,64 +235,4 @@ def parse_options(raw: Mapping[str, Any]) -> Options:
     Raises:
         ConfigError: with every value that is not allowed, named as on the command line.
     """
-    return validate(Options, dict(raw), prefix="--")
-
-
-def validate(kind: type[SectionT], raw: object, *, prefix: str) -> SectionT:
-    """Validate `raw` as `kind`; turn pydantic's errors into one ConfigError, paths starting with `prefix`.
-
-    Raises:
-        ConfigError: with every mistake.
-    """
-    if not isinstance(raw, Mapping):
-        what = f"expected a mapping of settings, got {type(raw).__name__}"
-        raise ConfigError([Problem(prefix or "(top level)", what)])
-    try:
-        return kind.model_validate(raw)
-    except ValidationError as error:
-        problems = [_problem(kind, dict(item), prefix) for item in error.errors()]
-        raise ConfigError(problems) from error
-
-
-def _problem(kind: type[Section], item: dict[str, Any], prefix: str) -> Problem:
-    location = [str(part) for part in item["loc"] if not str(part).startswith(("literal[", "function-"))]
-    path = prefix + ".".join(location)
-    if item["type"] == "extra_forbidden":
-        known = _keys_at(kind, location[:-1])
-        return Problem(path, f"unknown setting{suggest(location[-1], known)}; known here: {', '.join(known)}")
-    given = item.get("input")
-    return Problem(path, f"{_sentence(item)}, got {given!r}")
-
-
-def _sentence(item: dict[str, Any]) -> str:
-    context = item.get("ctx", {})
-    match item["type"]:
-        case "greater_than":
-            return f"must be > {context['gt']}"
-        case "greater_than_equal":
-            return f"must be >= {context['ge']}"
-        case "less_than":
-            return f"must be < {context['lt']}"
-        case "less_than_equal":
-            return f"must be <= {context['le']}"
-        case "literal_error":
-            return f"must be one of {context['expected']}"
-        case _:
-            message = str(item["msg"])
-            return message[:1].lower() + message[1:]
-
-
-def _keys_at(kind: type[BaseModel], location: list[str]) -> list[str]:
-    for part in location:
-        field = kind.model_fields.get(part)
-        annotation = field.annotation if field else None
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            return []
-        kind = annotation
-    return list(kind.model_fields)
-
-
-def suggest(given: str, known: list[str]) -> str:
-    """` (did you mean 'x'?)` for the nearest known name, or nothing."""
-    near = difflib.get_close_matches(given, known, n=2, cutoff=0.5)
-    return f" (did you mean {' or '.join(repr(name) for name in near)}?)" if near else ""
+    return validate(Options, raw, prefix="--")

