@@ -11,56 +11,19 @@ import re
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+from steps.claims import Claim, take_claim
 from steps.errors import CheckpointError, StorageError
 from steps.records import digest_file
-from steps.rundir import read_json, sync_tree, write_json
+from steps.rundir import read_json, storage_errors, sync_directory, sync_tree, write_json
+
+__all__ = ["Claim", "take_claim"]  # used from here by the rooms
 
 SCHEMA = "hyperpod-lora/checkpoint/1"
 COMPLETE = "COMPLETE.json"
-_NAME = re.compile(r"^step-(\d+)\.(\d+)-(\d+)$")
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class Claim:
-    """Who writes: an attempt, and its incarnation (a pod may be recreated within an attempt). Later claims are greater."""
-
-    attempt: int
-    incarnation: int
-
-    def __str__(self) -> str:
-        return f"{self.attempt:03d}-{self.incarnation:02d}"
-
-    @classmethod
-    def parse(cls, text: str) -> Claim | None:
-        """The claim that `str` wrote, None for other text."""
-        match = re.fullmatch(r"(\d+)-(\d+)", text)
-        return cls(int(match[1]), int(match[2])) if match else None
-
-
-def take_claim(writers: Path, attempt: int) -> Claim:
-    """Claim the right to write as `attempt`, by an exclusive mkdir in `writers`.
-
-    Raises:
-        CheckpointError: a higher attempt has already begun; this process is a straggler and must not write.
-    """
-    writers.mkdir(parents=True, exist_ok=True)
-    while True:
-        taken = [claim for path in writers.iterdir() if (claim := Claim.parse(path.name))]
-        newest = max(taken, default=Claim(0, 0))
-        if newest.attempt > attempt:
-            raise CheckpointError(
-                f"attempt {attempt} of {writers.parent} starts after attempt {newest.attempt} has begun: it may not write"
-            )
-        incarnation = 1 + max((claim.incarnation for claim in taken if claim.attempt == attempt), default=0)
-        claim = Claim(attempt, incarnation)
-        try:
-            (writers / str(claim)).mkdir()
-        except FileExistsError:
-            continue
-        return claim
+_NAME = re.compile(r"step-(\d+)\.(\d+)-(\d+)", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,14 +78,18 @@ def commit(
     """Make a written directory a complete checkpoint: fsync all files, then write COMPLETE.json.
 
     Raises:
-        StorageError: the record cannot be written.
+        StorageError: a file cannot be read, or the record cannot be written.
+        CheckpointError: the directory holds a link; what it points to may change or vanish.
     """
-    files = {
-        str(file.relative_to(path)): {"bytes": file.stat().st_size, "sha256": digest_file(file)}
-        for file in sorted(path.rglob("*"))
-        if file.is_file() and file.name != COMPLETE
-    }
-    sync_tree(path)
+    with storage_errors(f"committing {path}"):
+        files = {
+            name: {"bytes": (path / name).stat().st_size, "sha256": digest_file(path / name)} for name in names_in(path)
+        }
+        links = [name for name in files if (path / name).is_symlink()]
+        if links:
+            raise CheckpointError(f"{path} cannot be committed: {', '.join(links)} is a link, expected only files")
+        sync_tree(path)
+        sync_directory(path.parent)
     record = {
         "schema": SCHEMA,
         "step": step,
@@ -136,9 +103,15 @@ def commit(
     return Checkpoint(path, step, claim, identity, layout, files, metrics or {})
 
 
+def names_in(path: Path) -> list[str]:
+    """Paths of all files and links below `path`, relative to it, sorted; COMPLETE.json itself is left out."""
+    files = (file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file() or file.is_symlink())
+    return sorted(name for name in files if name != COMPLETE)
+
+
 def read(path: Path) -> Checkpoint | Rejected:
     """Read one directory's COMPLETE.json; the files themselves are not looked at."""
-    if not (path / COMPLETE).is_file():
+    if not (path / COMPLETE).is_file() or (path / COMPLETE).is_symlink():
         return Rejected(path, f"{path.name} has no {COMPLETE}: its save was cut off", damaged=True)
     try:
         raw = read_json(path / COMPLETE)
@@ -146,39 +119,49 @@ def read(path: Path) -> Checkpoint | Rejected:
             return Rejected(
                 path, f"{path.name} has schema {raw.get('schema')!r}, this version reads {SCHEMA!r}", damaged=False
             )
-        claim = Claim.parse(str(raw["claim"]))
-        if claim is None:
-            raise ValueError(f"claim {raw['claim']!r}")
-        found = Checkpoint(
-            path,
-            int(raw["step"]),
-            claim,
-            str(raw["identity"]),
-            dict(raw["layout"]),
-            dict(raw["files"]),
-            dict(raw["metrics"]),
-        )
-    except (StorageError, KeyError, ValueError, TypeError) as error:
-        return Rejected(path, f"{path.name} has an unreadable {COMPLETE}: {error}", damaged=True)
-    return found
+        return _parse(path, raw)
+    except (StorageError, ValueError) as error:
+        may_pass = isinstance(error.__cause__, OSError)  # the disk or the mount failed, not the save
+        return Rejected(path, f"{path.name} has an unreadable {COMPLETE}: {error}", damaged=not may_pass)
+
+
+def _parse(path: Path, raw: dict[str, Any]) -> Checkpoint:
+    """Take nothing on trust: what is resumed from and what is deleted hangs on it."""
+    for key, kind in _KINDS.items():
+        if type(raw.get(key)) is not kind:
+            raise ValueError(f"{key}: expected {kind.__name__}, found {raw.get(key)!r}")
+    step, claim = raw["step"], Claim.parse(raw["claim"])
+    if claim is None or checkpoint_path(path.parent, step, claim) != path:
+        raise ValueError(f"it is of step {step}, claim {raw['claim']!r}: another directory's")
+    for name, item in raw["files"].items():
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+            raise ValueError(f"file {name!r} would be outside of the checkpoint")
+        if not isinstance(item, dict) or type(item.get("bytes")) is not int or type(item.get("sha256")) is not str:
+            raise ValueError(f"file {name!r}: expected bytes and sha256, found {item!r}")
+    return Checkpoint(path, step, claim, raw["identity"], raw["layout"], raw["files"], raw["metrics"])
+
+
+_KINDS = {"step": int, "claim": str, "identity": str, "layout": dict, "files": dict, "metrics": dict}
 
 
 def damage(checkpoint: Checkpoint) -> str | None:
-    """What is wrong with the files, in words, or None: missing, of another size or content, or not in the record."""
+    """What is wrong with the files, in words, or None: missing, of another size or content, or not in the record.
+
+    Raises:
+        OSError: a file is there and cannot be read, which may pass.
+    """
     for name, expected in checkpoint.files.items():
         file = checkpoint.path / name
         if not file.is_file():
             return f"{checkpoint.path.name}/{name} is missing"
+        if file.is_symlink():
+            return f"{checkpoint.path.name}/{name} is a link, a file was saved"
         size = file.stat().st_size
         if size != expected["bytes"]:
             return f"{checkpoint.path.name}/{name} has {size} bytes, {expected['bytes']} were saved"
         if digest_file(file) != expected["sha256"]:
             return f"{checkpoint.path.name}/{name} has other content than was saved"
-    extra = sorted(
-        str(file.relative_to(checkpoint.path))
-        for file in checkpoint.path.rglob("*")
-        if file.is_file() and file.name != COMPLETE and str(file.relative_to(checkpoint.path)) not in checkpoint.files
-    )
+    extra = [name for name in names_in(checkpoint.path) if name not in checkpoint.files]
     return f"{checkpoint.path.name} holds {', '.join(extra)}, which its save did not write" if extra else None
 
 
@@ -186,7 +169,9 @@ def directories(folder: Path) -> list[Path]:
     """All checkpoint directories in `folder`, newest step and claim first (compared as integers)."""
     if not folder.is_dir():
         return []
-    found = [(match, path) for path in folder.iterdir() if (match := _NAME.match(path.name))]
+    found = [
+        (match, path) for path in folder.iterdir() if (match := _NAME.fullmatch(path.name)) and not path.is_symlink()
+    ]
     return [
         path for match, path in sorted(found, key=lambda item: [int(part) for part in item[0].groups()], reverse=True)
     ]
@@ -208,15 +193,28 @@ def choose(
             rejected.append(Rejected(path, f"{path.name} belongs to training {found.identity}, not {identity}", False))
         elif (reason := fits(found.layout)) is not None:
             rejected.append(Rejected(path, f"{path.name} does not fit: {reason}", damaged=False))
-        elif (reason := damage(found)) is not None:
-            rejected.append(Rejected(path, reason, damaged=True))
+        elif (verdict := _verdict(found)) is not None:
+            rejected.append(verdict)
         else:
             return Choice(found, tuple(rejected))
     return Choice(None, tuple(rejected))
 
 
+def _verdict(found: Checkpoint) -> Rejected | None:
+    """None if the files are as they were saved. What cannot be read now is passed over, but stays where it is."""
+    try:
+        reason = damage(found)
+    except OSError as error:
+        return Rejected(found.path, f"{found.path.name} cannot be read: {error}", damaged=False)
+    return None if reason is None else Rejected(found.path, reason, damaged=True)
+
+
 def set_aside(rejected: Iterable[Rejected]) -> list[Path]:
-    """Rename damaged directories to `<name>.damaged[-n]`, so that they are kept for a look and never tried again."""
+    """Rename damaged directories to `<name>.damaged[-n]`, so that they are kept for a look and never tried again.
+
+    Raises:
+        StorageError: they cannot be renamed.
+    """
     moved = []
     for item in rejected:
         if item.damaged and item.path.is_dir():
@@ -229,7 +227,8 @@ def rename_aside(path: Path) -> Path:
     number = 1
     while (target := path.with_name(f"{path.name}.damaged{'' if number == 1 else f'-{number}'}")).exists():
         number += 1
-    path.rename(target)
+    with storage_errors(f"setting {path} aside"):
+        path.rename(target)
     return target
 
 
@@ -247,6 +246,9 @@ def prune(folder: Path, *, keep: int, claim: Claim, protect: Iterable[Path] = ()
 
     Touches only directories of `claim` or older claims, never a protected one, and never the newest complete one. The record
     goes first, so that a deletion cut off in the middle leaves a partial checkpoint, never a complete-looking one.
+
+    Raises:
+        StorageError: a checkpoint that should go cannot be deleted.
     """
     complete = [found for path in directories(folder) if isinstance(found := read(path), Checkpoint)]
     kept = {found.path for found in complete[: max(keep, 1)]} | set(protect)
@@ -254,7 +256,8 @@ def prune(folder: Path, *, keep: int, claim: Claim, protect: Iterable[Path] = ()
     for found in complete:
         if found.path in kept or found.claim > claim:
             continue
-        (found.path / COMPLETE).unlink(missing_ok=True)
+        with storage_errors(f"deleting {found.path}"):
+            (found.path / COMPLETE).unlink(missing_ok=True)
         shutil.rmtree(found.path, ignore_errors=True)
         deleted.append(found.path)
     return deleted

@@ -120,7 +120,10 @@ def write_atomic(path: Path, data: bytes) -> None:
             beside.rename(path)
             sync_directory(path.parent)
     finally:
-        beside.unlink(missing_ok=True)
+        with contextlib.suppress(
+            OSError
+        ):  # on a read-only file system even this fails; the first error is the one to tell
+            beside.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: object) -> None:
@@ -142,7 +145,7 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_bytes())
     except OSError as error:
         raise StorageError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise StorageError(
             f"{path} is not valid JSON ({error}); it was damaged or edited: remove it and run again"
         ) from error
@@ -166,17 +169,29 @@ def new_directory(final: Path) -> Iterator[Path]:
             beside.mkdir(parents=True)
             yield beside
             sync_tree(beside)
-            if not final.exists():
+            with _existing_stays():
                 beside.rename(final)
-                sync_directory(final.parent)
+            sync_directory(final.parent)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def _existing_stays() -> Iterator[None]:
+    """A rename onto a directory with files in it, or onto a file, fails and changes nothing: no look first, no race."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise
+
+
 def sync_tree(root: Path) -> None:
-    """fsync every file and directory below `root`."""
+    """fsync every file and directory below `root`; links are not followed."""
     for folder, _, names in os.walk(root):
         for name in names:
+            if Path(folder, name).is_symlink():
+                continue
             descriptor = os.open(Path(folder, name), os.O_RDONLY)
             try:
                 os.fsync(descriptor)
@@ -194,6 +209,8 @@ def storage_errors(doing: str) -> Iterator[None]:
         errno.EROFS: "the file system is read-only: set storage.root to a writable one",
         errno.EACCES: "no permission: make it writable for this user, or set storage.root elsewhere",
         errno.EPERM: "no permission: make it writable for this user, or set storage.root elsewhere",
+        errno.EFBIG: "a file grew over the file system's or this user's limit (`ulimit -f`)",
+        errno.ESTALE: "the file system went away and came back: look at the mount, then run again",
         errno.EIO: "the device reports an input/output error: check the disk or the mount",
     }
     try:
@@ -225,12 +242,13 @@ def held_lock(path: Path, *, timeout_s: float, what: str) -> Iterator[None]:
     """Hold an advisory lock file; it is released by the operating system when the process dies.
 
     Raises:
-        StorageError: another process still holds it after `timeout_s`.
+        StorageError: another process still holds it after `timeout_s`, or it cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path)
     try:
-        lock.acquire(timeout=timeout_s)
+        with storage_errors(f"locking {path}"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=timeout_s)
     except Timeout as error:
         raise StorageError(
             f"{what}: another process has held {path} for {timeout_s:g} s; wait for it, or find it with `fuser {path}`"
@@ -243,5 +261,7 @@ def held_lock(path: Path, *, timeout_s: float, what: str) -> Iterator[None]:
 
 def run_directory(root: str, project: Path, flow: str, run_id: str) -> RunDir:
     """The absolute directory of a run; a relative `root` starts at the project's folder."""
-    base = Path(root).expanduser()
+    base = Path(root)
+    with contextlib.suppress(RuntimeError):  # `~nobody/x`: an unknown user's home stays a folder of that name
+        base = base.expanduser()
     return RunDir((base if base.is_absolute() else project / base) / flow / str(run_id))
