@@ -14,7 +14,7 @@ from typing import Any
 from metaflow.cards import Markdown, ProgressBar, Table, ValueBox, VegaChart
 
 from steps.events import Event
-from steps.progress import seconds_in_words
+from steps.progress import number, seconds_in_words
 from steps.records import Report
 
 MAX_POINTS = 400
@@ -73,16 +73,16 @@ class TrainCard:
         self._points = [point for point in self._points if float(point["step"]) <= event.step]
 
     def _on_model_loaded(self, event: Event) -> None:
-        trainable, total = event.data.get("trainable", 0), event.data.get("parameters", 0)
-        self._status.update(f"Model loaded: {trainable:,} of {total:,} parameters are trained.")
+        trainable, total = number(event.data.get("trainable")), number(event.data.get("parameters"))
+        self._status.update(f"Model loaded: {trainable:,.0f} of {total:,.0f} parameters are trained.")
 
     def _on_step(self, event: Event) -> None:
         data = event.data
-        self._of = int(data.get("of", 0)) or self._of
-        speed, loss = float(data.get("tokens_per_s", 0) or 0), data.get("loss")
+        self._of = int(number(data.get("of"))) or self._of
+        speed, loss = number(data.get("tokens_per_s")), data.get("loss")
         if isinstance(loss, int | float):
             self._points.append({"step": event.step, "loss": float(loss), "tokens/s": speed, "split": "training"})
-        left = (self._of - event.step) * float(data.get("seconds", 0) or 0)
+        left = (self._of - event.step) * number(data.get("seconds"))
         self._status.update(f"Training, attempt {event.attempt}.")
         self._bar.update(round(100 * event.step / max(self._of, 1)))
         values = (
@@ -95,7 +95,7 @@ class TrainCard:
         self._draw()
 
     def _on_checkpoint(self, event: Event) -> None:
-        mib, seconds = event.data.get("bytes", 0) / 2**20, event.data.get("seconds", 0)
+        mib, seconds = number(event.data.get("bytes")) / 2**20, number(event.data.get("seconds"))
         self.notice(f"checkpoint at step {event.step}: {mib:.1f} MiB in {seconds:.2f} s")
 
     def _on_validation(self, event: Event) -> None:

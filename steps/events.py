@@ -17,7 +17,9 @@ the live card and the account at once. A line is one `write` on a descriptor ope
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import os
 import sys
 import time
@@ -61,9 +63,7 @@ class Event:
 
 
 def _plain(value: object) -> object:
-    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
-        return str(value)
-    return value
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def parse_line(line: str | bytes) -> Event | None:
@@ -78,7 +78,7 @@ def parse_line(line: str | bytes) -> Event | None:
         if kind not in KINDS:
             return None
         return Event(kind, float(time_s), int(attempt), int(step), raw)
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
 
 
@@ -89,7 +89,7 @@ class EventWriter:
         self, path: Path, *, attempt: int, stream: TextIO | None = None, clock: Callable[[], float] = time.time
     ) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         self._attempt = attempt
         self._stream = stream if stream is not None else sys.stdout
         self._clock = clock
@@ -97,15 +97,25 @@ class EventWriter:
     def emit(self, kind: Kind, step: int, **data: Any) -> Event:
         """Write one event.
 
+        A line that an earlier writer, or a full disk, left torn is closed first, so that it costs no more than itself. The file
+        is what counts: a closed stream (whoever read it has gone) does not end a training.
+
         Raises:
             OSError: the file cannot be written.
         """
         event = Event(kind, self._clock(), self._attempt, step, data)
         line = event.to_line()
-        os.write(self._file, (line + "\n").encode())
-        self._stream.write(PREFIX + line + "\n")
-        self._stream.flush()
+        data_left = (("\n" if self._is_torn() else "") + line + "\n").encode()
+        while data_left:  # a nearly full disk takes a part, and says so at the next try
+            data_left = data_left[os.write(self._file, data_left) :]
+        with contextlib.suppress(OSError):
+            self._stream.write(PREFIX + line + "\n")
+            self._stream.flush()
         return event
+
+    def _is_torn(self) -> bool:
+        size = os.fstat(self._file).st_size
+        return size > 0 and os.pread(self._file, 1, size - 1) != b"\n"
 
 
 class EventTail:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import traceback
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 from steps.errors import CheckpointError, ConfigError, DataError, LoraFlowError, ModelError, StorageError
 from steps.rundir import write_json
 
+SCHEMA = "hyperpod-lora/failure/1"
 TERMINATION_MESSAGE_LIMIT = 4096
 """Bytes that the kubelet keeps of a container's termination message."""
 
@@ -109,17 +111,28 @@ class FailureRecord:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return {"schema": "hyperpod-lora/failure/1", **asdict(self)}
+        return {"schema": SCHEMA, **asdict(self)}
 
     def short(self, limit: int = TERMINATION_MESSAGE_LIMIT) -> str:
-        """JSON of at most `limit` bytes for a termination message: the traceback is cut first, at its beginning."""
+        """JSON of at most `limit` bytes (400 at least) for a termination message.
+
+        What is too long is cut: the traceback first, at its beginning; then the other texts, at their end.
+        """
         raw = self.to_dict()
-        for key in ("traceback", "message"):
+        for key in ("traceback", "message", "node", "exception"):
             surplus = len(json.dumps(raw)) - limit
             if surplus <= 0:
                 break
-            raw[key] = raw[key][surplus + 8 :] if key == "traceback" else raw[key][: -(surplus + 8)]
+            raw[key] = _without(raw[key], surplus, at_end=key != "traceback")
         return json.dumps(raw)
+
+
+def _without(text: str, surplus: int, *, at_end: bool) -> str:
+    """`text` less as many characters as take `surplus` bytes in ASCII JSON (one, two, six or twelve each)."""
+    characters = list(text)
+    while characters and surplus > 0:
+        surplus -= len(json.dumps(characters.pop(-1 if at_end else 0))) - 2
+    return "".join(characters)
 
 
 def record_of(error: BaseException, *, rank: int, node: str, step: int, time_s: float) -> FailureRecord:
@@ -167,19 +180,27 @@ def read_records(folder: Path) -> list[FailureRecord]:
     """All readable records of an attempt, the earliest first; damaged ones are left out."""
     found = []
     for path in folder.glob("failure-*.json"):
-        record = parse_record(path.read_text(errors="replace"))
+        try:
+            record = parse_record(path.read_text(errors="replace"))
+        except OSError:  # gone since, or no file: what is readable must still speak
+            continue
         if record:
             found.append(record)
     return sorted(found, key=lambda record: record.time_s)
 
 
+_TYPES: dict[str, Any] = {"rank": int, "step": int, "exit_code": int, "time_s": int | float}
+"""Of the fields that hold no text."""
+
+
 def parse_record(text: str) -> FailureRecord | None:
-    """The record in a file or termination message, None for anything else."""
+    """The record in a file or termination message, None for anything else; keys that a later version added are ignored."""
     try:
-        raw = json.loads(text)
-        raw.pop("schema")
-        record = FailureRecord(**raw)
-        FailureClass(record.failure_class)
-    except (ValueError, TypeError, KeyError, AttributeError):
+        raw = {"traceback": "", **json.loads(text)}
+        values = {item.name: raw[item.name] for item in fields(FailureRecord)}
+        FailureClass(values["failure_class"])
+        is_sound = raw["schema"] == SCHEMA and math.isfinite(values["time_s"])
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return None
-    return record
+    has_types = all(isinstance(value, _TYPES.get(name, str)) for name, value in values.items())
+    return FailureRecord(**values) if is_sound and has_types else None

@@ -10,7 +10,6 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from steps.errors import DataError, StorageError
 from steps.rundir import storage_errors
@@ -22,10 +21,11 @@ def split_address(address: str) -> tuple[str, str]:
     Raises:
         DataError: not an s3:// address with a bucket.
     """
-    parts = urlsplit(address)
-    if parts.scheme != "s3" or not parts.netloc:
+    scheme, _, rest = address.partition("://")  # no URL parser: a key may hold ?, # and %
+    bucket, _, key = rest.partition("/")
+    if scheme != "s3" or not bucket:
         raise DataError(f"expected an address like s3://bucket/prefix, got {address!r}")
-    return parts.netloc, parts.path.lstrip("/")
+    return bucket, key.lstrip("/")
 
 
 def list_objects(address: str, *, client: Any = None) -> list[dict[str, Any]]:
@@ -52,7 +52,7 @@ def download(address: str, folder: Path, *, client: Any = None) -> list[Path]:
 
     Raises:
         StorageError: the store refused, cannot be reached, or the disk is full.
-        DataError: nothing is there.
+        DataError: nothing is there, or a key leads out of `folder`.
     """
     bucket, prefix = split_address(address)
     store = client or _client()
@@ -61,10 +61,12 @@ def download(address: str, folder: Path, *, client: Any = None) -> list[Path]:
         key = str(item["Key"])
         name = key[len(prefix) :].lstrip("/") if key != prefix else Path(key).name
         target = folder / name
+        if ".." in Path(name).parts:
+            raise DataError(f"s3://{bucket}/{key} would be written outside of {folder}: rename the object")
         if not (target.is_file() and target.stat().st_size == item["Size"]):
-            target.parent.mkdir(parents=True, exist_ok=True)
             beside = target.with_name(f".{target.name}.part")
             with _client_errors(f"s3://{bucket}/{key}"), storage_errors(f"writing {target}"):
+                target.parent.mkdir(parents=True, exist_ok=True)
                 store.download_file(bucket, key, str(beside))
                 beside.rename(target)
         paths.append(target)
@@ -80,6 +82,7 @@ def _client() -> Any:
 @contextlib.contextmanager
 def _client_errors(address: str) -> Iterator[None]:
     """Turn botocore's exceptions into StorageError; only the error's code passes, never a request or its headers."""
+    from boto3.exceptions import Boto3Error
     from botocore.exceptions import BotoCoreError, ClientError
 
     try:
@@ -89,7 +92,7 @@ def _client_errors(address: str) -> Iterator[None]:
         raise StorageError(
             f"S3 refused {address}: {code}; check the address, the region and this user's permissions"
         ) from error
-    except BotoCoreError as error:
+    except (BotoCoreError, Boto3Error) as error:
         raise StorageError(
             f"S3 cannot be used for {address}: {type(error).__name__}; check credentials, region and network"
         ) from error

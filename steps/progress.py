@@ -6,10 +6,21 @@ runtime was killed) is no reason to stop: printing never raises.
 
 from __future__ import annotations
 
+import math
+import sys
 import time
 from collections.abc import Callable
 
 from steps.events import Event
+
+
+def number(value: object) -> float:
+    """A figure from an event; 0 for what is none, since a damaged event must not end the job that it tells of."""
+    try:
+        found = float(value)  # type: ignore[arg-type]  # what it does not take is the point
+    except (TypeError, ValueError, OverflowError):
+        return 0.0
+    return found if math.isfinite(found) else 0.0
 
 
 def seconds_in_words(seconds: float) -> str:
@@ -26,6 +37,9 @@ def say(line: str) -> None:
     """Print one line now; a closed pipe is ignored, so that a job survives the terminal it was started from."""
     try:
         print(line, flush=True)
+    except UnicodeEncodeError:  # a terminal without UTF-8 gets ? for ×
+        encoding = sys.stdout.encoding or "ascii"
+        print(line.encode(encoding, "replace").decode(encoding), flush=True)
     except OSError:
         return
 
@@ -56,8 +70,8 @@ class ProgressPrinter:
                 where = f", from the checkpoint of step {event.step}" if event.step else ""
                 return f"attempt {event.attempt}: workers started ({data.get('world', 1)} process(es)){where}"
             case "model_loaded":
-                trained, total = data.get("trainable", 0), data.get("parameters", 0)
-                return f"model loaded: {trained:,} of {total:,} parameters are trained"
+                trained, total = number(data.get("trainable")), number(data.get("parameters"))
+                return f"model loaded: {trained:,.0f} of {total:,.0f} parameters are trained"
             case "step":
                 return self._step_line(event)
             case "validation":
@@ -69,7 +83,7 @@ class ProgressPrinter:
 
     def _step_line(self, event: Event) -> str:
         data = event.data
-        of, seconds = int(data.get("of", 0)), float(data.get("seconds", 0) or 0)
+        of, seconds = int(number(data.get("of"))), number(data.get("seconds"))
         self._pace = [*self._pace[-19:], seconds]
         now_s = self._clock()
         if now_s < self._next_s and event.step != of:
@@ -78,24 +92,27 @@ class ProgressPrinter:
         left_s = (of - event.step) * sum(self._pace) / len(self._pace)
         loss = data.get("loss")
         shown = f"{loss:.4f}" if isinstance(loss, float) else str(loss)
-        speed = f"{float(data.get('tokens_per_s', 0) or 0):,.0f} tokens/s"
+        speed = f"{number(data.get('tokens_per_s')):,.0f} tokens/s"
         return f"step {event.step}/{of} | loss {shown} | {speed} | {seconds_in_words(left_s)} left"
 
 
 class StageProgress:
-    """Progress of a stage without a job: `progress(label, done, total)`, a bar at most every second and at the end."""
+    """Progress of a stage without a job: `progress(label, done, total)`, a bar at most every second, and the end of one begun."""
 
     def __init__(self, *, every_s: float = 1.0, clock: Callable[[], float] = time.monotonic) -> None:
         self._every_s = every_s
         self._clock = clock
         self._next_s = clock() + every_s
+        self._unfinished = ""
 
     def __call__(self, label: str, done: int, total: int) -> None:
         """Print where the stage is; `total` 0 means unknown."""
         now_s = self._clock()
-        if now_s < self._next_s:
+        is_end = 0 < total <= done
+        if now_s < self._next_s and not (is_end and label == self._unfinished):
             return
         self._next_s = now_s + self._every_s
+        self._unfinished = "" if is_end else label
         if total <= 0:
             say(f"{label}: {done:,}")
             return
