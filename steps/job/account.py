@@ -1,0 +1,163 @@
+"""Where the time went: seconds of each attempt and of the whole, goodput, node-hours and cost. Pure.
+
+An attempt's wall time is cut at its events, and each piece has exactly one name, so the pieces add up to the whole:
+
+queue → startup → model_load → compile (the first step beyond a median one) → productive | checkpoint | validation → exit
+
+`lost` are steps that a later attempt did again. `recovery` is everything from a failure to the next training step: finding
+it, evidence, the delay, and the next attempt's way to its first step. `idle` is the time between supervisors when nothing ran.
+Boundaries are cut to the attempt's own limits, so a worker whose clock is off shifts time between names, never changes the sum.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from steps.events import Event
+
+PIECES = (
+    "queue", "startup", "model_load", "compile", "productive", "checkpoint", "validation", "lost", "recovery", "exit", "idle"
+)  # fmt: skip
+BEFORE_TRAINING = ("startup", "model_load", "compile")
+NAME_BEFORE: dict[str, str] = {
+    "started": "startup",
+    "model_loaded": "model_load",
+    "first_step": "first_step",
+    "step": "step",
+    "checkpoint_begin": "step",
+    "checkpoint": "checkpoint",
+    "validation_begin": "step",
+    "validation": "validation",
+    "stopping": "step",
+    "finished": "exit",
+}
+"""What the time before an event was spent on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """An attempt's limits in Unix seconds, and its events (read once)."""
+
+    number: int
+    created_s: float
+    ended_s: float
+    """When the next attempt was created, or when the supervisor was done."""
+    failed_s: float | None
+    """When its first worker failed, if one did."""
+    admitted_s: float | None
+    events: Iterable[Event]
+    idle_s: float = 0.0
+    """Before it was created, when nothing ran."""
+
+
+@dataclass(slots=True)
+class AttemptAccount:
+    """Seconds of one attempt, by name."""
+
+    number: int
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PIECES, 0.0))
+    resumed_from: int | None = None
+    """None: its workers never started."""
+
+    @property
+    def total_s(self) -> float:
+        """Of all pieces."""
+        return sum(self.seconds.values())
+
+
+def account(
+    spans: Sequence[Span], *, nodes: int = 1, price_per_node_hour: float = 0.0, currency: str = "USD"
+) -> dict[str, Any]:
+    """The account of a job as plain JSON values; seconds end in `_s`."""
+    accounts: list[AttemptAccount] = []
+    redone_from: int | None = None
+    for span in reversed(spans):
+        made = _attempt(span, redone_from, is_recovering=span is not spans[0])
+        if made.resumed_from is not None:
+            redone_from = made.resumed_from if redone_from is None else min(redone_from, made.resumed_from)
+        accounts.insert(0, made)
+    return _summary(accounts, nodes, price_per_node_hour, currency)
+
+
+def _summary(accounts: Sequence[AttemptAccount], nodes: int, price: float, currency: str) -> dict[str, Any]:
+    sums = {name: sum(item.seconds[name] for item in accounts) for name in PIECES}
+    total_s = sum(sums.values())
+    busy_s = total_s - sums["idle"]
+    node_hours = nodes * (busy_s - sums["queue"]) / 3600
+    cost = {"cost": round(node_hours * price, 2), "currency": currency} if price else {}
+    return {
+        "attempts": len(accounts),
+        "total_s": round(total_s, 3),
+        "goodput": round(sums["productive"] / busy_s, 4) if busy_s else 0.0,
+        **{f"{name}_s": round(value, 3) for name, value in sums.items()},
+        "node_hours": round(node_hours, 4),
+        **cost,
+        "per_attempt": [
+            {"attempt": item.number, "total_s": round(item.total_s, 3)}
+            | {f"{name}_s": round(value, 3) for name, value in item.seconds.items()}
+            for item in accounts
+        ],
+    }
+
+
+def _attempt(span: Span, redone_from: int | None, *, is_recovering: bool) -> AttemptAccount:
+    """One attempt's account; `redone_from`: steps beyond this one were done again later."""
+    made = AttemptAccount(span.number)
+    seconds = made.seconds
+    at_s = min(max(span.admitted_s or span.created_s, span.created_s), span.ended_s)
+    seconds["queue"] = at_s - span.created_s
+    seconds["idle"] = span.idle_s
+    pieces: dict[str, float] = defaultdict(float)
+    step_seconds: list[float] = []
+    pending_s, has_trained, last_kind = 0.0, False, ""
+    for event in span.events:
+        until_s = min(max(event.time_s, at_s), span.ended_s)
+        name, passed_s, at_s = NAME_BEFORE[event.kind], until_s - at_s, until_s
+        if event.kind == "started":
+            made.resumed_from = event.step
+        if name == "first_step":
+            has_trained = True
+        if name == "step":
+            pending_s += passed_s
+        else:
+            pieces[name] += passed_s
+        if event.kind == "step":
+            has_trained = True
+            step_seconds.append(pending_s)
+            is_redone = redone_from is not None and event.step > redone_from
+            seconds["lost" if is_redone else "productive"] += pending_s
+            pending_s = 0.0
+        last_kind = event.kind
+    _share_first_step(pieces, step_seconds, seconds)
+    for name in ("startup", "model_load", "checkpoint", "validation", "exit"):
+        seconds[name] += pieces[name]
+    _tail(span, at_s, pending_s, seconds, last_kind=last_kind, has_trained=has_trained)
+    if is_recovering:
+        for name in BEFORE_TRAINING:
+            seconds["recovery"] += seconds[name]
+            seconds[name] = 0.0
+    return made
+
+
+def _share_first_step(pieces: dict[str, float], step_seconds: list[float], seconds: dict[str, float]) -> None:
+    """The first step trains as long as a median one; what it took beyond that was compilation and warming up."""
+    first_s = pieces.pop("first_step", 0.0)
+    trained_s = min(first_s, statistics.median(step_seconds)) if step_seconds else 0.0
+    seconds["productive"] += trained_s
+    seconds["compile"] += first_s - trained_s
+
+
+def _tail(
+    span: Span, at_s: float, pending_s: float, seconds: dict[str, float], *, last_kind: str, has_trained: bool
+) -> None:
+    """From the last event to the end: an orderly exit, or work cut off by a failure and then recovery."""
+    if last_kind == "finished" or (span.failed_s is None and has_trained):
+        seconds["exit"] += pending_s + span.ended_s - at_s
+        return
+    died_s = min(max(span.failed_s or span.ended_s, at_s), span.ended_s)
+    seconds["lost" if has_trained else "startup"] += pending_s + died_s - at_s
+    seconds["recovery"] += span.ended_s - died_s

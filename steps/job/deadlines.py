@@ -1,0 +1,176 @@
+"""How far an attempt is, and which deadline applies now. Pure: the supervisor passes in its own monotonic clock.
+
+Times are those at which the supervisor SAW an event. The worker's clock is never compared with anything: it may be wrong.
+`Progress` holds a bounded number of values however long the job runs.
+"""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Any
+
+from steps.config import Deadlines
+from steps.events import Event
+from steps.failure_record import FailureClass
+from steps.job.status import Phase
+
+REMEMBERED_STEPS = 31
+"""Step durations kept for the median: enough to ignore a slow one, few enough to follow a change of pace."""
+MIN_STEPS_FOR_PACE = 3
+"""Below this many steps the floor alone applies."""
+
+
+class Work(StrEnum):
+    """What the workers are doing."""
+
+    QUEUE = "queue"
+    STARTUP = "startup"
+    MODEL_LOAD = "model load"
+    FIRST_STEP = "first step"
+    STEP = "step"
+    CHECKPOINT = "checkpoint"
+    VALIDATION = "validation"
+    EXIT = "exit"
+
+
+AFTER: dict[str, Work] = {
+    "started": Work.MODEL_LOAD,
+    "model_loaded": Work.FIRST_STEP,
+    "first_step": Work.STEP,
+    "step": Work.STEP,
+    "checkpoint_begin": Work.CHECKPOINT,
+    "checkpoint": Work.STEP,
+    "validation_begin": Work.VALIDATION,
+    "validation": Work.STEP,
+    "stopping": Work.EXIT,
+    "finished": Work.EXIT,
+}
+"""What follows an event."""
+
+CLASS_OF_WORK: dict[Work, FailureClass] = {
+    Work.QUEUE: FailureClass.UNKNOWN,
+    Work.STARTUP: FailureClass.UNKNOWN,  # no worker has spoken: node, image or machine
+    Work.MODEL_LOAD: FailureClass.STORAGE,  # nothing but reading happens there
+    Work.CHECKPOINT: FailureClass.STORAGE,
+}
+"""What a passed deadline means; anything else is a hang."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """An attempt so far, as seen through its events."""
+
+    work: Work
+    since_s: float
+    """Supervisor's monotonic time when `work` began, or when the last step was seen."""
+    step: int = 0
+    """Steps done."""
+    of: int = 0
+    resumed_from: int = 0
+    trained_at_s: float | None = None
+    """When the first step of this attempt was seen, on the supervisor's monotonic clock."""
+    durations_s: tuple[float, ...] = ()
+    """Of the latest steps."""
+    complete_step: int = 0
+    """Step of the newest checkpoint whose completion was seen."""
+    started: dict[str, Any] | None = None
+    finished: dict[str, Any] | None = None
+    """Data of these two events."""
+    stopping: str = ""
+    """Why the worker said that it stops early."""
+
+    @property
+    def has_trained(self) -> bool:
+        """At least one step was done in this attempt."""
+        return self.trained_at_s is not None
+
+    @property
+    def median_step_s(self) -> float | None:
+        """None before `MIN_STEPS_FOR_PACE` steps."""
+        return statistics.median(self.durations_s) if len(self.durations_s) >= MIN_STEPS_FOR_PACE else None
+
+
+@dataclass(frozen=True, slots=True)
+class Passed:
+    """A deadline that was not kept."""
+
+    work: Work
+    limit_s: float
+    waited_s: float
+
+    @property
+    def failure_class(self) -> FailureClass:
+        """What it means."""
+        return CLASS_OF_WORK.get(self.work, FailureClass.HANG)
+
+
+def begin(now_s: float) -> Progress:
+    """An attempt that was just created."""
+    return Progress(Work.STARTUP, now_s)
+
+
+def advance(progress: Progress, event: Event, seen_s: float) -> Progress:
+    """The progress after an event."""
+    work = AFTER[event.kind]
+    if progress.stopping and work is Work.STEP:
+        work = Work.EXIT  # the last save is over: what is left is to go
+    moved = replace(progress, work=work, since_s=seen_s)
+    match event.kind:
+        case "started":
+            of = int(event.data.get("of") or progress.of)
+            return replace(moved, step=event.step, resumed_from=event.step, of=of, started=event.data)
+        case "first_step" | "step":
+            kept = _with_duration(progress, event, seen_s)
+            trained_at_s = seen_s if progress.trained_at_s is None else progress.trained_at_s
+            return replace(moved, step=event.step, trained_at_s=trained_at_s, durations_s=kept)
+        case "checkpoint":
+            return replace(moved, complete_step=max(event.step, progress.complete_step))
+        case "finished":
+            return replace(moved, step=event.step, finished=event.data)
+        case "stopping":
+            return replace(moved, stopping=str(event.data.get("reason", "asked to stop")))
+        case _:
+            return moved
+
+
+def _with_duration(progress: Progress, event: Event, seen_s: float) -> tuple[float, ...]:
+    """The first step's time is compilation, so only `step` counts; a duration is safe to take from the worker."""
+    if event.kind != "step" or progress.work is not Work.STEP:
+        return progress.durations_s
+    told = event.data.get("seconds")
+    seconds = float(told) if isinstance(told, int | float) else seen_s - progress.since_s
+    return (*progress.durations_s, seconds)[-REMEMBERED_STEPS:]
+
+
+def observe_phase(progress: Progress, phase: Phase, now_s: float) -> Progress:
+    """The progress after a look at the job: a queue's time counts against nothing else."""
+    if phase is Phase.QUEUED and progress.work is not Work.QUEUE:
+        return replace(progress, work=Work.QUEUE, since_s=now_s)
+    if phase is not Phase.QUEUED and progress.work is Work.QUEUE:
+        return replace(progress, work=Work.STARTUP, since_s=now_s)
+    return progress
+
+
+def limit_s(progress: Progress, deadlines: Deadlines) -> float:
+    """Seconds that the present work may take."""
+    median = progress.median_step_s
+    step_gap = max(deadlines.step_gap_s, deadlines.step_gap_factor * median if median else 0.0)
+    table = {
+        Work.QUEUE: deadlines.queue_s,
+        Work.STARTUP: deadlines.startup_s,
+        Work.MODEL_LOAD: deadlines.model_load_s,
+        Work.FIRST_STEP: deadlines.first_step_s,
+        Work.STEP: step_gap,
+        Work.CHECKPOINT: deadlines.checkpoint_s,
+        Work.VALIDATION: deadlines.validation_s,
+        Work.EXIT: deadlines.exit_s,
+    }
+    return table[progress.work]
+
+
+def passed_deadline(progress: Progress, deadlines: Deadlines, now_s: float) -> Passed | None:
+    """The deadline that has passed, if one has."""
+    waited, limit = now_s - progress.since_s, limit_s(progress, deadlines)
+    return Passed(progress.work, limit, waited) if waited > limit else None

@@ -1,0 +1,52 @@
+"""Keeps what a person needs after a failure, before anything is deleted: `attempts/NNN/evidence/`.
+
+Also asks for the workers' stacks: a file that the keeper (here) or the entry wrapper (in a pod) watches for. No signal needs
+to cross from the supervisor to a worker for that, so it works wherever the directory is shared.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+from steps.job.failures import Failure
+from steps.job.job import Job
+from steps.job.status import JobSnapshot
+from steps.rundir import storage_errors, write_json
+
+STACKS_WANTED = "stacks-wanted"
+"""Its appearance in an attempt's directory makes every rank write stack-<rank>.txt."""
+STACKS_WAIT_S = 3.0
+LOG_LINES = 400
+
+
+def collect_stacks(job: Job, attempt: int, *, sleep: Callable[[float], None]) -> None:
+    """Ask every rank for its stack and wait a moment for the files."""
+    folder = job.directory.attempt(attempt)
+    with storage_errors(f"writing {folder / STACKS_WANTED}"):
+        (folder / STACKS_WANTED).touch()
+    for _ in range(int(STACKS_WAIT_S / 0.25)):
+        if sum(path.stat().st_size > 0 for path in folder.glob("stack-*.txt")) >= job.world:
+            return
+        sleep(0.25)
+
+
+def save_evidence(
+    job: Job, attempt: int, snapshot: JobSnapshot, failure: Failure, read_log: Callable[[int], str]
+) -> Path:
+    """Write the snapshot, the failure, the first failing rank's log and rank 0's, and the stacks there are.
+
+    Raises:
+        StorageError: the disk refused.
+    """
+    folder = job.directory.attempt(attempt) / "evidence"
+    write_json(folder / "snapshot.json", snapshot.to_dict())
+    write_json(folder / "failure.json", asdict(failure))
+    with storage_errors(f"writing {folder}"):
+        for rank in sorted({0, failure.rank or 0}):
+            (folder / f"rank-{rank}.log").write_text(read_log(rank))
+        for stack in folder.parent.glob("stack-*.txt"):
+            shutil.copyfile(stack, folder / stack.name)
+    return folder

@@ -1,0 +1,174 @@
+"""What happened: `classify` turns an attempt's remains into one `Failure`. What to do about it is `retry.decide`'s question.
+
+Pure. The first failing worker speaks, not its victims: a worker's own record beats its exit code, an exit code beats a signal,
+and a lost connection is believed only when nobody else has a better explanation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from steps.failure_record import CLASS_OF_EXIT, FailureClass, FailureRecord
+from steps.job.deadlines import Passed, Progress
+from steps.job.status import JobSnapshot, Phase, Reason, WorkerState, signal_name
+
+TRACEBACK_LINES = 12
+"""Last lines of a worker's traceback that a message quotes."""
+PERMANENT: frozenset[FailureClass] = frozenset({FailureClass.USER, FailureClass.CONFIG, FailureClass.IMAGE})
+"""Trying again gives the same."""
+SYMPTOMS: frozenset[str] = frozenset({FailureClass.NETWORK, FailureClass.HANG, FailureClass.PREEMPTED})
+"""Classes that a healthy worker also reports when another one has died."""
+ON_REQUEST = (Reason.STOPPED, Reason.LEASE, Reason.PREEMPTED)
+"""The job as a whole was ended from outside: how each worker went then says nothing."""
+SIGTERM = 15
+T = TypeVar("T")
+
+CLASS_OF_REASON: dict[Reason, FailureClass] = {
+    Reason.OUT_OF_MEMORY: FailureClass.OUT_OF_MEMORY,
+    Reason.IMAGE: FailureClass.IMAGE,
+    Reason.CONFIG: FailureClass.CONFIG,
+    Reason.PREEMPTED: FailureClass.PREEMPTED,
+    Reason.NODE: FailureClass.NODE,
+    Reason.STOPPED: FailureClass.PREEMPTED,
+    Reason.LEASE: FailureClass.PREEMPTED,
+    Reason.KEEPER: FailureClass.UNKNOWN,
+}
+WORDS_OF_REASON: dict[Reason, str] = {
+    Reason.OUT_OF_MEMORY: "the platform killed it: out of memory",
+    Reason.IMAGE: "its image cannot be pulled",
+    Reason.CONFIG: "its container cannot be created",
+    Reason.PREEMPTED: "the platform took its place away",
+    Reason.NODE: "its node failed",
+    Reason.STOPPED: "it was asked to stop",
+    Reason.LEASE: "no supervisor watched over it any more, so it was ended",
+    Reason.KEEPER: "the process that watched over the workers was killed",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why an attempt ended."""
+
+    failure_class: FailureClass
+    message: str
+    rank: int | None = None
+    node: str = ""
+    """Empty where nodes cannot be chosen."""
+    step: int | None = None
+    """Steps done; None if training had not begun."""
+    traceback: tuple[str, ...] = ()
+    """The worker's own last lines."""
+
+    @property
+    def is_permanent(self) -> bool:
+        """Trying again gives the same."""
+        return self.failure_class in PERMANENT
+
+
+def classify(
+    snapshot: JobSnapshot, records: Sequence[FailureRecord], progress: Progress, passed: Passed | None = None
+) -> Failure:
+    """The failure of an attempt that ended without a result, or that `passed` a deadline.
+
+    `records` are the workers' own, the earliest first.
+    """
+    step = progress.step if progress.has_trained else None
+    cause = _first(record for record in records if record.failure_class not in SYMPTOMS)
+    by_platform = _first(worker for worker in _ended(snapshot) if worker.reason is not Reason.NONE)
+    killed = _first(worker for worker in _ended(snapshot) if _died_by_signal(worker))
+    coded = _first(worker for worker in _ended(snapshot) if worker.exit_code in CLASS_OF_EXIT and not _stopped(worker))
+    symptom = _first(record for record in records if record.failure_class != FailureClass.PREEMPTED)
+    if cause:
+        return _of_record(cause, snapshot, step)
+    if passed:
+        return _of_deadline(passed, step)
+    if by_platform:
+        return _of_reason(by_platform.reason, by_platform, by_platform.message, step)
+    if snapshot.reason in ON_REQUEST:
+        return _of_reason(snapshot.reason, None, snapshot.message, step)
+    if killed:
+        return _of_signal(killed, snapshot, step)
+    if symptom:
+        return _of_record(symptom, snapshot, step)
+    if coded and coded.exit_code is not None:
+        message = f"rank {coded.rank} exited with code {coded.exit_code}"
+        return Failure(CLASS_OF_EXIT[coded.exit_code], message, coded.rank, coded.node, step)
+    return _of_the_whole(snapshot, progress, step)
+
+
+def _of_the_whole(snapshot: JobSnapshot, progress: Progress, step: int | None) -> Failure:
+    """No worker stands out: look at the job itself."""
+    if snapshot.reason is not Reason.NONE:
+        return _of_reason(snapshot.reason, None, snapshot.message, step)
+    if snapshot.phase is Phase.SUCCEEDED:
+        what = (
+            "but its result is not whole" if progress.finished else "without a result: no `finished` event was written"
+        )
+        return Failure(FailureClass.UNKNOWN, f"every worker exited with 0, {what}", step=step)
+    if snapshot.phase is Phase.GONE:
+        return Failure(FailureClass.UNKNOWN, "the job vanished: somebody deleted it", step=step)
+    stopped = _first(worker for worker in snapshot.workers if _stopped(worker))
+    if stopped or progress.stopping:
+        why = progress.stopping or "a signal asked it to stop"
+        rank = stopped.rank if stopped else None
+        return Failure(FailureClass.PREEMPTED, f"the workers were stopped: {why}", rank, step=step)
+    worker = _first(_ended(snapshot))
+    if worker:
+        message = f"rank {worker.rank} exited with code {worker.exit_code} and left no failure record"
+        return Failure(FailureClass.UNKNOWN, message, worker.rank, worker.node, step)
+    return Failure(FailureClass.UNKNOWN, snapshot.message or "the workers ended, nobody knows how", step=step)
+
+
+def _of_record(record: FailureRecord, snapshot: JobSnapshot, step: int | None) -> Failure:
+    node = _first(worker.node for worker in snapshot.workers if worker.rank == record.rank)
+    return Failure(
+        FailureClass(record.failure_class),
+        f"{record.exception}: {record.message}" if record.exception not in record.message else record.message,
+        record.rank,
+        node or "",
+        max(record.step, step or 0) if record.step or step else None,
+        tuple(record.traceback.strip().splitlines()[-TRACEBACK_LINES:]),
+    )
+
+
+def _of_deadline(passed: Passed, step: int | None) -> Failure:
+    words = f"nothing was heard for {passed.waited_s:.0f} s during {passed.work}; the limit is {passed.limit_s:.0f} s"
+    return Failure(passed.failure_class, words, step=step)
+
+
+def _of_reason(reason: Reason, worker: WorkerState | None, message: str, step: int | None) -> Failure:
+    who = f"rank {worker.rank}{f' ({worker.name})' if worker.name else ''}" if worker else "the job"
+    words = f"{who}: {WORDS_OF_REASON[reason]}{f' ({message})' if message else ''}"
+    rank, node = (worker.rank, worker.node) if worker else (None, "")
+    return Failure(CLASS_OF_REASON[reason], words, rank, node, step)
+
+
+def _of_signal(worker: WorkerState, snapshot: JobSnapshot, step: int | None) -> Failure:
+    """SIGKILL alone says nothing: out of memory only if the platform counted a kill."""
+    name = signal_name(worker.signal or 0)
+    who = f"rank {worker.rank}{f' ({worker.name})' if worker.name else ''}"
+    if snapshot.reason is Reason.OUT_OF_MEMORY:
+        return Failure(
+            FailureClass.OUT_OF_MEMORY, f"{who}: {WORDS_OF_REASON[snapshot.reason]}", worker.rank, worker.node, step
+        )
+    return Failure(FailureClass.UNKNOWN, f"{who} was killed by {name}", worker.rank, worker.node, step)
+
+
+def _died_by_signal(worker: WorkerState) -> bool:
+    return worker.signal not in (None, SIGTERM)
+
+
+def _stopped(worker: WorkerState) -> bool:
+    return worker.signal == SIGTERM
+
+
+def _ended(snapshot: JobSnapshot) -> list[WorkerState]:
+    """Failed workers, the first to end first; those of unknown time last."""
+    failed = [worker for worker in snapshot.workers if worker.has_failed]
+    return sorted(failed, key=lambda worker: worker.finished_s if worker.finished_s is not None else float("inf"))
+
+
+def _first(items: Iterable[T]) -> T | None:
+    return next(iter(items), None)

@@ -1,0 +1,141 @@
+"""The supervisor's memory of a training: its attempts and its verdict, as JSON in the run directory.
+
+Plain values with `to_dict` and `from_dict`; `load` and `save` are the only lines that touch the disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from steps.errors import StorageError
+from steps.failure_record import FailureClass
+from steps.rundir import read_json, write_json
+
+SCHEMA = "hyperpod-lora/history/1"
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One submission of the job. An attempt without `finished_s` is, as far as we know, still running."""
+
+    number: int
+    created_s: float
+    """Unix time, supervisor's clock; so are the next two."""
+    spec_digest: str = ""
+    begins_session: bool = False
+    """The first of its supervisor: before it, nobody may have been there."""
+    admitted_s: float | None = None
+    """When it left the queue."""
+    finished_s: float | None = None
+    failed_s: float | None = None
+    """When its first worker failed, as far as known."""
+    failure_class: str = ""
+    message: str = ""
+    rank: int | None = None
+    node: str = ""
+    step: int | None = None
+    """Steps done at its end."""
+    complete_step: int = 0
+    """Step of the newest complete checkpoint at its end."""
+    ready_s: float | None = None
+    """Seconds from its creation to its first training step."""
+
+    @property
+    def is_open(self) -> bool:
+        """Not known to have ended."""
+        return self.finished_s is None
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The end of a training that failed; binds until a person resumes it."""
+
+    kind: str
+    """permanent, exhausted, timeout or cancelled."""
+    failure_class: str
+    attempt: int
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """All attempts of one training."""
+
+    identity: str
+    attempts: tuple[Attempt, ...] = ()
+    forgiven: int = 0
+    """Attempts before the latest resume by a person; they do not count against any limit."""
+    verdict: Verdict | None = None
+    result: dict[str, Any] = field(default_factory=dict)
+    """What the published result was made by: account, layout, step."""
+
+    @property
+    def last(self) -> Attempt | None:
+        """The newest attempt."""
+        return self.attempts[-1] if self.attempts else None
+
+    @property
+    def counted(self) -> tuple[Attempt, ...]:
+        """Attempts since a person last resumed."""
+        return self.attempts[self.forgiven :]
+
+    def with_last(self, **changes: Any) -> History:
+        """The history with its newest attempt changed."""
+        return replace(self, attempts=(*self.attempts[:-1], replace(self.attempts[-1], **changes)))
+
+    def forgive(self) -> History:
+        """The history after a person has decided to go on."""
+        return replace(self, verdict=None, forgiven=len(self.attempts))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {"schema": SCHEMA, **asdict(self)}
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> History:
+        """The history that `to_dict` wrote; keys of a newer version are ignored.
+
+        Raises:
+            ValueError, KeyError, TypeError: not a history.
+        """
+        if raw.get("schema") != SCHEMA:
+            raise ValueError(f"expected schema {SCHEMA}, found {raw.get('schema')!r}")
+        known = {item.name for item in fields(Attempt)}
+        attempts = tuple(
+            Attempt(**{key: value for key, value in item.items() if key in known}) for item in raw["attempts"]
+        )
+        for attempt in attempts:
+            FailureClass(attempt.failure_class or FailureClass.UNKNOWN)
+        verdict = Verdict(**raw["verdict"]) if raw.get("verdict") else None
+        return cls(str(raw["identity"]), attempts, int(raw["forgiven"]), verdict, dict(raw.get("result") or {}))
+
+
+def load(path: Path, identity: str) -> History:
+    """The history in a file; a new one if there is none.
+
+    Raises:
+        StorageError: it is damaged, or belongs to another training.
+    """
+    if not path.exists():
+        return History(identity)
+    try:
+        history = History.from_dict(read_json(path))
+    except (ValueError, KeyError, TypeError) as error:
+        raise StorageError(
+            f"{path} cannot be read ({error}); move it away to start the count of attempts anew"
+        ) from error
+    if history.identity != identity:
+        raise StorageError(f"{path} belongs to training {history.identity}, expected {identity}: remove the directory")
+    return history
+
+
+def save(path: Path, history: History) -> None:
+    """Write the history.
+
+    Raises:
+        StorageError: the disk refused.
+    """
+    write_json(path, history.to_dict())

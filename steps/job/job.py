@@ -1,0 +1,44 @@
+"""What is to be run: one frozen value, made by whoever wants a job, read by the supervisor and the launchers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from steps.rundir import TrainDir
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One module on some workers, with all that identifies it."""
+
+    module: str
+    """Run as `python -m <module> <directory>/spec.json --attempt N` on every rank."""
+    spec: Mapping[str, Any]
+    """What the supervisor writes to spec.json; plain JSON values, no secret."""
+    directory: TrainDir
+    identity: str
+    """Digest of what the job computes; names the directory."""
+    total_steps: int
+    processes: int = 1
+    """Workers on each node."""
+    nodes: int = 1
+    threads_per_process: int = 1
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Added to the workers' environment; never written to disk."""
+    label: str = "training"
+    """For people: model and data set."""
+
+    @property
+    def world(self) -> int:
+        """Workers in all."""
+        return self.processes * self.nodes
+
+    @property
+    def spec_digest(self) -> str:
+        """Of the module, its spec and its layout: two jobs with the same digest are the same program on the same workers."""
+        shape = [self.module, dict(self.spec), self.processes, self.nodes, self.threads_per_process]
+        return hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()[:16]

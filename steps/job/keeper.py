@@ -1,0 +1,231 @@
+"""The keeper: a small process that outlives the supervisor, starts torchrun for one attempt, and records how it ended.
+
+    python -m steps.job.keeper <attempt directory>
+
+Started by `local`. It is the workers' subreaper: a rank whose torchrun is killed becomes its child, so none is ever lost from
+sight. It sends SIGTERM to the ranks themselves (torchrun would kill them after a time-out of its own), and kills what is left
+after the grace period. If the keeper itself is killed, the kernel sends torchrun a SIGTERM, which stops the ranks; what survives
+even that is found by its marker. It ends the workers when the supervisor's lease no longer moves. It decides nothing else.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from steps.job import processes
+
+POLL_S = 0.1
+ORPHAN_GRACE_S = 5.0
+"""For helpers of the workers (data loaders, say) that are left when torchrun has ended in order."""
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+TORCHRUN_EVENT = '{"name": "torchelastic.worker.status.'
+OOM_COUNTERS = (Path("/sys/fs/cgroup/memory.events"), Path("/sys/fs/cgroup/memory/memory.oom_control"))
+
+
+class Keeper:
+    """One attempt's keeper; `plan` is what `local` wrote to keeper.json."""
+
+    def __init__(self, folder: Path, plan: dict[str, Any]) -> None:
+        self._folder = folder
+        self._plan = plan
+        self._stop_reason = ""
+        self._grace_s = float(plan["grace_s"])
+        self._statuses: dict[int, int] = {}
+        self._begun: dict[int, dict[str, Any]] = {}
+        self._ended_s: dict[int, float] = {}
+        self._lease: tuple[str, float] = ("", time.monotonic())
+        self._stacks_sent = False
+        self._oom_kills = oom_kills()
+        self._torchrun = 0
+
+    def run(self) -> int:
+        """From start to exit.json; returns torchrun's exit code, negative for a signal."""
+        prctl = ctypes.CDLL(None).prctl
+        prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        signal.signal(signal.SIGTERM, lambda *_: self._stop("stopped"))
+        for ignored in (signal.SIGINT, signal.SIGHUP):
+            signal.signal(ignored, signal.SIG_IGN)
+        write_whole(self._folder / "keeper-state.json", processes.identify(os.getpid()))
+        self._torchrun = self._start_torchrun(lambda: prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0))
+        while self._torchrun not in self._statuses and not self._stop_reason:
+            self._look()
+            time.sleep(POLL_S)
+        self._end_all()
+        code = self._statuses.get(self._torchrun, -signal.SIGKILL)
+        write_whole(self._folder / "exit.json", self._report(code))
+        return code
+
+    def _start_torchrun(self, before_exec: Callable[[], object]) -> int:
+        plan = self._plan
+        command = [
+            *(sys.executable, "-m", "torch.distributed.run", "--nnodes=1", f"--nproc-per-node={plan['processes']}"),
+            # A free port of the kernel's choice, on this machine only; its name need not resolve.
+            *("--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1"),
+            *("--max-restarts=0", "--event-log-handler=console", "-m", "steps.job.rank"),
+            *(str(self._folder), plan["module"], plan["spec"], "--attempt", str(plan["attempt"])),
+        ]
+        with (self._folder / "torchrun.log").open("ab") as log:
+            # start_new_session: the keeper's process group can then be signalled without torchrun.
+            started = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                preexec_fn=before_exec,
+            )
+        return started.pid
+
+    def _look(self) -> None:
+        self._reap()
+        self._note_ends()
+        self._watch_lease()
+        if not self._stacks_sent and (self._folder / "stacks-wanted").exists():
+            self._stacks_sent = True
+            for pid in self._ranks():
+                processes.send(pid, signal.SIGUSR1)
+
+    def _note_ends(self) -> None:
+        """When each rank ended: torchrun does not tell, and the first to go is the one to listen to."""
+        for rank, identity in self._identities().items():
+            if rank not in self._ended_s and not processes.is_alive(identity):
+                self._ended_s[rank] = time.time()
+
+    def _watch_lease(self) -> None:
+        """By our own clock: the supervisor's is never looked at."""
+        try:
+            content = (self._folder / "lease").read_text()
+        except OSError:
+            content = ""
+        if content != self._lease[0]:
+            self._lease = (content, time.monotonic())
+        elif time.monotonic() - self._lease[1] > self._plan["lease_s"]:
+            self._stop("lease")
+
+    def _stop(self, reason: str) -> None:
+        self._stop_reason = self._stop_reason or reason
+        wanted = read_or_empty(self._folder / "stop.json")
+        self._grace_s = float(wanted.get("grace_s", self._grace_s))
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            self._statuses[pid] = os.waitstatus_to_exitcode(status)
+
+    def _identities(self) -> dict[int, dict[str, Any]]:
+        """Every rank that has begun; all are looked for until all are found."""
+        if len(self._begun) < self._plan["processes"]:
+            for path in self._folder.glob("rank-*.json"):
+                self._begun[int(path.stem.removeprefix("rank-"))] = read_or_empty(path)
+        return self._begun
+
+    def _ranks(self) -> list[int]:
+        """Pids of the ranks that live."""
+        return [int(item["pid"]) for item in self._identities().values() if processes.is_alive(item)]
+
+    def _end_all(self) -> None:
+        """SIGTERM to the ranks, time to save, SIGKILL to whatever is left."""
+        is_orderly = not self._stop_reason and self._statuses.get(self._torchrun, 0) >= 0
+        patience_s = min(self._grace_s, ORPHAN_GRACE_S) if is_orderly else self._grace_s
+        until_s = time.monotonic() + patience_s
+        for pid in self._ranks() or [child.pid for child in self._descendants()]:
+            processes.send(pid, signal.SIGTERM)
+        while (left := self._descendants()) or self._torchrun not in self._statuses:
+            if time.monotonic() > until_s:
+                for child in left:
+                    processes.send(child.pid, signal.SIGKILL)
+            time.sleep(POLL_S)
+            self._reap()
+            self._note_ends()
+
+    def _descendants(self) -> list[psutil.Process]:
+        return [child for child in psutil.Process().children(recursive=True) if processes.start_ticks(child.pid)]
+
+    def _report(self, code: int) -> dict[str, Any]:
+        """What exit.json holds."""
+        now_s = time.time()
+        codes = ranks_of_log((self._folder / "torchrun.log").read_text(errors="replace"))
+        for rank, identity in self._identities().items():
+            if identity["pid"] in self._statuses:  # torchrun was gone, so the rank became our child
+                codes[rank] = self._statuses[identity["pid"]]
+        message = ""
+        reason = self._stop_reason
+        if not reason and code < 0:
+            reason, message = "keeper", f"torchrun was killed by {signal.Signals(-code).name}"
+        if not reason and oom_kills() > self._oom_kills and -signal.SIGKILL in codes.values():
+            reason = "oom_kill"
+        ranks = {
+            str(rank): {"exit_code": found, "finished_s": self._ended_s.get(rank, now_s)}
+            for rank, found in sorted(codes.items())
+        }
+        return {"exit_code": code, "reason": reason, "message": message, "ranks": ranks, "finished_s": now_s}
+
+
+def ranks_of_log(text: str) -> dict[int, int]:
+    """Exit code by rank, from torchrun's events (one JSON object a line); ranks that torchrun ended itself are left out."""
+    found: dict[int, int] = {}
+    for line in text.splitlines():
+        if not line.startswith(TORCHRUN_EVENT):
+            continue
+        try:
+            metadata = json.loads(line)["metadata"]
+            code = json.loads(metadata["metadata"]).get("exit_code", [None])[0]
+            if metadata["global_rank"] is not None and code is not None:
+                found[int(metadata["global_rank"])] = int(code)
+        except (ValueError, KeyError, TypeError, IndexError):
+            continue
+    return found
+
+
+def oom_kills() -> int:
+    """How often the kernel has killed a process of this cgroup for want of memory; 0 where that is not told."""
+    for path in OOM_COUNTERS:
+        try:
+            pairs = [line.split() for line in path.read_text().splitlines()]
+        except OSError:
+            continue
+        return next((int(pair[1]) for pair in pairs if pair[:1] == ["oom_kill"]), 0)
+    return 0
+
+
+def read_or_empty(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; empty if it is not there or not whole."""
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def write_whole(path: Path, value: object) -> None:
+    """Write beside and rename. (`rundir.write_json` would do more, at the price of heavier imports.)"""
+    beside = path.with_name(f".{path.name}")
+    beside.write_text(json.dumps(value))
+    beside.rename(path)
+
+
+def main(argv: list[str]) -> int:
+    """Keep the attempt in the directory that is the only argument."""
+    folder = Path(argv[0])
+    Keeper(folder, json.loads((folder / "keeper.json").read_text())).run()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

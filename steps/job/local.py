@@ -1,0 +1,157 @@
+"""The local launcher: an attempt is a keeper process on this machine, which runs torchrun. Satisfies `launcher.Launcher`.
+
+All that it knows lies in the attempt's directory, so another launcher, in another process, sees the same:
+keeper.json (what to run), keeper-state.json and rank-<r>.json (who runs: pid, start time, boot), exit.json (how it ended).
+The environment of the workers is this process's own plus the job's; it is handed over, never written.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import steps
+from steps.job import processes
+from steps.job.job import Job
+from steps.job.keeper import read_or_empty
+from steps.job.status import JobSnapshot, snapshot_of_local
+from steps.rundir import storage_errors, write_json
+
+TORCHRUN_SHUTDOWN_S = 10
+"""How long torchrun waits for the peers of a failed rank: they have lost a partner, so there is nothing left to save."""
+
+
+class LocalLauncher:
+    """Runs attempts on this machine.
+
+    `grace_s`: between SIGTERM and SIGKILL. `lease_s`: without a sign of a supervisor for so long, the workers are ended.
+    """
+
+    def __init__(self, *, grace_s: float = 60.0, lease_s: float = 600.0) -> None:
+        self._grace_s = grace_s
+        self._lease_s = lease_s
+        self._keepers: dict[Path, subprocess.Popen[bytes]] = {}
+        self._ranks: dict[Path, dict[int, int]] = {}
+
+    def create(self, job: Job, attempt: int, *, exclude_nodes: Sequence[str] = ()) -> None:
+        """Start the attempt's keeper, unless it has been started. There is one node, so none can be left out.
+
+        Raises:
+            StorageError: the run directory cannot be written.
+        """
+        folder = job.directory.attempt(attempt)
+        if (folder / "keeper.json").exists():
+            return
+        plan = {
+            "module": job.module,
+            "spec": str(job.directory.spec),
+            "attempt": attempt,
+            "processes": job.processes,
+            "grace_s": self._grace_s,
+            "lease_s": self._lease_s,
+        }
+        write_json(folder / "keeper.json", plan)
+        command = [sys.executable, "-m", "steps.job.keeper", str(folder)]
+        with storage_errors(f"writing {folder}"), (folder / "keeper.log").open("ab") as log:
+            self._keepers[folder] = subprocess.Popen(
+                command,
+                env=_environment(job, attempt),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def read(self, job: Job, attempt: int) -> JobSnapshot:
+        """Look at the attempt's files and its keeper; all of /proc is searched only when it is over."""
+        folder = job.directory.attempt(attempt)
+        is_alive, was_rebooted = self._keeper(job, attempt)
+        ended = read_or_empty(folder / "exit.json")
+        is_over = not is_alive or bool(ended)
+        raw = {
+            "created": (folder / "keeper.json").exists(),
+            "keeper_alive": is_alive,
+            "rebooted": was_rebooted,
+            "exit": ended,
+            "pids": self._pids(folder, job.processes),
+            "processes": job.processes,
+            "remaining": len(processes.marked_with(_marker(job, attempt))) if is_over else 1 + job.processes,
+        }
+        return snapshot_of_local(raw)
+
+    def delete(self, job: Job, attempt: int, *, grace_s: float) -> None:
+        """Ask the keeper to end its workers; without one, or at once, signal them directly."""
+        folder = job.directory.attempt(attempt)
+        state = read_or_empty(folder / "keeper-state.json")
+        if grace_s > 0 and state and processes.is_alive(state):
+            write_json(folder / "stop.json", {"grace_s": grace_s})
+            processes.send(int(state["pid"]), signal.SIGTERM)
+            return
+        number = signal.SIGTERM if grace_s > 0 else signal.SIGKILL
+        for pid in processes.marked_with(_marker(job, attempt)):
+            processes.send(pid, number)
+
+    def logs(self, job: Job, attempt: int, rank: int, *, lines: int = 400) -> str:
+        """The end of rank-<r>.log, or of torchrun's own log if the rank never came to write one."""
+        folder = job.directory.attempt(attempt)
+        for name in (f"rank-{rank}.log", "torchrun.log", "keeper.log"):
+            text = _tail(folder / name, lines)
+            if text:
+                return text
+        return ""
+
+    def _keeper(self, job: Job, attempt: int) -> tuple[bool, bool]:
+        """(whether the keeper lives, whether the machine was restarted since it did)."""
+        folder = job.directory.attempt(attempt)
+        ours = self._keepers.get(folder)
+        if ours:
+            return ours.poll() is None, False
+        state = read_or_empty(folder / "keeper-state.json")
+        if not state:  # its supervisor died in the moment between starting it and its first words
+            return bool(processes.marked_with(_marker(job, attempt))), False
+        return processes.is_alive(state), state["boot"] != processes.boot_id()
+
+    def _pids(self, folder: Path, expected: int) -> dict[int, int]:
+        """Pid by rank; no longer looked up once all are known."""
+        known = self._ranks.get(folder, {})
+        if len(known) < expected:
+            for path in folder.glob("rank-*.json"):
+                pid = read_or_empty(path).get("pid")
+                if pid:
+                    known[int(path.stem.removeprefix("rank-"))] = int(pid)
+            self._ranks[folder] = known
+        return known
+
+
+def _marker(job: Job, attempt: int) -> str:
+    return processes.marker_of(job.directory.path, attempt)
+
+
+def _environment(job: Job, attempt: int) -> dict[str, str]:
+    """Ours, the job's, the thread count, and the marker by which every process of the attempt is found."""
+    threads = job.threads_per_process or max(1, len(os.sched_getaffinity(0)) // job.processes)
+    environment = {"OMP_NUM_THREADS": str(threads), **os.environ, **job.environment}
+    if job.threads_per_process:
+        environment["OMP_NUM_THREADS"] = str(threads)
+    root = str(Path(steps.__file__).parent.parent)
+    inherited = environment.get("PYTHONPATH", "")
+    return {
+        **environment,
+        "PYTHONPATH": f"{root}{os.pathsep}{inherited}" if inherited else root,
+        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(TORCHRUN_SHUTDOWN_S),
+        processes.MARKER: _marker(job, attempt),
+    }
+
+
+def _tail(path: Path, lines: int) -> str:
+    """The last lines of a file, at most 1 MiB of it."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - 2**20))
+            return b"\n".join(file.read().splitlines()[-lines:]).decode(errors="replace")
+    except FileNotFoundError:
+        return ""

@@ -1,0 +1,39 @@
+"""What torchrun starts on every rank: takes the rank's log and stack file in hand, then becomes the module.
+
+    python -m steps.job.rank <attempt directory> <module> <arguments of the module…>
+
+Light on purpose: the module's imports are the first heavy ones, and a hang in them can be seen in the stack already.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import os
+import runpy
+import signal
+import sys
+from pathlib import Path
+
+from steps.job.processes import identify
+
+
+def main(argv: list[str]) -> None:
+    """Redirect output, leave this process's identity, run the module as `__main__`; its exit is ours."""
+    folder, module, arguments = Path(argv[0]), argv[1], argv[2:]
+    rank = int(os.environ["RANK"])
+    log = os.open(folder / f"rank-{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    stack = (folder / f"stack-{rank}.txt").open("w")
+    faulthandler.register(signal.SIGUSR1, file=stack, all_threads=True)
+    beside = folder / f".rank-{rank}.json"
+    beside.write_text(json.dumps(identify(os.getpid())))
+    beside.rename(folder / f"rank-{rank}.json")
+    sys.argv = [module, *arguments]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,145 @@
+"""What to do after a failed attempt: `decide` answers with a `Resubmit` or a `GiveUp`. Pure: no clock, no sleep, no log.
+
+The rules: a permanent failure stops at once; a preemption is free, unless one follows another without progress; out of memory
+is tried once more, and stops when it comes at the same step again; anything else goes on from the last complete checkpoint
+while there is progress. Attempts in a row without a new complete checkpoint, attempts in all, and the total time have limits.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Literal
+
+from steps.config import Retry
+from steps.failure_record import FailureClass
+from steps.job.failures import PERMANENT
+from steps.job.history import Attempt, History
+
+NODE_FAILURES = 2
+"""A node that failed this often is left out."""
+BLAMES_NODE = frozenset(
+    {FailureClass.NODE, FailureClass.ACCELERATOR, FailureClass.NETWORK, FailureClass.HANG, FailureClass.UNKNOWN}
+)
+MEMORY_ADVICE = "lower --micro-batch, turn on --gradient-checkpointing, or lower --sequence-length"
+
+
+@dataclass(frozen=True, slots=True)
+class Resubmit:
+    """Start another attempt."""
+
+    delay_s: float
+    reason: str
+    resume_from: int
+    """Step of the newest complete checkpoint; 0: from the start."""
+    exclude_nodes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUp:
+    """Stop."""
+
+    kind: Literal["permanent", "exhausted", "timeout"]
+    reason: str
+
+
+def decide(history: History, policy: Retry, *, spent_s: float, total_s: float) -> Resubmit | GiveUp:
+    """What follows the history's last attempt, which has failed.
+
+    `spent_s`: seconds used so far of the total deadline `total_s`.
+    """
+    last = history.attempts[-1]
+    failure_class = FailureClass(last.failure_class)
+    if failure_class in PERMANENT:
+        return GiveUp("permanent", f"a failure of class {failure_class} would only come again")
+    if failure_class is FailureClass.OUT_OF_MEMORY and _same_step_before(history):
+        return GiveUp("permanent", f"out of memory twice {_at(last.step)}: {MEMORY_ADVICE}")
+    streak = attempts_without_progress(history)
+    if streak >= policy.max_without_progress:
+        return GiveUp("exhausted", f"{streak} attempts in a row brought no new complete checkpoint")
+    used = sum(not free for free in _free(history))
+    if used >= policy.max_attempts:
+        return GiveUp("exhausted", f"all {policy.max_attempts} attempts (retry.max_attempts) are used up")
+    delay_s = _delay_s(last, streak, policy)
+    return _look_ahead(history, delay_s, spent_s, total_s) or Resubmit(
+        delay_s, _reason(last, streak), resume_step(history), excluded_nodes(history)
+    )
+
+
+def _look_ahead(history: History, delay_s: float, spent_s: float, total_s: float) -> GiveUp | None:
+    """An attempt that cannot reach its first step before the total deadline is not begun."""
+    ready_s = min((attempt.ready_s for attempt in history.attempts if attempt.ready_s is not None), default=0.0)
+    if spent_s + delay_s + ready_s < total_s:
+        return None
+    needed = f"another attempt needs {delay_s + ready_s:.0f} s to its first step"
+    return GiveUp("timeout", f"{spent_s:.0f} s of {total_s:.0f} s (deadlines.total_s) are used, and {needed}")
+
+
+def resume_step(history: History) -> int:
+    """The newest complete checkpoint that any attempt left."""
+    return max((attempt.complete_step for attempt in history.attempts), default=0)
+
+
+def excluded_nodes(history: History) -> tuple[str, ...]:
+    """Nodes on which an attempt failed first, twice or more."""
+    blamed = Counter(item.node for item in history.attempts if item.node and item.failure_class in BLAMES_NODE)
+    return tuple(sorted(node for node, times in blamed.items() if times >= NODE_FAILURES))
+
+
+def attempts_without_progress(history: History) -> int:
+    """Attempts at the end of the history that brought no new complete checkpoint; free ones are not counted."""
+    streak = 0
+    for advanced, free in zip(_advanced(history), _free(history), strict=True):
+        if advanced:
+            streak = 0
+        elif not free:
+            streak += 1
+    return streak
+
+
+def _advanced(history: History) -> list[bool]:
+    """For each counted attempt: did it leave a newer complete checkpoint than all before it?"""
+    best = max((attempt.complete_step for attempt in history.attempts[: history.forgiven]), default=0)
+    found = []
+    for attempt in history.counted:
+        found.append(attempt.complete_step > best)
+        best = max(best, attempt.complete_step)
+    return found
+
+
+def _free(history: History) -> list[bool]:
+    """For each counted attempt: a preemption, unless the one before was preempted too and neither brought progress."""
+    found: list[bool] = []
+    was_idle_preemption = False
+    for attempt, advanced in zip(history.counted, _advanced(history), strict=True):
+        is_preemption = attempt.failure_class == FailureClass.PREEMPTED
+        is_idle_preemption = is_preemption and not advanced
+        found.append(is_preemption and not (is_idle_preemption and was_idle_preemption))
+        was_idle_preemption = is_idle_preemption
+    return found
+
+
+def _same_step_before(history: History) -> bool:
+    last = history.attempts[-1]
+    return any(
+        item.failure_class == FailureClass.OUT_OF_MEMORY and item.step == last.step for item in history.counted[:-1]
+    )
+
+
+def _delay_s(last: Attempt, streak: int, policy: Retry) -> float:
+    if last.failure_class == FailureClass.PREEMPTED:
+        return 0.0
+    growth: float = policy.delay_factor ** max(streak - 1, 0)
+    return min(policy.delay_s * growth, policy.max_delay_s)
+
+
+def _reason(last: Attempt, streak: int) -> str:
+    if last.failure_class == FailureClass.PREEMPTED:
+        return "it was stopped from outside"
+    if streak == 0:
+        return f"{last.failure_class}, and it had come further than the attempts before"
+    return f"{last.failure_class}, {streak} without a new complete checkpoint"
+
+
+def _at(step: int | None) -> str:
+    return f"after step {step}" if step else "before the first step"

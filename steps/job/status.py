@@ -1,0 +1,176 @@
+"""What a launcher saw, in the project's own words: a `JobSnapshot`, and the tables that translate foreign phases into it.
+
+Used by the launchers (they build snapshots) and the supervisor (it reads them). Pure: no process or cluster is looked at here.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Any
+
+
+class Phase(StrEnum):
+    """Where an attempt is."""
+
+    QUEUED = "queued"
+    """Accepted, waits for capacity."""
+    STARTING = "starting"
+    """Some workers do not run yet."""
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    """Every worker exited with 0; whether the result is there is another question."""
+    FAILED = "failed"
+    GONE = "gone"
+    """Never created, or deleted."""
+
+
+class Reason(StrEnum):
+    """Why the platform ended or did not start a worker."""
+
+    NONE = ""
+    OUT_OF_MEMORY = "out_of_memory"
+    IMAGE = "image"
+    CONFIG = "config"
+    PREEMPTED = "preempted"
+    NODE = "node"
+    STOPPED = "stopped"
+    """Ended on request."""
+    LEASE = "lease"
+    """Ended because no supervisor had watched it for the length of its lease."""
+    KEEPER = "keeper"
+    """The process that watched over the workers is gone, and did not say how they ended."""
+
+
+REASONS: dict[str, Reason] = {
+    # Containers that ended (state.terminated.reason).
+    "OOMKilled": Reason.OUT_OF_MEMORY,
+    "ContainerStatusUnknown": Reason.NODE,  # the kubelet lost it: the node went away
+    # Containers that wait (state.waiting.reason).
+    "ErrImagePull": Reason.IMAGE,
+    "ImagePullBackOff": Reason.IMAGE,
+    "InvalidImageName": Reason.IMAGE,
+    "ErrImageNeverPull": Reason.IMAGE,
+    "CreateContainerConfigError": Reason.CONFIG,  # a secret or config map that is not there
+    "CreateContainerError": Reason.CONFIG,
+    "RunContainerError": Reason.CONFIG,
+    # Pods (status.reason).
+    "Evicted": Reason.NODE,  # disk or memory pressure on the node
+    "NodeLost": Reason.NODE,
+    "NodeShutdown": Reason.NODE,
+    "Terminated": Reason.NODE,  # graceful node shutdown
+    "UnexpectedAdmissionError": Reason.NODE,  # the kubelet refused it: devices vanished
+    "Preempting": Reason.PREEMPTED,
+    # Pods (the DisruptionTarget condition's reason).
+    "PreemptionByScheduler": Reason.PREEMPTED,
+    "EvictionByEvictionAPI": Reason.PREEMPTED,  # a drain
+    "DeletionByTaintManager": Reason.NODE,
+    "DeletionByPodGC": Reason.NODE,
+    "TerminationByKubelet": Reason.NODE,
+    # The local keeper.
+    "oom_kill": Reason.OUT_OF_MEMORY,  # the cgroup's counter rose
+    "stopped": Reason.STOPPED,
+    "lease": Reason.LEASE,
+    "reboot": Reason.NODE,
+    "keeper": Reason.KEEPER,
+}
+
+
+def reason_of(word: str | None) -> Reason:
+    """The platform's word, translated; NONE for `Error`, `Completed` and words nobody knows."""
+    return REASONS.get(word or "", Reason.NONE)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerState:
+    """One rank (or, on a cluster, one pod)."""
+
+    rank: int
+    name: str = ""
+    """Pod name, or `pid 123`."""
+    node: str = ""
+    """Empty where nodes cannot be chosen (local)."""
+    exit_code: int | None = None
+    """None while it runs, or when nobody knows. Negative: ended by that signal."""
+    reason: Reason = Reason.NONE
+    message: str = ""
+    started_s: float | None = None
+    finished_s: float | None = None
+    """Unix times, on the platform's clock."""
+
+    @property
+    def signal(self) -> int | None:
+        """The signal that ended it, whether told as -9 or as 137."""
+        if self.exit_code is None:
+            return None
+        number = -self.exit_code if self.exit_code < 0 else self.exit_code - 128
+        return number if 0 < number < 65 else None
+
+    @property
+    def has_failed(self) -> bool:
+        """It ended, and not well."""
+        return self.exit_code not in (None, 0) or self.reason is not Reason.NONE
+
+
+@dataclass(frozen=True, slots=True)
+class JobSnapshot:
+    """An attempt as its launcher saw it at one moment."""
+
+    phase: Phase
+    workers: tuple[WorkerState, ...] = ()
+    reason: Reason = Reason.NONE
+    """Of the job as a whole."""
+    message: str = ""
+    remaining: int = 0
+    """Processes or pods that could still write."""
+
+    @property
+    def is_over(self) -> bool:
+        """No worker will make progress any more."""
+        return self.phase in (Phase.SUCCEEDED, Phase.FAILED, Phase.GONE)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values, for the evidence."""
+        return asdict(self)
+
+
+def signal_name(number: int) -> str:
+    """`SIGKILL` for 9; `signal 64` for one without a name."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def snapshot_of_local(raw: Mapping[str, Any]) -> JobSnapshot:
+    """Translate what the local launcher found.
+
+    `created`: the attempt was begun · `keeper_alive` · `rebooted`: the machine has been restarted since ·
+    `exit`: the keeper's exit.json or None · `pids`: of the ranks by rank · `remaining`: processes left · `processes`: expected.
+    """
+    remaining, ended = int(raw["remaining"]), raw.get("exit")
+    pids = {int(rank): int(pid) for rank, pid in raw.get("pids", {}).items()}
+    if not raw["created"]:
+        return JobSnapshot(Phase.GONE, remaining=remaining)
+    if ended:
+        code = int(ended["exit_code"])
+        workers = tuple(_ended_worker(int(rank), item, pids) for rank, item in sorted(ended.get("ranks", {}).items()))
+        phase = Phase.SUCCEEDED if code == 0 else Phase.FAILED
+        reason = reason_of(ended.get("reason"))
+        return JobSnapshot(phase, workers, reason, str(ended.get("message", "")), remaining)
+    running = tuple(WorkerState(rank, f"pid {pid}") for rank, pid in sorted(pids.items()))
+    if raw["rebooted"]:
+        return JobSnapshot(Phase.FAILED, running, Reason.NODE, "the machine was restarted", remaining)
+    if not raw["keeper_alive"]:
+        return JobSnapshot(Phase.FAILED, running, Reason.KEEPER, "the keeper process ended without a word", remaining)
+    phase = Phase.RUNNING if len(pids) >= int(raw["processes"]) else Phase.STARTING
+    return JobSnapshot(phase, running, remaining=remaining)
+
+
+def _ended_worker(rank: int, item: Mapping[str, Any], pids: Mapping[int, int]) -> WorkerState:
+    name = f"pid {pids[rank]}" if rank in pids else ""
+    return WorkerState(
+        rank, name, "", item.get("exit_code"), reason_of(item.get("reason")), finished_s=item.get("finished_s")
+    )

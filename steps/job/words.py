@@ -1,0 +1,77 @@
+"""The sentences that a person reads, at 3 in the morning if need be: what failed, where it lies, what to do next. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from steps.errors import JobError, JobPermanentError, JobRetriesExhausted, JobTimeout
+from steps.failure_record import FailureClass
+from steps.job.failures import Failure
+from steps.job.history import Verdict
+from steps.job.job import Job
+from steps.job.retry import GiveUp, Resubmit
+
+ADVICE: dict[FailureClass, str] = {
+    FailureClass.USER: "mend what the traceback names; if the loss ran away, lower --learning-rate",
+    FailureClass.CONFIG: "correct the setting or the data that the message names",
+    FailureClass.OUT_OF_MEMORY: "lower --micro-batch, turn on --gradient-checkpointing, or lower --sequence-length",
+    FailureClass.IMAGE: "check the image's name, its tag, and whether the nodes may pull it",
+    FailureClass.PREEMPTED: "nothing is wrong with the training; go on when there is room",
+    FailureClass.NODE: "look at the node named above before you go on",
+    FailureClass.ACCELERATOR: "look at the accelerator's health on the node named above",
+    FailureClass.NETWORK: "look at the network between the workers, and at the log of the rank that went first",
+    FailureClass.STORAGE: "look at the free space, the quota and the mount of the run directory",
+    FailureClass.HANG: "read the stacks in the evidence: they show where each rank stood",
+    FailureClass.UNKNOWN: "read the end of the log of the rank named above",
+}
+
+ERRORS: dict[str, type[JobError]] = {
+    "permanent": JobPermanentError,
+    "exhausted": JobRetriesExhausted,
+    "timeout": JobTimeout,
+}
+
+
+def describe_failure(failure: Failure) -> str:
+    """One sentence: class, step, message."""
+    at = f" after step {failure.step}" if failure.step else ""
+    first_line = failure.message.strip().splitlines()[0][:400] if failure.message.strip() else "no message"
+    return f"{failure.failure_class}{at}: {first_line}"
+
+
+def describe_retry(job: Job, attempt: int, failure: Failure, decision: Resubmit) -> str:
+    """What failed and what happens now."""
+    where = f"from step {decision.resume_from} of {job.total_steps}" if decision.resume_from else "from the start"
+    when = f"in {decision.delay_s:.0f} s" if decision.delay_s >= 1 else "now"
+    without = f", without {', '.join(decision.exclude_nodes)}" if decision.exclude_nodes else ""
+    return (
+        f"attempt {attempt} failed ({describe_failure(failure)}); attempt {attempt + 1} starts {when} {where}{without}"
+    )
+
+
+def final_message(job: Job, attempt: int, failure: Failure, decision: GiveUp, resume_from: int) -> str:
+    """The last words about a training that is given up."""
+    folder = job.directory.attempt(attempt)
+    kept = f"the checkpoint of step {resume_from} is kept" if resume_from else "no checkpoint was complete yet"
+    lines = [
+        f"{job.label}: attempt {attempt} failed, {describe_failure(failure)}",
+        f"No further attempt: {decision.reason}.",
+        *(f"    {line}" for line in failure.traceback),
+        f"Evidence: {folder / 'evidence'}; logs: {folder}/rank-*.log.",
+        f"What to do: {ADVICE[failure.failure_class]}. Then `resume` goes on ({kept}).",
+    ]
+    return "\n".join(lines)
+
+
+def error_of(verdict: Verdict, *, remembered: bool = False) -> JobError:
+    """The exception that tells a verdict; a remembered one says why nothing was started."""
+    note = "\n(This is remembered from before; nothing was started. `resume` tries again.)" if remembered else ""
+    kind = ERRORS.get(verdict.kind, JobPermanentError)
+    return kind(verdict.message + note, failure_class=verdict.failure_class, attempt=verdict.attempt)
+
+
+def describe_holder(job: Job, holder: Mapping[str, Any]) -> str:
+    """Who watches over this training already."""
+    who = f"process {holder['pid']} on {holder['node']}" if holder else "another process"
+    return f"{job.label}: {who} already watches over this training; following it, and taking over when it ends"

@@ -1,0 +1,107 @@
+"""A worker without torch that plays a training, for tests of the job room: `spec["play"]` says how it goes.
+
+Keys: steps, step_s, save_every, and by attempt (as text) under "acts": {"rank", "step", "act"}.
+Acts: crash, exit <code>, record <class> <code>, hang, deaf (hangs and ignores SIGTERM), no_result.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from steps.checkpoints import checkpoint_path, commit, newest_step, take_claim
+from steps.events import EventWriter
+from steps.failure_record import EXIT_STOPPED, FailureRecord, write_record
+from steps.rundir import TrainDir
+
+stopping = False
+
+
+def on_term(*_: object) -> None:
+    global stopping
+    stopping = True
+
+
+def sleep_for_ever() -> None:
+    while True:
+        time.sleep(1)
+
+
+def act(what: str, folder: Path, rank: int, step: int) -> None:
+    if what == "crash":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if what.startswith("exit"):
+        sys.exit(int(what.split()[1]))
+    if what.startswith("record"):
+        _, failure_class, code = what.split()
+        write_record(
+            folder,
+            FailureRecord(
+                failure_class,
+                "it broke",
+                "RuntimeError",
+                rank,
+                "here",
+                step,
+                int(code),
+                time.time(),
+                "line of the trace",
+            ),
+        )
+        sys.exit(int(code))
+    if what == "deaf":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        sleep_for_ever()
+    if what == "hang":
+        sleep_for_ever()
+
+
+def main() -> int:
+    signal.signal(signal.SIGTERM, on_term)
+    spec_path, attempt = Path(sys.argv[1]), int(sys.argv[3])
+    play = json.loads(spec_path.read_text())["play"]
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    directory = TrainDir(spec_path.parent)
+    folder = directory.attempt(attempt)
+    todo = play.get("acts", {}).get(str(attempt), {})
+    first = newest_step(directory.checkpoints)
+    events = claim = None
+    if rank == 0:
+        claim = take_claim(directory.writers, attempt)
+        events = EventWriter(directory.events(attempt), attempt=attempt)
+        events.emit("started", first, of=play["steps"], world=world, processes=world, pid=os.getpid(), claim=str(claim))
+        events.emit("model_loaded", first, seconds=0.0)
+    for step in range(first + 1, play["steps"] + 1):
+        time.sleep(play["step_s"])
+        if todo.get("rank", 0) == rank and todo.get("step") == step:
+            act(todo["act"], folder, rank, step - 1)
+        if events and claim:
+            events.emit("first_step" if step == first + 1 else "step", step, of=play["steps"], loss=1 / step)
+            if step % play.get("save_every", 2) == 0 or stopping:
+                events.emit("checkpoint_begin", step)
+                path = checkpoint_path(directory.checkpoints, step, claim)
+                path.mkdir(parents=True)
+                (path / "state").write_text(str(step))
+                commit(path, step=step, claim=claim, identity="play", layout={})
+                events.emit("checkpoint", step, seconds=0.0)
+        if stopping:
+            if events:
+                events.emit("stopping", step, reason="SIGTERM")
+            return EXIT_STOPPED
+    if events and claim and todo.get("act") != "no_result":
+        result = directory.writers / str(claim) / "result"
+        result.mkdir()
+        (result / "adapter.txt").write_text("learned")
+        told = {"bytes": 7, "sha256": hashlib.sha256(b"learned").hexdigest()}
+        files = {"adapter.txt": told}
+        events.emit("finished", play["steps"], result=str(result.relative_to(directory.path)), files=files)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
