@@ -19,7 +19,7 @@ import numpy.typing as npt
 from steps.errors import ModelError
 from steps.prepare.conversations import Conversation
 from steps.prepare.template import ChatTemplate, Rendered, read_template
-from steps.prepare.words import WordEncoder, find_splitter
+from steps.prepare.words import find_words
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
@@ -40,8 +40,7 @@ class ChatTokenizer:
     def __init__(self, tokenizer: Tokenizer, template: ChatTemplate) -> None:
         self.template = template
         self._tokenizer = tokenizer
-        split = find_splitter(tokenizer)
-        self._words = WordEncoder(tokenizer, split) if split else None
+        self._words = find_words(tokenizer)
 
     @classmethod
     def load(cls, folder: Path) -> ChatTokenizer:
@@ -77,7 +76,7 @@ class ChatTokenizer:
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
     def _encode_words(self, rendered: Rendered) -> Tokens | None:
-        if self._words is None or not rendered.text.isascii():
+        if self._words is None or not self._words.takes(rendered.text):
             return None
         encoded = self._words.encode(rendered.text, [cut for span in rendered.targets for cut in span])
         return _tokens(*encoded) if encoded else None

@@ -1,16 +1,17 @@
-"""Plain ASCII text → token ids, each distinct word tokenised once: several times quicker than every text anew.
+"""Plain text → token ids, each distinct word tokenised once: several times quicker than every text anew.
 
 Called by `tokens`. Byte-level BPE splits a text into words by a pattern and then looks at each word alone, so a text's ids
-are its words' ids in a row. `find_splitter` knows the patterns of today's models; for any other tokenizer, and for text
-where its pattern and Python's could disagree (anything but plain ASCII), the tokenizer itself does the work.
+are its words' ids in a row. `find_words` knows the patterns of today's models. For any other tokenizer, and for text with
+characters on whose class two Unicode versions might differ, the tokenizer itself does the work.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate, chain
 from typing import TYPE_CHECKING, Any
 
@@ -25,20 +26,27 @@ _LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[
 _QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
 KNOWN_PATTERNS = (_LLAMA3, _QWEN2)
 """Of `Split` pre-tokenizers: Llama 3, Qwen 2 and 3 (and what was made from them)."""
+LATIN, SYMBOLS = range(0x250), range(0x2000, 0x2C00)
+"""Characters that the patterns are translated for: Latin letters, punctuation, arrows, signs. All of them are old."""
+WHITE = " \\t-\\r\\x85\\xa0\\u2000-\\u200a\\u2028\\u2029\\u202f\\u205f"
+"""What Unicode calls white space, of these."""
+
 Splitter = Callable[[str], list[str]]
 
 
-def find_splitter(tokenizer: Tokenizer) -> Splitter | None:
-    """A function that cuts ASCII text into words as this tokenizer does, or None if its way is not known here."""
+def find_words(tokenizer: Tokenizer) -> WordEncoder | None:
+    """An encoder that gives what this tokenizer gives, or None if its way is not known here."""
     parts = json.loads(tokenizer.to_str())
     model = parts["model"]
     plain_model = model["type"] == "BPE" and not model.get("dropout")
     plain_tokens = not any(
         token["lstrip"] or token["rstrip"] or token["single_word"] for token in parts["added_tokens"]
     )
-    if not (plain_model and plain_tokens and _changes_nothing(parts["normalizer"])):
+    changed_from = _changed_from(parts["normalizer"])
+    split = _splitter_for(parts["pre_tokenizer"] or {})
+    if split is None or not changed_from or not plain_model or not plain_tokens:
         return None
-    return _splitter_for(parts["pre_tokenizer"] or {})
+    return WordEncoder(tokenizer, split, changed_from)
 
 
 def _splitter_for(pre: dict[str, Any]) -> Splitter | None:
@@ -61,14 +69,29 @@ def _is_known_split(step: dict[str, Any]) -> bool:
 
 
 def _compile(pattern: str) -> Splitter:
-    """x"""
-    inside_class = re.compile(r"(?<=\[\^)[^\]]*(?=\])")
-    bare = inside_class.sub(lambda found: found[0].replace(r"\p{L}", "A-Za-z").replace(r"\p{N}", "0-9"), pattern)
-    return re.compile(bare.replace(r"\p{L}", "[A-Za-z]").replace(r"\p{N}", "[0-9]"), re.ASCII).findall
+    """The pattern in the words of Python's `re`, which has no \\p{L} and \\p{N}, and a wider \\s."""
+    members = {r"\p{L}": _members("L"), r"\p{N}": _members("N"), r"\s": WHITE}
+    in_class = re.compile(r"(?<=\[\^)[^\]]*(?=\])")
+
+    def bare(text: str) -> str:
+        for name, inside in members.items():
+            text = text.replace(name, inside)
+        return text
+
+    pattern = in_class.sub(lambda found: bare(found[0]), pattern).replace(r"\S", f"[^{WHITE}]")
+    for name, inside in members.items():
+        pattern = pattern.replace(name, f"[{inside}]")
+    return re.compile(pattern).findall
+
+
+def _members(category: str) -> str:
+    """The inside of a character class: all of LATIN and SYMBOLS in a Unicode category."""
+    found = (chr(code) for part in (LATIN, SYMBOLS) for code in part if unicodedata.category(chr(code))[0] == category)
+    return "".join(map(re.escape, found))
 
 
 def _digits_first(split: Splitter) -> Splitter:
-    digit = re.compile("([0-9])")
+    digit = re.compile(f"([{_members('N')}])")
 
     def split_around(text: str) -> list[str]:
         pieces = enumerate(digit.split(text))
@@ -77,26 +100,36 @@ def _digits_first(split: Splitter) -> Splitter:
     return split_around
 
 
-def _changes_nothing(normalizer: dict[str, Any] | None) -> bool:
-    """Whether ASCII text comes out of the normalizer as it went in."""
-    if normalizer is None or normalizer["type"] in ("NFC", "NFKC"):
-        return True
-    return normalizer["type"] == "Sequence" and all(map(_changes_nothing, normalizer["normalizers"]))
+def _changed_from(normalizer: dict[str, Any] | None) -> int:
+    """The first character that the normalizer might change; 0: any."""
+    if normalizer is None:
+        return SYMBOLS.stop
+    if normalizer["type"] in ("NFC", "NFKC"):
+        return 0x80
+    if normalizer["type"] == "Sequence":
+        return min((_changed_from(step) for step in normalizer["normalizers"]), default=SYMBOLS.stop)
+    return 0
 
 
 class WordEncoder:
-    """Token ids of plain ASCII texts, word by word."""
+    """Token ids of plain texts, word by word."""
 
-    def __init__(self, tokenizer: Tokenizer, split: Splitter) -> None:
+    def __init__(self, tokenizer: Tokenizer, split: Splitter, changed_from: int) -> None:
         added = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
         self._added = re.compile("(" + ("|".join(map(re.escape, sorted(added, key=len, reverse=True))) or "(?!)") + ")")
         self._split = split
+        self._only_ascii = changed_from < SYMBOLS.stop
+        self._foreign = re.compile(f"[^{chr(0)}-{chr(LATIN[-1])}{chr(SYMBOLS[0])}-{chr(SYMBOLS[-1])}]")
         self._ids = _WordIds(tokenizer)
+
+    def takes(self, text: str) -> bool:
+        """Whether all its characters are ones that the pattern is translated for."""
+        return text.isascii() or (not self._only_ascii and not self._foreign.search(text))
 
     def encode(self, text: str, cuts: Sequence[int]) -> tuple[list[int], list[int]] | None:
         """Ids, and the first token at or after each character position in `cuts`; None if a cut lies inside a word."""
-        words = list(self._words(text))
-        groups = [self._ids[word] for word in words]
+        words = self._words(text)
+        groups = list(map(self._ids.__getitem__, words))
         ends = list(accumulate(map(len, words), initial=0))
         places = []
         for cut in cuts:
@@ -106,12 +139,14 @@ class WordEncoder:
             places.append(sum(map(len, groups[:word])))
         return list(chain.from_iterable(groups)), places
 
-    def _words(self, text: str) -> Iterator[str]:
+    def _words(self, text: str) -> list[str]:
+        words: list[str] = []
         for index, piece in enumerate(self._added.split(text)):
             if index % 2:
-                yield piece
+                words.append(piece)
             elif piece:
-                yield from self._split(piece)
+                words += self._split(piece)
+        return words
 
 
 class _WordIds(dict[str, tuple[int, ...]]):
