@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from steps.errors import JobTimeout, StorageError
 from steps.events import Event, EventTail
 from steps.job import words
 from steps.job.job import Job
+from steps.job.processes import identify
 from steps.rundir import read_json, storage_errors, write_json
 
 LEASE = "lease"
@@ -92,7 +92,7 @@ def acting(
             raise JobTimeout(f"{job.label}: another supervisor has held {directory.lock} for {patience_s:.0f} s")
         sleep(FOLLOW_POLL_S)
     try:
-        write_json(directory.path / HOLDER, {"pid": os.getpid(), "node": platform.node(), "since_s": time.time()})
+        write_json(directory.path / HOLDER, {**identify(os.getpid()), "node": platform.node()})
         yield
     finally:
         (directory.path / HOLDER).unlink(missing_ok=True)
@@ -108,7 +108,7 @@ def _try(lock: FileLock) -> bool:
 
 
 def holder_of(directory: Path) -> Mapping[str, Any]:
-    """pid, node and time of the supervisor that acts; empty if none is known."""
+    """Identity (see `processes`) and node of the supervisor that acts; empty if none is known."""
     try:
         return read_json(directory / HOLDER)
     except StorageError:

@@ -1,0 +1,156 @@
+"""What runs have left on this machine: processes that nobody watches over, and directories with their sizes and stories.
+
+For `hyperpod-lora status` and `clean`. It only looks, but for `end_running`.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from steps import checkpoints
+from steps.config import Launcher
+from steps.errors import StorageError
+from steps.events import EventTail
+from steps.job import deadlines, processes
+from steps.job.accounting import account_of
+from steps.job.history import History
+from steps.job.keeper import read_or_empty
+from steps.job.lease import holder_of
+from steps.rundir import TrainDir, read_json
+
+
+@dataclass(frozen=True, slots=True)
+class RunningJob:
+    """The processes of one attempt that live on this machine."""
+
+    directory: Path
+    attempt: int
+    pids: tuple[int, ...]
+    is_watched: bool
+    """A supervisor of this machine acts on it."""
+
+
+def running_jobs(root: Path) -> list[RunningJob]:
+    """All jobs below `root` that have living processes here, found by their marker."""
+    by_marker: dict[str, list[int]] = {}
+    for pid, marker in processes.find_marked(f"{root.resolve()}{os.sep}").items():
+        by_marker.setdefault(marker, []).append(pid)
+    found = []
+    for marker, pids in sorted(by_marker.items()):
+        folder, _, number = marker.rpartition("#")
+        if number.isdigit():
+            found.append(RunningJob(Path(folder), int(number), tuple(sorted(pids)), is_watched(Path(folder))))
+    return found
+
+
+def is_watched(directory: Path) -> bool:
+    """Whether the supervisor that a training directory names lives on this machine."""
+    holder = holder_of(directory)
+    return bool(holder) and holder.get("node") == platform.node() and processes.is_alive(holder)
+
+
+def end_running(job: RunningJob, *, grace_s: float, sleep: Callable[[float], None] = time.sleep) -> int:
+    """End a job's processes: the keeper lets the ranks save; what is left after `grace_s` is killed. Returns how many were."""
+    marker = processes.marker_of(job.directory, job.attempt)
+    keeper = read_or_empty(TrainDir(job.directory).attempt(job.attempt) / "keeper-state.json")
+    first = [int(keeper["pid"])] if keeper and processes.is_alive(keeper) else processes.marked_with(marker)
+    for pid in first:
+        processes.send(pid, signal.SIGTERM)
+    until_s = time.monotonic() + grace_s
+    while processes.marked_with(marker) and time.monotonic() < until_s:
+        sleep(0.1)
+    left = processes.marked_with(marker)
+    for pid in left:
+        processes.send(pid, signal.SIGKILL)
+    return len(left)
+
+
+def train_directories(root: Path) -> list[Path]:
+    """All training directories below `root`: `<flow>/<run>/train-<identity>`."""
+    return sorted(path for path in root.glob("*/*/train-*") if path.is_dir())
+
+
+def describe(directory: Path, prices: Launcher | None = None) -> dict[str, Any]:
+    """A training's story as plain values: state, attempts, progress, account, size.
+
+    Raises:
+        StorageError: its history is damaged.
+    """
+    paths = TrainDir(directory)
+    history = _history(paths)
+    last = history.last
+    progress = deadlines.begin(0.0)
+    if last:
+        for event in EventTail(paths.events(last.number)).read_new():
+            progress = deadlines.advance(progress, event, 0.0)
+    running = [job for job in running_jobs(directory.parent) if job.directory == directory.resolve()]
+    account = account_of(paths, history, prices or Launcher(), nodes=1, until_s=_end_s(history)) if last else {}
+    return {
+        "path": str(directory),
+        "state": _state(paths, history, is_running=bool(running)),
+        "is_watched": is_watched(directory),
+        "pids": [pid for job in running for pid in job.pids],
+        "step": progress.step,
+        "of": progress.of,
+        "complete_step": checkpoints.newest_step(paths.checkpoints),
+        "verdict": history.verdict.message if history.verdict else "",
+        "attempts": [_attempt(item, progress.step) for item in history.to_dict()["attempts"]],
+        "account": history.result.get("account") or account,
+        "bytes": size_of(directory),
+    }
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of all files below a folder; what vanishes meanwhile counts as nothing."""
+    total = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            try:
+                total += Path(parent, name).lstat().st_size
+            except FileNotFoundError:
+                continue
+    return total
+
+
+def _history(paths: TrainDir) -> History:
+    if not paths.history.is_file():
+        return History("")
+    try:
+        return History.from_dict(read_json(paths.history))
+    except (ValueError, KeyError, TypeError) as error:
+        raise StorageError(f"{paths.history} cannot be read: {error}; move it away to start its count anew") from error
+
+
+def _end_s(history: History) -> float:
+    last = history.attempts[-1]
+    return last.finished_s if last.finished_s is not None else time.time()
+
+
+def _state(paths: TrainDir, history: History, *, is_running: bool) -> str:
+    if paths.adapter.is_dir():
+        return "finished"
+    if is_running:
+        return "running"
+    if history.verdict:
+        return "failed"
+    return "stopped" if history.attempts else "new"
+
+
+def _attempt(item: dict[str, Any], step: int) -> dict[str, Any]:
+    """The parts of an attempt that a person asks for."""
+    is_open = item["finished_s"] is None
+    return {
+        "attempt": item["number"],
+        "class": item["failure_class"] or ("running" if is_open else "succeeded"),
+        "message": item["message"],
+        "step": step if is_open else item["step"],
+        "complete_step": item["complete_step"],
+        "seconds": None if is_open else round(item["finished_s"] - item["created_s"], 1),
+    }
