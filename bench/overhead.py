@@ -1,0 +1,93 @@
+"""Our own overhead around a job: the call → the first worker runs; the last worker's exit → the result is there.
+
+    python -m bench.overhead [--times 5]
+
+`theirs` is torchrun itself, started by hand for the same worker, in turn with ours: most of both is torchrun importing torch.
+Prints JSON lines: {"what", "ours", "theirs", "ratio", "unit"}; medians of seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+from steps.config import Settings
+from steps.job.job import Job
+from steps.job.local import LocalLauncher
+from steps.job.supervise import supervise
+from steps.rundir import TrainDir
+
+Times = tuple[float, float]
+"""Seconds before the worker began, seconds after it ended."""
+
+
+def ours(folder: Path) -> Times:
+    """The job under the supervisor."""
+    job = Job("bench._worker", {}, TrainDir(folder / "train-bench"), "bench", 1)
+    begun_s = time.time()
+    supervise(job, LocalLauncher(), Settings())
+    return _around(begun_s, job.directory.path)
+
+
+def theirs(folder: Path) -> Times:
+    """The same worker under a plain torchrun."""
+    spec = folder / "train-bench" / "spec.json"
+    spec.parent.mkdir()
+    spec.write_text("{}")
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=1",
+        "-m",
+        "bench._worker",
+    ]
+    begun_s = time.time()
+    subprocess.run(
+        [*command, str(spec), "--attempt", "1"],
+        check=True, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    return _around(begun_s, spec.parent)
+
+
+def _around(begun_s: float, folder: Path) -> Times:
+    now_s = time.time()
+    worker_begun_s, worker_ended_s = json.loads((folder / "times.json").read_text())
+    return worker_begun_s - begun_s, now_s - worker_ended_s
+
+
+def main(argv: list[str]) -> int:
+    """Measure both in turn and print the medians."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--times", type=int, default=5)
+    options = parser.parse_args(argv)
+    found: dict[str, list[Times]] = {"ours": [], "theirs": []}
+    for _ in range(options.times):
+        for name, measure in (("ours", ours), ("theirs", theirs)):
+            with tempfile.TemporaryDirectory() as folder:
+                found[name].append(measure(Path(folder)))
+    for index, what in enumerate(("job: call to first worker running", "job: last worker's exit to result")):
+        mine, other = (statistics.median(times[index] for times in found[name]) for name in ("ours", "theirs"))
+        row = {
+            "what": what,
+            "ours": round(mine, 3),
+            "theirs": round(other, 3),
+            "ratio": round(other / mine, 2),
+            "unit": "s",
+        }
+        print(json.dumps({**row, "goal": "at most 1 s more than torchrun itself"}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
