@@ -199,5 +199,7 @@ class Report(Record):
     gate_passed: bool
     gate: str
     """The gate's rule and outcome in words."""
+    details: dict[str, Any] = field(default_factory=dict)
+    """`words` (exact match 0/32 → 30/32), `counts`, and pairs [base, tuned]: generated_tokens, generate_s, loss_s."""
     parents: dict[str, str] = field(default_factory=dict)
     """`base`, `prepared`, `adapter`, `merged`."""

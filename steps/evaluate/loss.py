@@ -1,0 +1,89 @@
+"""Mean cross-entropy per target token over held-out samples.
+
+Called by `stage`. One sample per row, so that nothing sees anything else; logits are computed only from the first target on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from steps.evaluate.batch import pad, read_prefix, shared_prefix
+
+BATCH_TOKENS = 2048
+"""Padded tokens in one forward pass: enough to keep two cores busy, little enough that the logits of a vocabulary of 128,000
+stay near half a GiB in bf16."""
+IGNORED = -100
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Token ids of one sample; `labels` repeats them where there is a loss and is IGNORED elsewhere (not shifted)."""
+
+    input_ids: Sequence[int]
+    labels: Sequence[int]
+
+    @property
+    def first_target(self) -> int:
+        """Place of the first label with a loss that has a token before it."""
+        return next((place for place, label in enumerate(self.labels) if place and label != IGNORED), len(self.labels))
+
+
+def mean_loss(model: Any, samples: Sequence[Sample], *, on_samples: Callable[[int], None] | None = None) -> float:
+    """Nats per target token, all targets weighing the same; NaN when there is none.
+
+    `on_samples` hears how many samples are done.
+    """
+    import torch
+
+    total, targets, done = 0.0, 0, 0
+    with torch.inference_mode():
+        for batch in _batches([sample for sample in samples if sample.first_target < len(sample.labels)]):
+            loss, count = _batch_loss(model, batch)
+            total, targets, done = total + loss, targets + count, done + len(batch)
+            if on_samples:
+                on_samples(done)
+    return total / targets if targets else math.nan
+
+
+def perplexity(loss: float) -> float:
+    """exp(loss), infinite instead of overflowing."""
+    return math.exp(loss) if loss < 700 else math.inf
+
+
+def _batches(samples: Sequence[Sample]) -> list[list[Sample]]:
+    """Samples of similar length together, the longest first: if memory does not suffice, it shows at once."""
+    batches: list[list[Sample]] = []
+    for sample in sorted(samples, key=lambda sample: -len(sample.input_ids)):
+        if batches and (len(batches[-1]) + 1) * len(batches[-1][0].input_ids) <= BATCH_TOKENS:
+            batches[-1].append(sample)
+        else:
+            batches.append([sample])
+    return batches
+
+
+def _batch_loss(model: Any, batch: Sequence[Sample]) -> tuple[float, int]:
+    """(sum of the losses, number of targets)."""
+    import torch
+
+    first = min(sample.first_target for sample in batch)
+    # The token before the first target has to be read with logits, so the shared prefix ends before it.
+    shared = shared_prefix([sample.input_ids for sample in batch], at_most=first - 1)
+    cache = read_prefix(model, batch[0].input_ids[:shared], len(batch)) if shared else None
+    tokens, own = pad([sample.input_ids[shared:] for sample in batch], side="right", device=model.device)
+    logits = model(
+        input_ids=tokens,
+        attention_mask=torch.cat([own.new_ones(len(batch), shared), own], dim=1),
+        past_key_values=cache,
+        use_cache=cache is not None,
+        logits_to_keep=torch.arange(first - 1 - shared, tokens.shape[1], device=model.device),
+    ).logits
+    total, targets = 0.0, 0
+    for row, sample in enumerate(batch):
+        labels = torch.tensor(sample.labels[first:], dtype=torch.long, device=model.device)
+        predicted = logits[row, : len(labels)].float()
+        total += float(torch.nn.functional.cross_entropy(predicted, labels, ignore_index=IGNORED, reduction="sum"))
+        targets += int((labels != IGNORED).sum())
+    return total, targets
