@@ -18,14 +18,13 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-
 from steps.config import Settings
 from steps.job.job import Job
 from steps.job.local import LocalLauncher
 from steps.job.supervise import supervise
 from steps.rundir import TrainDir
 
+ROOT = Path(__file__).resolve().parents[1]
 Times = tuple[float, float]
 """Seconds before the worker began, seconds after it ended."""
 
