@@ -48,5 +48,6 @@ def save_evidence(
         for rank in sorted({0, failure.rank or 0}):
             (folder / f"rank-{rank}.log").write_text(read_log(rank))
         for stack in folder.parent.glob("stack-*.txt"):
-            shutil.copyfile(stack, folder / stack.name)
+            if stack.stat().st_size:
+                shutil.copyfile(stack, folder / stack.name)
     return folder
