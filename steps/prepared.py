@@ -5,7 +5,7 @@
         order.npy           int64, (steps × global batch,): the row at each position of the run
         validation.arrow    held-out samples, one per row, same columns
         held_out.jsonl      the same samples in the same order: messages, prompt, prompt_ids, reference
-        manifest.json       the PreparedData record, digests of the files above, reasons of skipped rows, chat template
+        manifest.json       the PreparedData record, digests of the files above, reasons of skipped rows, chat template, a seal
 
 Written by `prepare`, read by `train` and `evaluate`. Arrow files are memory-mapped: opening is quick, a row costs microseconds,
 and all processes on a node share the pages. Importing this module loads neither numpy nor pyarrow.
@@ -172,6 +172,11 @@ def digest_files(path: Path) -> dict[str, str]:
     return {name: digest_file(path / name) for name in DATA_FILES}
 
 
+def sealed(manifest: dict[str, Any]) -> dict[str, Any]:
+    """The manifest with the digest of all its other values, so that `verify` sees a change in the manifest itself."""
+    return {**manifest, "seal": digest_of(manifest)}
+
+
 def verify(path: Path) -> PreparedData:
     """Read every file and hold it against the manifest's digests.
 
@@ -179,9 +184,10 @@ def verify(path: Path) -> PreparedData:
         StorageError: names each file that is missing or was changed.
     """
     record = read_record(path)
-    expected = read_json(path / MANIFEST).get("files")
-    if not isinstance(expected, dict) or digest_of(expected) != record.digest:
-        raise StorageError(f"{path / MANIFEST} was changed: its list of files does not give its own digest")
+    manifest = read_json(path / MANIFEST)
+    seal, expected = manifest.pop("seal", None), manifest.get("files", {})
+    if seal != digest_of(manifest) or digest_of(expected) != record.digest:
+        raise StorageError(f"{path / MANIFEST} was changed: its values do not give its digest; run prepare again")
     damaged = []
     for name in DATA_FILES:
         if not (path / name).is_file():

@@ -213,7 +213,7 @@ def _seal(folder: Path, record: PreparedData, notes: dict[str, object]) -> Prepa
     """Write the manifest with the digest of every file."""
     files = prepared.digest_files(folder)
     sealed = replace(record, digest=digest_of(files))
-    write_json(folder / prepared.MANIFEST, {"record": sealed.to_dict(), "files": files, **notes})
+    write_json(folder / prepared.MANIFEST, prepared.sealed({"record": sealed.to_dict(), "files": files, **notes}))
     return sealed
 
 

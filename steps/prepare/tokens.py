@@ -135,7 +135,7 @@ def _load_through_transformers(folder: Path) -> Tokenizer:
 
     try:
         loaded = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, ImportError) as error:
+    except Exception as error:  # without the right files it ends in anything, AttributeError included
         raise ModelError(
             f"{folder} has no tokenizer that can be used (no tokenizer.json, and: {str(error)[:200]}); "
             "copy the tokenizer's files of this model there"

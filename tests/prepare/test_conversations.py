@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from steps.errors import DataError
+from steps.prepare.conversations import FORMS, Layout, Skip, Turn, detect_score, find_layout, to_conversation
+
+U, A, S = "user", "assistant", "system"
+
+
+def turns(*pairs: tuple[str, str]) -> tuple[Turn, ...]:
+    return tuple(Turn(role, content) for role, content in pairs)  # type: ignore[arg-type]
+
+
+def said(*pairs: tuple[str, Any]) -> dict[str, Any]:
+    return {"messages": [{"role": role, "content": content} for role, content in pairs]}
+
+
+USABLE = {
+    "alpaca": ({"instruction": "Do", "input": "", "output": "Done"}, "alpaca", turns((U, "Do"), (A, "Done"))),
+    "alpaca with input": (
+        {"instruction": "Add", "input": "1 2", "output": "3"},
+        "alpaca",
+        turns((U, "Add\n\n1 2"), (A, "3")),
+    ),
+    "alpaca without the input column": ({"instruction": "Do", "output": "Ok"}, "alpaca", turns((U, "Do"), (A, "Ok"))),
+    "alpaca with a system column": (
+        {"instruction": "Do", "output": "Ok", "system": "Be brief"},
+        "alpaca",
+        turns((S, "Be brief"), (U, "Do"), (A, "Ok")),
+    ),
+    "dolly": (
+        {"instruction": "Who", "context": "Ann", "response": "Ann", "category": "qa"},
+        "dolly",
+        turns((U, "Who\n\nAnn"), (A, "Ann")),
+    ),
+    "question and answer": ({"question": "2+2", "answer": "4"}, "question_answer", turns((U, "2+2"), (A, "4"))),
+    "answer that is a number": ({"question": "2+2", "answer": 4}, "question_answer", turns((U, "2+2"), (A, "4"))),
+    "answer that is an object": (
+        {"prompt": "x", "completion": {"a": "é"}},
+        "prompt_completion",
+        turns((U, "x"), (A, '{"a": "é"}')),
+    ),
+    "prompt and completion as messages": (
+        {"prompt": [{"role": U, "content": "x"}], "completion": [{"role": A, "content": "y"}]},
+        "prompt_completion",
+        turns((U, "x"), (A, "y")),
+    ),
+    "messages of several turns": (
+        said((S, "Be"), (U, "1"), (A, "2"), (U, "3"), (A, "4")),
+        "messages",
+        turns((S, "Be"), (U, "1"), (A, "2"), (U, "3"), (A, "4")),
+    ),
+    "messages that end with a question": (
+        said((U, "1"), (A, "2"), (U, "3")),
+        "messages",
+        turns((U, "1"), (A, "2")),
+    ),
+    "content as a list of text parts": (
+        said((U, [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]), (A, "c")),
+        "messages",
+        turns((U, "ab"), (A, "c")),
+    ),
+    "sharegpt": (
+        {"conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "ho"}]},
+        "sharegpt",
+        turns((U, "hi"), (A, "ho")),
+    ),
+}
+
+
+@pytest.mark.parametrize(("row", "shape", "expected"), USABLE.values(), ids=USABLE)
+def test_each_shape_is_detected_and_becomes_turns(row: dict[str, Any], shape: str, expected: tuple[Turn, ...]) -> None:
+    layout = find_layout(row)
+    assert layout.shape == shape
+    assert to_conversation(row, layout) == expected
+
+
+SKIPPED = {
+    "unknown role": (said((U, "a"), ("tool", "b")), "role 'tool'"),
+    "two user turns in a row": (said((U, "a"), (U, "b"), (A, "c")), "two user turns in a row"),
+    "two answers in a row": (said((U, "a"), (A, "b"), (A, "c")), "two assistant turns in a row"),
+    "the assistant first": (said((A, "a"), (U, "b"), (A, "c")), "the assistant speaks first"),
+    "system in the middle": (said((U, "a"), (S, "b"), (A, "c")), "system turn is not the first"),
+    "an image part": (said((U, [{"type": "image", "url": "x"}]), (A, "c")), "not text (image)"),
+    "empty answer": (said((U, "a"), (A, "  ")), "no answer"),
+    "null answer": (said((U, "a"), (A, None)), "no answer"),
+    "empty question": (said((U, ""), (A, "c")), "no question"),
+    "question alone": (said((U, "a")), "no answer"),
+    "nothing said": ({"messages": []}, "no answer"),
+    "messages that are a string": ({"messages": "a"}, "no list of messages"),
+    "a message that is a string": ({"messages": ["a"]}, "not an object with role and content"),
+    "half a surrogate pair": (said((U, "a"), (A, "\ud800")), "surrogate"),
+    "answer missing in this row": ({"question": "a"}, "no answer"),
+}
+
+
+@pytest.mark.parametrize(("row", "words"), SKIPPED.values(), ids=SKIPPED)
+def test_a_row_that_cannot_be_used_says_why(row: dict[str, Any], words: str) -> None:
+    layout = find_layout(row) if "messages" in row else find_layout(["question", "answer"])
+    skip = to_conversation(row, layout)
+    assert isinstance(skip, Skip)
+    assert words in skip.reason
+
+
+def test_a_presets_system_turn_stands_before_conversations_that_bring_none() -> None:
+    layout = find_layout(["messages"])
+    assert to_conversation(said((U, "a"), (A, "b")), layout, system="Be")[0] == Turn("system", "Be")  # type: ignore[index]
+    assert to_conversation(said((S, "own"), (U, "a"), (A, "b")), layout, system="Be")[0] == Turn("system", "own")  # type: ignore[index]
+
+
+def test_named_columns_win_over_the_usual_ones() -> None:
+    layout = find_layout(["q", "a", "answer"], columns={"question": "q", "answer": "a"})
+    assert layout == Layout("question_answer", {"question": "q", "answer": "a"})
+
+
+REFUSED = {
+    "no known shape": ({"text", "label"}, {}, "auto", ["found label, text", "alpaca (instruction, output)"]),
+    "not the shape asked for": (
+        {"question", "answer"},
+        {},
+        "alpaca",
+        ["not the shape alpaca", "found answer, question"],
+    ),
+    "a named column that is not there": (
+        {"question", "answer"},
+        {"answer": "anwser"},
+        "auto",
+        ["columns.answer", "no column 'anwser'", "did you mean 'answer'", "found answer, question"],
+    ),
+    "an unknown part": ({"a"}, {"reply": "a"}, "auto", ["columns.reply: unknown part", "parts are answer, completion"]),
+    "no columns at all": (set(), {}, "auto", ["found none"]),
+}
+
+
+@pytest.mark.parametrize(("found", "columns", "shape", "words"), REFUSED.values(), ids=REFUSED)
+def test_columns_that_do_not_fit_are_named(
+    found: set[str], columns: dict[str, str], shape: str, words: list[str]
+) -> None:
+    with pytest.raises(DataError) as caught:
+        find_layout(found, shape=shape, columns=columns)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("answers", "score"),
+    [
+        (["so 3\n#### 3", "#### -1,200.5", "#### $7"], "last_number"),
+        (['{"a": 1}', ' {"b": 2}'], "json_fields"),
+        (["Paris", "{not json}", "#### nine"], "rouge_l"),
+        ([], "rouge_l"),
+        (["#### 1"] * 9 + ["none"], "last_number"),
+    ],
+)
+def test_the_score_follows_from_the_answers(answers: list[str], score: str) -> None:
+    assert detect_score(answers) == score
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5) | st.sampled_from(["user", "assistant", "text"]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["role", "content", "from", "value", "type", "text"]), inner, max_size=3)
+    ),
+    max_leaves=12,
+)
+
+
+@given(st.sampled_from(sorted(FORMS)), st.lists(JSON, min_size=3, max_size=3))
+def test_any_row_gives_turns_that_alternate_or_a_reason(shape: str, values: list[Any]) -> None:
+    columns = [*FORMS[shape].required.values(), *FORMS[shape].optional.values()]
+    found = to_conversation(dict(zip(columns, values, strict=False)), find_layout(columns, shape=shape))
+    if isinstance(found, Skip):
+        assert found.reason
+    else:
+        roles = [turn.role for turn in found if turn.role != "system"]
+        assert roles == ["user", "assistant"] * (len(roles) // 2)
+        assert all(turn.content.strip() for turn in found if turn.role != "system")
