@@ -6,6 +6,7 @@ reads all weights for every single token; a batch reads them once for all its ro
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -23,6 +24,11 @@ def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
     return frozenset(ids | {vocabulary[end] for end in TURN_ENDS if end in vocabulary})
 
 
+def context_length(model: Any) -> int:
+    """Tokens that prompt and answer may have together; practically without end where the model's config sets no limit."""
+    return getattr(model.config, "max_position_embeddings", None) or sys.maxsize
+
+
 def generate(
     model: Any,
     prompts: Sequence[Sequence[int]],
@@ -36,18 +42,17 @@ def generate(
 
     `on_answers` hears how many prompts are done. A prompt that fills the model's context gets an empty answer.
     """
+    room = context_length(model)
     longest_first = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
+    fitting = [index for index in longest_first if len(prompts[index]) < room]
     answers: list[list[int]] = [[] for _ in prompts]
-    for start in range(0, len(prompts), batch_size):
-        batch = longest_first[start : start + batch_size]
-        room = model.config.max_position_embeddings - len(prompts[batch[0]])
-        found = generate_batch(
-            model, [prompts[index] for index in batch], ends=ends, max_new_tokens=min(max_new_tokens, room)
-        )
+    for start in range(0, len(fitting), batch_size):
+        batch = fitting[start : start + batch_size]
+        found = generate_batch(model, [prompts[index] for index in batch], ends=ends, max_new_tokens=max_new_tokens)
         for index, answer in zip(batch, found, strict=True):
             answers[index] = answer
         if on_answers:
-            on_answers(start + len(batch))
+            on_answers(len(prompts) - len(fitting) + start + len(batch))
     return answers
 
 
@@ -59,7 +64,7 @@ def generate_batch(
     max_new_tokens: int,
     on_token: Callable[[int, int], None] | None = None,
 ) -> list[list[int]]:
-    """One batch of prompts. `on_token` hears (row, token) as soon as there is one.
+    """One batch of prompts, each shorter than the model's context. `on_token` hears (row, token) as soon as there is one.
 
     The state of a step is (tokens to read, mask over everything read so far, position of the last token, cache), one row per
     answer that goes on.
@@ -67,6 +72,7 @@ def generate_batch(
     import torch
 
     answers: list[list[int]] = [[] for _ in prompts]
+    limits = [min(max_new_tokens, context_length(model) - len(prompt)) for prompt in prompts]
     going = list(range(len(prompts)))
     with torch.inference_mode():
         shared = shared_prefix(prompts, at_most=min(map(len, prompts)) - 1)
@@ -74,7 +80,7 @@ def generate_batch(
         tokens, own = pad([prompt[shared:] for prompt in prompts], side="left", device=model.device)
         mask = torch.cat([own.new_ones(len(prompts), shared), own], dim=1)
         positions = (own.cumsum(-1) - 1).clamp(min=0) + shared
-        for _ in range(max_new_tokens):
+        while going:
             output = model(
                 input_ids=tokens,
                 attention_mask=mask,
@@ -84,16 +90,17 @@ def generate_batch(
                 logits_to_keep=1,
             )
             chosen = output.logits[:, -1].argmax(-1)
-            kept = [place for place, token in enumerate(chosen.tolist()) if token not in ends]
-            for place in kept:
-                token = int(chosen[place])
-                answers[going[place]].append(token)
+            kept = []
+            for place, (row, token) in enumerate(zip(going, chosen.tolist(), strict=True)):
+                if token in ends:
+                    continue
+                answers[row].append(token)
+                if len(answers[row]) < limits[row]:
+                    kept.append(place)
                 if on_token:
-                    on_token(going[place], token)
-            if not kept:
-                break
+                    on_token(row, token)
             if len(kept) < len(going):
-                rows = torch.tensor(kept, device=model.device)
+                rows = torch.tensor(kept, dtype=torch.long, device=model.device)
                 cache.batch_select_indices(rows)
                 chosen, mask, positions = chosen[rows], mask[rows], positions[rows]
                 going = [going[place] for place in kept]

@@ -38,9 +38,10 @@ def mean_loss(model: Any, samples: Sequence[Sample], *, on_samples: Callable[[in
     """
     import torch
 
-    total, targets, done = 0.0, 0, 0
+    usable = [sample for sample in samples if sample.first_target < len(sample.labels)]
+    total, targets, done = 0.0, 0, len(samples) - len(usable)
     with torch.inference_mode():
-        for batch in _batches([sample for sample in samples if sample.first_target < len(sample.labels)]):
+        for batch in _batches(usable):
             loss, count = _batch_loss(model, batch)
             total, targets, done = total + loss, targets + count, done + len(batch)
             if on_samples:
@@ -50,7 +51,7 @@ def mean_loss(model: Any, samples: Sequence[Sample], *, on_samples: Callable[[in
 
 def perplexity(loss: float) -> float:
     """exp(loss), infinite instead of overflowing."""
-    return math.exp(loss) if loss < 700 else math.inf
+    return math.inf if loss > 700 else math.exp(loss)
 
 
 def _batches(samples: Sequence[Sample]) -> list[list[Sample]]:

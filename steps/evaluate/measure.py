@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from steps.errors import ModelError
 from steps.evaluate.generate import end_tokens, generate
 from steps.evaluate.loss import Sample, mean_loss
 from steps.evaluate.scores import score_answer
@@ -122,13 +123,21 @@ def measure(
 
 
 def load_model(folder: Path, *, precision: str) -> tuple[Any, Any]:
-    """(model, tokenizer) from a local folder, on the GPU if there is one. `precision`: bf16, fp32 or auto (the weights' own)."""
+    """(model, tokenizer) from a local folder, on the GPU if there is one. `precision`: bf16, fp32 or auto (the weights' own).
+
+    Raises:
+        ModelError: it is damaged, incomplete or of a kind that transformers does not know.
+    """
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}.get(precision, "auto")
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True, use_safetensors=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ModelError(f"cannot load the model in {folder}: {error}") from error
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer
 
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
-NUMBER = re.compile(r"[-+]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
+NUMBER = re.compile(r"(?:(?<![\d)])[-+])?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
+WORD = re.compile(r"[^\W_]+")
 FENCE = re.compile(r"\A```(?:json)?\s*\n(.*?)\n?```\Z", re.DOTALL)
 
 
@@ -69,8 +70,16 @@ def rouge_l(answer: str, reference: str) -> Score:
     """F-measure of the longest common subsequence of words (rouge-score, without stemming)."""
     from rouge_score import rouge_scorer
 
-    value = float(rouge_scorer.RougeScorer(["rougeL"]).score(reference, answer)["rougeL"].fmeasure)
+    scorer = rouge_scorer.RougeScorer(["rougeL"], tokenizer=_Words())
+    value = float(scorer.score(reference, answer)["rougeL"].fmeasure)
     return Score(value, exact=answer.split() == reference.split())
+
+
+class _Words:
+    """rouge-score's own words, but of any script: it knows a-z and 0-9 only and would give every Greek answer 0."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return WORD.findall(text.lower())
 
 
 SCORES: Mapping[str, Callable[[str, str], Score]] = {
@@ -79,6 +88,9 @@ SCORES: Mapping[str, Callable[[str, str], Score]] = {
     "last_number": last_number,
     "rouge_l": rouge_l,
 }
+
+VALID_FORMS: Mapping[str, str] = {"json_fields": "valid JSON", "last_number": "with a number"}
+"""What `Score.valid` means, in words."""
 
 
 def read_object(text: str) -> dict[str, Any] | None:

@@ -16,6 +16,7 @@ from typing import Any
 from steps.errors import DataError, StorageError
 from steps.evaluate.loss import perplexity
 from steps.evaluate.measure import Measured, Progress, Questions, measure, read_questions
+from steps.evaluate.scores import VALID_FORMS
 from steps.presets import Plan
 from steps.records import Adapter, BaseModel, MergedModel, PreparedData, Report, digest_file, digest_of, identity_of
 from steps.rundir import RunDir, new_directory, read_json, write_json
@@ -41,6 +42,7 @@ def evaluate(
 
     Raises:
         DataError: nothing was held out.
+        ModelError: a model cannot be loaded.
         StorageError: prepared data is damaged, the disk is full.
     """
     asked = _asked(plan, base, prepared)
@@ -51,15 +53,7 @@ def evaluate(
         if report := _reusable(folder):
             return report
         _set_aside(folder)
-    questions = read_questions(
-        Path(prepared.path),
-        score=prepared.score,
-        max_rows=plan.settings.evaluation.max_rows,
-        max_loss_rows=plan.settings.evaluation.max_loss_rows,
-        max_new_tokens=plan.dataset.max_new_tokens,
-    )
-    if not questions.held_out:
-        raise DataError(f"{prepared.path} holds no held-out sample: raise --validation-fraction or give more data")
+    questions = _questions(plan, prepared)
     say = progress or _silent
     before = _base_results(plan, base, questions, run.path / f"evaluation-base-{identity_of(asked)}.json", say)
     after = _measure(plan, Path(merged.path), questions, "tuned", say)
@@ -108,6 +102,19 @@ def _asked(plan: Plan, base: BaseModel, prepared: PreparedData) -> dict[str, Any
         "max_rows": plan.settings.evaluation.max_rows,
         "max_loss_rows": plan.settings.evaluation.max_loss_rows,
     }
+
+
+def _questions(plan: Plan, prepared: PreparedData) -> Questions:
+    questions = read_questions(
+        Path(prepared.path),
+        score=prepared.score,
+        max_rows=plan.settings.evaluation.max_rows,
+        max_loss_rows=plan.settings.evaluation.max_loss_rows,
+        max_new_tokens=plan.dataset.max_new_tokens,
+    )
+    if not questions.held_out:
+        raise DataError(f"{prepared.path} holds no held-out sample: raise --validation-fraction or give more data")
+    return questions
 
 
 def _measure(plan: Plan, folder: Path, questions: Questions, name: str, say: Progress) -> Measured:
@@ -174,17 +181,19 @@ def _report(
         tuned_perplexity=perplexity(after.loss),
         gate_passed=passed,
         gate=words,
-        details=_details(before, after),
+        details=_details(questions.score, before, after),
         parents=parents,
     )
 
 
-def _details(before: Measured, after: Measured) -> dict[str, Any]:
+def _details(score: str, before: Measured, after: Measured) -> dict[str, Any]:
     """Counts and times that have no field of their own, and the counts in words."""
     count = len(after.answers)
     counted = {"exact match": [sum(answer.exact for answer in measured.answers) for measured in (before, after)]}
-    if after.answers[0].valid is not None:
-        counted["valid form"] = [sum(bool(answer.valid) for answer in measured.answers) for measured in (before, after)]
+    if score in VALID_FORMS:
+        counted[VALID_FORMS[score]] = [
+            sum(bool(answer.valid) for answer in measured.answers) for measured in (before, after)
+        ]
     return {
         "words": ", ".join(f"{what} {base}/{count} → {tuned}/{count}" for what, (base, tuned) in counted.items()),
         "counts": counted,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from steps.errors import ModelError
-from steps.evaluate.generate import end_tokens, generate_batch
+from steps.evaluate.generate import context_length, end_tokens, generate_batch
 from steps.evaluate.measure import load_model
 
 PLAIN_TEMPLATE = (
@@ -46,15 +46,14 @@ def answer(
         tokenize=False,
     )
     tokens = tokenizer(text, add_special_tokens=False).input_ids  # the template has written them already
-    room = model.config.max_position_embeddings - len(tokens)
-    if room <= 0:
-        raise ModelError(f"the prompt has {len(tokens)} tokens and the model reads {room + len(tokens)}: shorten it")
+    if len(tokens) >= context_length(model):
+        raise ModelError(f"the prompt has {len(tokens)} tokens and the model reads {context_length(model)}: shorten it")
     writer = _Writer(tokenizer, stream)
     generate_batch(
         model,
         [tokens],
         ends=end_tokens(model, tokenizer),
-        max_new_tokens=min(max_new_tokens, room),
+        max_new_tokens=max_new_tokens,
         on_token=lambda _, token: writer.write(token),
     )
     return writer.close()

@@ -1,0 +1,23 @@
+"""Fixtures of the evaluate room's tests; what they are made of is in evaluate_data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from evaluate_data import write_model
+
+from steps.evaluate.measure import load_model
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random model's folder; read only."""
+    return write_model(tmp_path_factory.mktemp("tiny") / "model")
+
+
+@pytest.fixture(scope="session")
+def loaded(tiny: Path) -> tuple[Any, Any]:
+    """That model in fp32, and its tokenizer."""
+    return load_model(tiny, precision="fp32")
