@@ -89,13 +89,30 @@ class _Writer:
 
 def _load(folder: Path, base: Path | None) -> tuple[Any, Any]:
     if (folder / "adapter_config.json").is_file():
-        from peft import PeftModel
-
-        model, tokenizer = load_model(_base_of(folder, base), precision="auto")
-        return PeftModel.from_pretrained(model, str(folder)).eval(), tokenizer
+        return _load_adapter(folder, _base_of(folder, base))
     if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
         raise ModelError(_neither(folder))
     return load_model(folder, precision="auto")
+
+
+def _load_adapter(folder: Path, base: Path) -> tuple[Any, Any]:
+    from peft import PeftModel
+    from safetensors import SafetensorError
+
+    model, tokenizer = load_model(base, precision="auto")
+    try:
+        return PeftModel.from_pretrained(model, str(folder)).eval(), tokenizer
+    except (
+        OSError,
+        ValueError,
+        RuntimeError,
+        KeyError,
+        TypeError,
+        SafetensorError,
+    ) as error:  # all that peft lets through
+        raise ModelError(
+            f"cannot put the adapter in {folder} on the base in {base} ({error}): it is damaged, or that is not its own base model"
+        ) from error
 
 
 def _base_of(folder: Path, base: Path | None) -> Path:
