@@ -6,7 +6,9 @@ fails then, and only this file changes.
 
 from __future__ import annotations
 
+import getpass
 import hashlib
+import os
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Any
 
 from metaflow import current
 from metaflow.exception import METAFLOW_EXIT_DISALLOW_RETRY
+from metaflow.util import get_username
 
 EXIT_NO_RETRY: int = METAFLOW_EXIT_DISALLOW_RETRY
 """A task that exits with this code is not retried by a local run, whatever @retry says."""
@@ -23,6 +26,13 @@ SOURCE_SUFFIXES = (".py", ".yaml", ".json")
 def set_current(name: str, value: Any) -> None:
     """Make `current.<name>` available in the step that runs now, as @torchrun does with `current.torch`."""
     current._update_env({name: value})
+
+
+def name_user() -> None:
+    """Tell Metaflow who runs this where it cannot know: in a bare container there is no USER, and it takes no `root`."""
+    if get_username() is None:
+        account = getpass.getuser()
+        os.environ["USERNAME"] = "local" if account == "root" else account
 
 
 def code_version(root: Path) -> dict[str, str]:

@@ -1,0 +1,135 @@
+"""`@pytorchjob`: gives a step `current.pytorchjob`, which runs a module as a distributed job and brings it home.
+
+    @pytorchjob
+    @step
+    def train(self):
+        result = current.pytorchjob.run("steps.train.worker", spec, directory=..., ...)
+
+The decorator builds the real launcher, adds @retry (for a launcher that dies) and a live card, and turns this project's errors
+into words. The retry that knows checkpoints is the supervisor's (`job/`). Also here, since they meet Metaflow too: the parser
+of the Config, `option` for Parameters, and `clean_errors`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from metaflow import Parameter, StepMutator, UserStepDecorator, current
+from metaflow.exception import MetaflowException
+
+from steps import codepackage
+from steps.cards import TrainCard
+from steps.config import Options, Settings, parse_settings
+from steps.errors import ConfigError, JobCancelled, JobPermanentError, JobRetriesExhausted, LoraFlowError, Problem
+from steps.job.local import LocalLauncher
+from steps.job.supervise import Job, JobResult, supervise
+from steps.progress import ProgressPrinter
+
+TRAIN_CARD = "training"
+FINAL = (JobPermanentError, JobRetriesExhausted, JobCancelled, ConfigError)
+"""Errors after which Metaflow's own @retry must not start the step again."""
+
+
+class FlowError(MetaflowException):
+    """One of this project's errors, in the form that Metaflow prints without a traceback."""
+
+    def __init__(self, error: LoraFlowError) -> None:
+        self.headline = error.headline
+        super().__init__(str(error))
+
+
+@contextlib.contextmanager
+def clean_errors() -> Iterator[None]:
+    """Turn this project's errors into Metaflow's; others pass with their traceback, since they are bugs."""
+    try:
+        yield
+    except LoraFlowError as error:
+        raise FlowError(error) from error
+
+
+def read_config(text: str) -> dict[str, Any]:
+    """Parse the Config's YAML; a mistake in it ends the command before anything runs.
+
+    Raises:
+        MetaflowException: with all mistakes.
+    """
+    import yaml
+
+    with clean_errors():
+        try:
+            raw = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError([Problem("config", f"not valid YAML: {error}")]) from error
+        return parse_settings(raw).model_dump(mode="json")
+
+
+def option(name: str) -> Parameter:
+    """The Metaflow Parameter of one field of Options: its name with dashes, its default, its docstring as help."""
+    field = Options.model_fields[name]
+    return Parameter(name.replace("_", "-"), default=field.default, help=" ".join((field.description or "").split()))
+
+
+class JobHandle:
+    """`current.pytorchjob` inside the step."""
+
+    def __init__(self, card: Any) -> None:
+        self._card = card
+
+    def run(self, job: Job, settings: Settings, *, title: str, facts: Mapping[str, object]) -> JobResult:
+        """Run the job to its end, or adopt the one that is already running; blocks.
+
+        `title` and `facts` head the live card.
+
+        Raises:
+            JobError: it failed for good, too often, or took too long.
+        """
+        card = TrainCard(self._card, title=title, facts=facts)
+        printer = ProgressPrinter()
+
+        def notice(sentence: str) -> None:
+            printer.notice(sentence)
+            card.notice(sentence)
+
+        def observe(event: Any) -> None:
+            printer.observe(event)
+            card.observe(event)
+
+        launcher = LocalLauncher(grace_s=settings.deadlines.grace_s)
+        resumed = current.origin_run_id is not None and current.retry_count == 0
+        result = supervise(job, launcher, settings, observe=observe, notice=notice, retry_permanent=resumed)
+        card.close(result.account)
+        return result
+
+
+class pytorchjob(StepMutator, UserStepDecorator):
+    """Step decorator: `current.pytorchjob`, a live card and retries of the launcher.
+
+    `launcher_retries`: how often Metaflow starts the step again if its own process dies; the job is then adopted.
+    """
+
+    def init(self, *_: Any, launcher_retries: int = 2, card_refresh_s: int = 5, **__: Any) -> None:
+        """Take the decorator's arguments (Metaflow calls this with those given)."""
+        self._launcher_retries = launcher_retries
+        self._card_refresh_s = card_refresh_s
+
+    def mutate(self, mutable_step: Any) -> None:
+        """Add @retry and @card, wherever the flow is read: run, resume, Argo, pods."""
+        times = {"times": getattr(self, "_launcher_retries", 2), "minutes_between_retries": 0}
+        mutable_step.add_decorator("retry", deco_kwargs=times)
+        refresh = getattr(self, "_card_refresh_s", 5)
+        kwargs = {"type": "blank", "id": TRAIN_CARD, "refresh_interval": refresh}
+        mutable_step.add_decorator("card", deco_kwargs=kwargs)
+
+    def pre_step(self, step_name: str, flow: Any, inputs: Any = None) -> None:
+        """Offer `current.pytorchjob`; the step's body then runs."""
+        codepackage.set_current("pytorchjob", JobHandle(current.card[TRAIN_CARD]))
+
+    def post_step(self, step_name: str, flow: Any, exception: Exception | None = None) -> Exception | None:
+        """Put errors into words; after a final one, keep Metaflow from starting the step again."""
+        if isinstance(exception, FINAL):
+            print(f"{exception.headline}:\n{exception}", file=sys.stderr, flush=True)
+            sys.exit(codepackage.EXIT_NO_RETRY)
+        return FlowError(exception) if isinstance(exception, LoraFlowError) else exception

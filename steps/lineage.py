@@ -1,0 +1,110 @@
+"""Which data, code and settings made this model: pure functions over the records.
+
+Used by `stages`. The result is a plain dict; it becomes an artifact, `lineage.json` in the merged folder, and the cards' tables.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from steps.presets import Plan
+from steps.records import Adapter, BaseModel, PreparedData, Report, digest_of
+
+SCHEMA = "hyperpod-lora/lineage/1"
+
+
+def build(
+    plan: Plan,
+    base: BaseModel,
+    prepared: PreparedData,
+    adapter: Adapter,
+    *,
+    code: Mapping[str, str],
+    pathspec: str,
+) -> dict[str, Any]:
+    """The lineage of the model that `adapter` makes of `base`."""
+    settings = plan.model_dump(mode="json")
+    return {
+        "schema": SCHEMA,
+        "run": pathspec,
+        "code": dict(code),
+        "settings_digest": digest_of(settings),
+        "base": {
+            "name": base.name,
+            "source": base.source,
+            "revision": base.revision,
+            "digest": base.digest,
+        },
+        "data": {
+            "name": plan.dataset.name,
+            "source": prepared.source,
+            "fingerprint": prepared.fingerprint,
+            "digest": prepared.digest,
+            "train_samples": prepared.train_samples,
+            "validation_samples": prepared.validation_samples,
+        },
+        "training": {
+            "method": adapter.method,
+            "rank": adapter.rank,
+            "alpha": plan.lora.alpha,
+            "steps": adapter.step,
+            "learning_rate": plan.learning_rate,
+            "global_batch": plan.global_batch,
+            "seed": plan.seed,
+            "precision": plan.precision,
+            "attempts": adapter.attempts,
+            "loss": [adapter.first_loss, adapter.last_loss],
+        },
+        "adapter": {"digest": adapter.digest, "identity": adapter.identity},
+    }
+
+
+def flat(lineage: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
+    """Nested keys joined with dots, for a table."""
+    rows: dict[str, object] = {}
+    for key, value in lineage.items():
+        if isinstance(value, Mapping):
+            rows.update(flat(value, f"{prefix}{key}."))
+        else:
+            rows[prefix + key] = value
+    return rows
+
+
+def plan_facts(plan: Plan, prepared: PreparedData) -> dict[str, object]:
+    """The settings that a reader of the train card asks for first."""
+    return {
+        "model": plan.model.title or plan.model.name,
+        "data": f"{prepared.train_samples:,} samples of {prepared.source}",
+        "method": f"{plan.lora.method}, rank {plan.lora.rank}, alpha {plan.lora.alpha:g}, dropout {plan.lora.dropout:g}",
+        "targets": ", ".join(plan.lora.targets),
+        "batch": f"{plan.global_batch} rows = {plan.processes} process(es) × {plan.accumulation} × {plan.micro_batch}",
+        "sequence length": f"{plan.sequence_length}, {'packed' if prepared.packed else 'not packed'}",
+        "learning rate": f"{plan.learning_rate:g}, {plan.scheduler}, warm-up {plan.warmup_ratio:.0%}",
+        "precision": plan.precision + (f", base in {plan.quantization}" if plan.quantization != "none" else ""),
+        "seed": plan.seed,
+    }
+
+
+def tags(plan: Plan, report: Report) -> list[str]:
+    """Tags that make a run findable in the Metaflow UI."""
+    return [
+        f"model:{plan.model.name}",
+        f"dataset:{plan.dataset.name}",
+        f"method:{plan.lora.method}",
+        f"score:{report.tuned_score:.3f}",
+        f"gate:{'passed' if report.gate_passed else 'failed'}",
+    ]
+
+
+def example_prompt(report: Report) -> str:
+    """The first sample's prompt, on one line and quoted for a shell, for the command that talks to the model."""
+    try:
+        with Path(report.path, "samples.jsonl").open(encoding="utf-8") as file:
+            prompt = str(json.loads(file.readline())["prompt"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return "Hello"
+    return re.sub(r'([\\"$`!])', r"\\\1", " ".join(prompt.split())) or "Hello"

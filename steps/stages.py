@@ -1,0 +1,273 @@
+"""The flow's steps as plain functions: artifacts (dicts) in, the rooms' doors called, artifacts out.
+
+Called by `flows/lora_flow.py` only; the one place where the rooms meet. What a step prints is here as well.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from steps import cards, codepackage, estimate
+from steps import lineage as lineages
+from steps.config import Options, parse_options, parse_settings
+from steps.errors import ConfigError, LoraFlowError, Problem
+from steps.presets import Plan, check_model, project_root, resolve
+from steps.progress import StageProgress, say
+from steps.records import Adapter, BaseModel, MergedModel, PreparedData, Report
+from steps.rundir import RunDir, read_json, run_directory
+
+if TYPE_CHECKING:
+    from steps.decorator import JobHandle
+
+Artifact = dict[str, Any]
+
+NOT_IDENTITY = frozenset(
+    {
+        *("schema", "directory", "identity", "base_path", "prepared_path", "micro_batch", "sharding"),
+        *("gradient_checkpointing", "checkpoint_every", "checkpoints_kept", "report_to", "threads_per_process"),
+    }
+)
+"""Keys of a training's spec that a continued run may change, or that follow from others."""
+
+
+def cache_folder(plan: Plan) -> Path:
+    """Where base models and downloaded data are kept."""
+    return Path(plan.settings.storage.cache).expanduser().resolve()
+
+
+def start(flow: Any, raw_settings: Mapping[str, Any]) -> tuple[Artifact, Artifact, str]:
+    """Settings × options × presets × the model's config.json → plan, base model, run directory.
+
+    Raises:
+        LoraFlowError: every mistake that can be known before any weight is fetched, at once.
+    """
+    from metaflow import current
+
+    from steps.base import stage as base_stage
+
+    options = parse_options({name: getattr(flow, name) for name in Options.model_fields})
+    plan = resolve(parse_settings(dict(raw_settings)), options)
+    cache = cache_folder(plan)
+    check_model(plan, base_stage.describe(plan.model, cache=cache))
+    flow_name, run_id = str(current.flow_name), str(current.run_id)
+    run = run_directory(plan.settings.storage.root, project_root(), flow_name, run_id)
+    if plan.continue_from:
+        run = find_run(plan, flow_name)
+        say(f"continuing {run.path}")
+    say(f"run directory: {run.path}")
+    base = base_stage.fetch(
+        plan.model, cache=cache, min_free_gib=plan.settings.storage.min_free_gib, progress=StageProgress()
+    )
+    say(f"base model: {base.name}, {base.parameters / 1e6:,.0f} M parameters, {base.source}, in {base.path}")
+    return plan.model_dump(mode="json"), base.to_dict(), str(run.path)
+
+
+def find_run(plan: Plan, flow_name: str) -> RunDir:
+    """The run directory that --continue-from names: a path, or a run id below storage.root.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    given = plan.continue_from
+    by_id = run_directory(plan.settings.storage.root, project_root(), flow_name, given)
+    for candidate in (by_id.path, Path(given).expanduser().resolve()):
+        if any(candidate.glob("train-*/spec.json")):
+            return RunDir(candidate)
+    known = sorted(path.name for path in by_id.path.parent.glob("*") if any(path.glob("train-*")))
+    names = ", ".join(known[-5:]) or "none"
+    message = f"no training found in {by_id.path} or {Path(given).resolve()}; the newest runs there: {names}"
+    raise ConfigError([Problem("--continue-from", message)])
+
+
+def prepare(raw_plan: Artifact, raw_base: Artifact, run_dir: str) -> Artifact:
+    """Tokenised rows and their order, and the plan in one line.
+
+    Raises:
+        LoraFlowError: unusable data, full disk, or a continued run that this one does not match.
+    """
+    from steps.prepare import stage as prepare_stage
+    from steps.train import stage as train_stage
+
+    plan, base, run = Plan.model_validate(raw_plan), BaseModel.from_dict(raw_base), RunDir(Path(run_dir))
+    prepared = prepare_stage.prepare(plan, base, run, cache=cache_folder(plan), progress=StageProgress())
+    for line in describe_data(prepared):
+        say(line)
+    spec, directory = train_stage.build(plan, base, prepared, run)
+    if plan.continue_from:
+        check_continuation(spec.to_dict(), directory.path, run)
+    say(estimate.plan_line(plan, base, prepared, cache=cache_folder(plan)))
+    return prepared.to_dict()
+
+
+def describe_data(data: PreparedData) -> list[str]:
+    """What was read, kept and cut, in sentences."""
+    lines = [
+        f"data: {data.samples:,} samples from {data.source} ({data.shape}); {data.train_samples:,} to train on, "
+        f"{data.validation_samples:,} held out; {data.rows:,} rows of up to {data.sequence_length:,} tokens"
+        + (f", packed, {data.fill:.1%} full" if data.packed else "")
+    ]
+    if data.duplicates or data.skipped:
+        lines.append(f"left out: {data.duplicates:,} duplicates, {data.skipped:,} rows without a usable conversation")
+    if data.truncated_samples:
+        lines.append(f"cut to length: {data.truncated_samples:,} samples lost {data.truncated_tokens:,} tokens")
+    return lines
+
+
+def check_continuation(spec: Artifact, directory: Path, run: RunDir) -> None:
+    """A continued run must be the same training, whatever it runs on.
+
+    Raises:
+        ConfigError: with every setting that differs from the nearest training in the run directory.
+    """
+    if (directory / "spec.json").is_file():
+        return
+    trainings = sorted(run.path.glob("train-*/spec.json"), key=lambda path: path.stat().st_mtime)
+    before = read_json(trainings[-1])
+    differing = [
+        Problem(f"--continue-from ({key})", f"that run has {before.get(key)!r}, this one {value!r}: use the same")
+        for key, value in spec.items()
+        if key not in NOT_IDENTITY and before.get(key) != value
+    ]
+    message = f"no training in {run.path} matches this one; start a new run without --continue-from"
+    raise ConfigError(differing or [Problem("--continue-from", message)])
+
+
+def train(
+    handle: JobHandle, raw_plan: Artifact, raw_base: Artifact, raw_prepared: Artifact, run_dir: str
+) -> tuple[Artifact, dict[str, bytes]]:
+    """Train, or adopt the training that runs already; the adapter's record and its files' bytes.
+
+    Raises:
+        JobError: it ended badly for good.
+    """
+    from steps.job.supervise import Job
+    from steps.train import stage as train_stage
+
+    plan, base, prepared = (
+        Plan.model_validate(raw_plan),
+        BaseModel.from_dict(raw_base),
+        PreparedData.from_dict(raw_prepared),
+    )
+    spec, directory = train_stage.build(plan, base, prepared, RunDir(Path(run_dir)))
+    label = f"{plan.model.name}-{plan.dataset.name}"
+    job = Job(
+        module=train_stage.WORKER,
+        spec=spec.to_dict(),
+        directory=directory,
+        identity=spec.identity,
+        processes=plan.processes,
+        threads_per_process=plan.settings.launcher.threads_per_process,
+        environment=dict(train_stage.PROCESS_ENVIRONMENT),
+        label=label,
+        total_steps=prepared.steps,
+    )
+    result = handle.run(job, plan.settings, title=f"Training {label}", facts=lineages.plan_facts(plan, prepared))
+    adapter = train_stage.collect(
+        spec, result.result_dir, attempts=result.attempts, account=result.account, layout=result.layout
+    )
+    estimate.remember(plan, base, result.account, prepared, cache=cache_folder(plan))
+    say(
+        f"adapter: {adapter.path}, {adapter.bytes / 2**20:.1f} MiB, loss {adapter.first_loss:.4f} → {adapter.last_loss:.4f}"
+    )
+    files = {path.name: path.read_bytes() for path in sorted(Path(adapter.path).iterdir()) if path.is_file()}
+    return adapter.to_dict(), files
+
+
+def lineage(raw_plan: Artifact, raw_base: Artifact, raw_prepared: Artifact, raw_adapter: Artifact) -> Artifact:
+    """Which data, code and settings made this model."""
+    return lineages.build(
+        Plan.model_validate(raw_plan),
+        BaseModel.from_dict(raw_base),
+        PreparedData.from_dict(raw_prepared),
+        Adapter.from_dict(raw_adapter),
+        code=codepackage.code_version(project_root()),
+        pathspec=codepackage.pathspec(),
+    )
+
+
+def merge(raw_plan: Artifact, raw_base: Artifact, raw_adapter: Artifact, run_dir: str, made_from: Artifact) -> Artifact:
+    """Base plus adapter as one model folder.
+
+    Raises:
+        LoraFlowError: damaged weights, an adapter for another base, full disk.
+    """
+    from steps.merge import stage as merge_stage
+
+    plan, base, adapter = Plan.model_validate(raw_plan), BaseModel.from_dict(raw_base), Adapter.from_dict(raw_adapter)
+    merged = merge_stage.merge(plan, base, adapter, RunDir(Path(run_dir)), lineage=made_from, progress=StageProgress())
+    say(f"merged model: {merged.path}, {merged.bytes / 2**20:,.0f} MiB of {merged.dtype} in {merged.seconds:.1f} s")
+    return merged.to_dict()
+
+
+def evaluate(card: Any, raw_plan: Artifact, made: Sequence[Artifact], run_dir: str, made_from: Artifact) -> Artifact:
+    """Base against tuned model on held-out samples; fills the card, applies the gate. `made`: base to merged, in order.
+
+    Raises:
+        LoraFlowError: the gate failed and `evaluation.on_gate_failure` is `fail`.
+    """
+    from steps.evaluate import stage as evaluate_stage
+
+    plan, (raw_base, raw_prepared, raw_adapter, raw_merged) = Plan.model_validate(raw_plan), made
+    report = evaluate_stage.evaluate(
+        plan,
+        BaseModel.from_dict(raw_base),
+        PreparedData.from_dict(raw_prepared),
+        Adapter.from_dict(raw_adapter),
+        MergedModel.from_dict(raw_merged),
+        RunDir(Path(run_dir)),
+        progress=StageProgress(),
+    )
+    cards.fill_evaluate_card(
+        card,
+        title=f"{plan.model.title or plan.model.name} tuned on {plan.dataset.title or plan.dataset.name}",
+        report=report,
+        samples=evaluate_stage.read_samples(report)[: plan.settings.evaluation.samples],
+        lineage=lineages.flat(made_from),
+    )
+    codepackage.tag_run(lineages.tags(plan, report))
+    if not report.gate_passed and plan.settings.evaluation.on_gate_failure == "fail":
+        raise LoraFlowError(f"the gate is not passed: {report.gate}; the report is in {report.path}")
+    record: Artifact = report.to_dict()
+    return record
+
+
+def conclude(flow: Any) -> None:
+    """The last words of a run: what was learned, where it lies, what to type next."""
+    if flow.dry_run:
+        say("dry run: nothing was trained. The prepared data is kept; the same command without --dry-run uses it.")
+        return
+    report, adapter, merged = (
+        Report.from_dict(flow.report),
+        Adapter.from_dict(flow.adapter),
+        MergedModel.from_dict(flow.merged),
+    )
+    script = Path(sys.argv[0])
+    talk = Path(sys.executable).parent / "hyperpod-lora"
+    for line in (
+        "",
+        verdict(report),
+        f"  {report.score_name} on {report.samples} samples it never saw: {report.base_score:.1%} → {report.tuned_score:.1%}",
+        f"  loss on held-out samples: {report.base_loss:.4f} → {report.tuned_loss:.4f}",
+        f"  gate: {report.gate}",
+        "",
+        f"adapter       {adapter.path}",
+        f"merged model  {merged.path}",
+        f"see the card  {sys.executable} {script} card view evaluate --id evaluation",
+        f'talk to it    {talk} generate {merged.path} "{lineages.example_prompt(report)}"',
+    ):
+        say(line)
+
+
+def verdict(report: Report) -> str:
+    """Did it learn? In one sentence, from the numbers."""
+    better_score, better_loss = report.tuned_score > report.base_score, report.tuned_loss < report.base_loss
+    if better_score and better_loss:
+        return "The model learned: both score and loss are better than the base model's."
+    if better_loss:
+        return "The model learned a little: its loss is lower than the base model's, its score is not higher."
+    if better_score:
+        return "Mixed: the score is higher than the base model's, the loss is not lower; look at the samples."
+    return "The model did not learn: neither score nor loss is better than the base model's. Train longer, or look at the data."

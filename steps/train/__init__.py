@@ -1,0 +1,1 @@
+"""Training: the program that every rank runs, and the stage's door (`stage`)."""

@@ -1,0 +1,102 @@
+"""The micro-batches of one rank, step after step, and the counts that its losses are divided by.
+
+Used by the backends. Every rank can read all rows and the order, so the counts of the whole global batch need no message.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from steps.errors import DataError
+from steps.prepared import PreparedRows
+from steps.train.ranks import Ranks
+from steps.train.rows import Batch, RowCounts, Slicing, collate
+from steps.train.spec import TrainSpec
+
+
+@dataclass(frozen=True, slots=True)
+class MicroBatch:
+    """One forward pass."""
+
+    step: int
+    """Global step, from 0."""
+    micro: int
+    """Place in the global batch."""
+    batch: Batch
+    target_tokens: int
+    """Of the whole global batch: the loss is divided by it."""
+    is_last: bool
+    """The last of its step on this rank."""
+
+
+class Feed:
+    """Micro-batches by step."""
+
+    def __init__(self, prepared: PreparedRows, spec: TrainSpec, ranks: Ranks) -> None:
+        self._rows, self._held_out, self._order = prepared.rows, prepared.validation, prepared.order
+        self._steps, self._packed = spec.steps, spec.packed
+        self._validation_rows = min(spec.validation_rows, len(prepared.validation))
+        self.slicing = Slicing(spec.global_batch, spec.micro_batch, ranks.world, ranks.rank)
+        self._row_counts = RowCounts(prepared.rows)
+        if prepared.record.digest != spec.prepared_digest:
+            raise DataError(
+                f"{spec.prepared_path} holds data {prepared.record.digest[:12]}, this training was planned on "
+                f"{spec.prepared_digest[:12]}: it was prepared again; start the train step again"
+            )
+        if len(self._order) < spec.steps * spec.global_batch:
+            raise DataError(
+                f"{spec.prepared_path}: the order holds {len(self._order)} rows, {spec.steps} steps of "
+                f"{spec.global_batch} need {spec.steps * spec.global_batch}; remove the directory and prepare again"
+            )
+
+    def counts(self, step: int) -> tuple[int, int]:
+        """(tokens, target tokens) of the global batch of a step (from 0)."""
+        size = self.slicing.global_batch
+        return self._row_counts.total(self._order[step * size : (step + 1) * size])
+
+    def from_step(self, step: int) -> MicroBatches:
+        """This rank's micro-batches from a step on, to the end of the run."""
+        return MicroBatches(self, step)
+
+    def micro_batch(self, step: int, micro: int) -> MicroBatch:
+        """One micro-batch, by its place in the run."""
+        picked = self._order[self.slicing.positions(step, micro)]
+        batch = collate([self._rows.row(int(index)) for index in picked], packed=self._packed)
+        targets = self.counts(step)[1]
+        return MicroBatch(step, micro, batch, max(targets, 1), is_last=micro == self.slicing.mine[-1])
+
+    def validation_batches(self) -> list[Batch]:
+        """This rank's share of the held-out rows; every rank gets as many batches, some of them twice (`share_of`)."""
+        size, world = self.slicing.micro_batch, self.slicing.world
+        whole = math.ceil(self._validation_rows / size)
+        share = math.ceil(whole / world)
+        mine = (min(self.slicing.rank * share + number, whole - 1) for number in range(share))
+        return [
+            collate(
+                [self._held_out.row(index) for index in range(at * size, min((at + 1) * size, self._validation_rows))],
+                packed=False,
+            )
+            for at in mine
+        ]
+
+    @property
+    def validation_count(self) -> int:
+        """Batches of held-out rows, over all ranks, each counted once."""
+        return math.ceil(self._validation_rows / self.slicing.micro_batch)
+
+
+class MicroBatches:
+    """What Trainer takes for a DataLoader: it has a length and can be iterated."""
+
+    def __init__(self, feed: Feed, step: int) -> None:
+        self._feed, self._step = feed, step
+
+    def __len__(self) -> int:
+        return (self._feed._steps - self._step) * self._feed.slicing.accumulation
+
+    def __iter__(self) -> Iterator[MicroBatch]:
+        for step in range(self._step, self._feed._steps):
+            for micro in self._feed.slicing.mine:
+                yield self._feed.micro_batch(step, micro)

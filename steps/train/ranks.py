@@ -1,0 +1,115 @@
+"""The processes of one training, and what they say to each other.
+
+Used by `worker`, `callbacks` and the backends. One process alone needs no process group: then every method answers at once.
+A peer that is gone shows as PeerLostError, whatever exception the transport chose.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ValueT = TypeVar("ValueT")
+
+
+class PeerLostError(ConnectionError):
+    """Another rank went away. It knows why; this rank is only its victim."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """This process among its peers."""
+
+    rank: int = 0
+    world: int = 1
+    local_rank: int = 0
+    local_world: int = 1
+    """Processes on this machine."""
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> Ranks:
+        """What torchrun has set; one process alone without it."""
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+        rank, world, local_rank, local_world = (
+            int(environment.get(name, default)) for name, default in zip(names, (0, 1, 0, 1), strict=True)
+        )
+        return cls(rank, world, local_rank, local_world)
+
+    @property
+    def group(self) -> Any:
+        """The process group that carries Python objects; None: the default one."""
+        return None
+
+    def threads(self, asked: int) -> int:
+        """CPU threads of this process: as asked, or its share of the cores that it may use."""
+        return asked or max(1, len(os.sched_getaffinity(0)) // self.local_world)
+
+    def connect(self) -> None:
+        """Meet the other ranks.
+
+        Raises:
+            PeerLostError: they did not come.
+        """
+        if self.world > 1:
+            import torch
+            import torch.distributed as dist
+
+            with peers():
+                dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+
+    def share(self, value: ValueT) -> ValueT:
+        """Rank 0's value, on every rank."""
+        if self.world == 1:
+            return value
+        import torch.distributed as dist
+
+        holder = [value]
+        with peers():
+            dist.broadcast_object_list(holder, src=0, group=self.group)
+        return holder[0]
+
+    def gather(self, value: ValueT) -> list[ValueT]:
+        """Every rank's value, in the order of ranks, on every rank."""
+        if self.world == 1:
+            return [value]
+        import torch.distributed as dist
+
+        found: list[Any] = [None] * self.world
+        with peers():
+            dist.all_gather_object(found, value, group=self.group)
+        return found
+
+    def exchange(self, partner: int, mine: Tensor) -> Tensor:
+        """Swap equal-sized tensors with another rank; returns the partner's."""
+        import torch
+        import torch.distributed as dist
+
+        theirs = torch.empty_like(mine)
+        with peers():
+            swap = [dist.P2POp(dist.isend, mine, partner), dist.P2POp(dist.irecv, theirs, partner)]
+            for work in dist.batch_isend_irecv(swap):
+                work.wait()
+        return theirs
+
+    def add_up(self, tensor: Tensor) -> None:
+        """Sum over all ranks, in place, in an order of the transport's own."""
+        if self.world > 1:
+            import torch.distributed as dist
+
+            with peers():
+                dist.all_reduce(tensor)
+
+
+@contextlib.contextmanager
+def peers() -> Iterator[None]:
+    """gloo reports a closed connection as a bare RuntimeError; inside a collective, that is what it means."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise PeerLostError(f"lost another rank ({str(error).splitlines()[0][:200]})") from error

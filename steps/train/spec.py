@@ -1,0 +1,104 @@
+"""`TrainSpec`: all that a rank needs to know, kept as `spec.json` in the training's directory.
+
+Built by `stage`, read by `worker` and (for its LoRA settings) by whoever reads `training.json` beside an adapter. It holds no
+secret, and nothing that only the launcher knows: ranks, hosts and attempts come from the environment and the command line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from steps.config import Precision, Quantization, Scheduler, Section, Sharding, validate
+from steps.errors import ConfigError, Problem
+from steps.presets import LoraSettings
+from steps.rundir import TrainDir, read_json
+
+SCHEMA = "hyperpod-lora/train-spec/1"
+
+
+class TrainSpec(Section):
+    """One training, with every value decided. Paths are absolute."""
+
+    directory: str
+    """The training's own directory; see `rundir.TrainDir`."""
+    identity: str
+    """Digest of the inputs and of all that changes the mathematics."""
+    base_path: str
+    base_digest: str
+    base_name: str
+    """Written into the adapter as its base model: a hub id or a preset's name, never a private path."""
+    prepared_path: str
+    prepared_digest: str
+    steps: int = Field(ge=1)
+    """Optimizer steps of the whole run."""
+    global_batch: int = Field(ge=1)
+    """Rows per optimizer step, over all ranks."""
+    micro_batch: int = Field(ge=1)
+    """Rows per forward pass on one rank."""
+    learning_rate: float = Field(gt=0)
+    scheduler: Scheduler
+    warmup_ratio: float
+    weight_decay: float
+    max_grad_norm: float
+    """0: gradients are not clipped."""
+    lora: LoraSettings
+    sequence_length: int
+    packed: bool
+    precision: Precision
+    quantization: Quantization = "none"
+    sharding: Sharding = "ddp"
+    backend: Literal["torch", "neuron"] = "torch"
+    """`torch`: CPUs and GPUs; `neuron`: Trainium."""
+    tensor_parallel: int = Field(default=1, ge=1)
+    """Processes that share each layer; neuron only."""
+    pipeline_parallel: int = Field(default=1, ge=1)
+    """Processes that share the stack of layers; neuron only."""
+    gradient_checkpointing: bool = False
+    seed: int
+    checkpoint_every: int = Field(ge=1)
+    """Steps between saves; the last step is always saved."""
+    checkpoints_kept: int = Field(ge=1)
+    validation_every: int = Field(ge=1)
+    """Steps between validations; the last step is always validated."""
+    validation_rows: int = Field(ge=0)
+    """Held-out rows looked at each time; 0: no validation."""
+    patience: int = Field(default=0, ge=0)
+    """Validations without a lower loss that end training; 0: never."""
+    keep: Literal["last", "best"] = "last"
+    report_to: tuple[str, ...] = ()
+    threads_per_process: int = Field(default=0, ge=0)
+    """CPU threads of a rank; 0: this machine's cores divided by its ranks."""
+
+    @property
+    def place(self) -> TrainDir:
+        """The training's directory."""
+        return TrainDir(Path(self.directory))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values, `schema` first."""
+        return {"schema": SCHEMA, **self.model_dump(mode="json")}
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> TrainSpec:
+        """Read back what `to_dict` wrote.
+
+        Raises:
+            ConfigError: another schema, or values that are not allowed.
+        """
+        if raw.get("schema") != SCHEMA:
+            raise ConfigError([Problem("spec.json", f"expected schema {SCHEMA!r}, got {raw.get('schema')!r}")])
+        return validate(cls, {key: value for key, value in raw.items() if key != "schema"}, prefix="spec.json: ")
+
+
+def read_spec(path: Path) -> TrainSpec:
+    """The spec in a file.
+
+    Raises:
+        StorageError: unreadable.
+        ConfigError: readable, but no spec of this version.
+    """
+    return TrainSpec.from_dict(read_json(path))

@@ -1,0 +1,185 @@
+"""The train stage's door: a plan becomes a spec, and a finished training becomes an Adapter record.
+
+Called by the flow; loads neither torch nor transformers. Running the worker on what `build` returns is the job room's.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from steps.errors import CheckpointError, ConfigError, Problem
+from steps.events import Event, EventTail
+from steps.prepared import verify
+from steps.presets import LoraSettings, Plan
+from steps.records import Adapter, BaseModel, PreparedData, digest_file, digest_of, identity_of
+from steps.rundir import RunDir, TrainDir, read_json
+from steps.train.spec import TrainSpec
+
+WORKER = "steps.train.worker"
+"""The module that every rank runs: `python -m steps.train.worker <directory>/spec.json --attempt N`."""
+
+PROCESS_ENVIRONMENT = {
+    "MALLOC_MMAP_THRESHOLD_": "4294967296",
+    "MALLOC_TRIM_THRESHOLD_": "-1",
+    "MALLOC_TOP_PAD_": "268435456",
+}
+"""To be set before a rank's process starts: glibc would give each step's memory back and fault it in again."""
+
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+
+
+def build(plan: Plan, base: BaseModel, prepared: PreparedData, run: RunDir) -> tuple[TrainSpec, TrainDir]:
+    """Decide all that a rank needs to know, and where it goes; writes nothing.
+
+    Raises:
+        ConfigError: plan and prepared data contradict each other.
+        StorageError: the prepared data, or the adapter to start from, is damaged or gone.
+    """
+    _require_match(plan, prepared)
+    verify(Path(prepared.path))
+    identity = _identity(plan, base, prepared)
+    place = run.train(identity)
+    settings = plan.settings
+    spec = TrainSpec(
+        directory=str(place.path),
+        identity=identity,
+        base_path=base.path,
+        base_digest=base.digest,
+        base_name=base.source.removeprefix("hub:") if base.source.startswith("hub:") else base.name,
+        prepared_path=prepared.path,
+        prepared_digest=prepared.digest,
+        steps=prepared.steps,
+        global_batch=prepared.global_batch,
+        micro_batch=plan.micro_batch,
+        learning_rate=plan.learning_rate,
+        scheduler=plan.scheduler,
+        warmup_ratio=plan.warmup_ratio,
+        weight_decay=plan.weight_decay,
+        max_grad_norm=plan.max_grad_norm,
+        lora=plan.lora,
+        sequence_length=prepared.sequence_length,
+        packed=prepared.packed,
+        precision=plan.precision,
+        quantization=plan.quantization,
+        sharding=plan.sharding,
+        gradient_checkpointing=plan.gradient_checkpointing,
+        seed=plan.seed,
+        checkpoint_every=checkpoint_interval(settings.checkpoints.every_steps, prepared.steps),
+        checkpoints_kept=settings.checkpoints.keep,
+        validation_every=validation_interval(settings.validation.every_steps, prepared.steps),
+        validation_rows=min(settings.validation.max_rows, prepared.validation_samples),
+        patience=settings.validation.early_stopping_patience,
+        keep=settings.validation.keep,
+        report_to=settings.reporting.report_to,
+        threads_per_process=settings.launcher.threads_per_process,
+    )
+    return spec, place
+
+
+def _require_match(plan: Plan, prepared: PreparedData) -> None:
+    problems = [
+        Problem(option, f"the data was prepared for {found}, the plan says {planned}; prepare again")
+        for option, found, planned in (
+            ("--global-batch", prepared.global_batch, plan.global_batch),
+            ("--packing", prepared.packed, plan.packing),
+            ("--sequence-length", prepared.sequence_length, plan.sequence_length),
+        )
+        if found != planned
+    ]
+    if problems:
+        raise ConfigError(problems)
+
+
+def checkpoint_interval(asked: int, steps: int) -> int:
+    """Steps between saves: as asked, or a tenth of the run between 10 and 500."""
+    return asked or min(max(steps // 10, 10), 500)
+
+
+def validation_interval(asked: int, steps: int) -> int:
+    """Steps between validations: as asked, or a fifth of the run, at least 10."""
+    return asked or max(steps // 5, 10)
+
+
+def _identity(plan: Plan, base: BaseModel, prepared: PreparedData) -> str:
+    """Digest of the inputs and of what changes the mathematics: not of processes, micro batch, deadlines or code."""
+    validation = plan.settings.validation
+    decides = bool(validation.early_stopping_patience) or validation.keep == "best"
+    return identity_of(
+        {
+            "base": base.digest,
+            "prepared": prepared.digest,
+            "global_batch": prepared.global_batch,
+            "steps": prepared.steps,
+            "learning_rate": plan.learning_rate,
+            "scheduler": plan.scheduler,
+            "warmup_ratio": plan.warmup_ratio,
+            "weight_decay": plan.weight_decay,
+            "max_grad_norm": plan.max_grad_norm,
+            "lora": {**plan.lora.model_dump(mode="json"), "init_adapter": _digest_of_start(plan.lora)},
+            "seed": plan.seed,
+            "precision": plan.precision,
+            "quantization": plan.quantization,
+            "validation": {
+                "every": validation_interval(validation.every_steps, prepared.steps),
+                "rows": validation.max_rows,
+                "patience": validation.early_stopping_patience,
+                "keep": validation.keep,
+            }
+            if decides
+            else None,
+        }
+    )
+
+
+def _digest_of_start(lora: LoraSettings) -> str:
+    if not lora.init_adapter:
+        return ""
+    files = [Path(lora.init_adapter, name) for name in ADAPTER_FILES]
+    missing = [str(file) for file in files if not file.is_file()]
+    if missing:
+        raise ConfigError([Problem("--init-adapter", f"no {', '.join(missing)}: expected a PEFT adapter folder")])
+    return digest_of({file.name: digest_file(file) for file in files})
+
+
+def collect(
+    spec: TrainSpec, adapter_dir: Path, *, attempts: int, account: dict[str, Any], layout: dict[str, Any]
+) -> Adapter:
+    """The record of a published adapter.
+
+    Raises:
+        CheckpointError: the folder is not what a worker exports.
+        StorageError: training.json is missing or unreadable.
+    """
+    missing = [name for name in ADAPTER_FILES if not (adapter_dir / name).is_file()]
+    if missing:
+        raise CheckpointError(
+            f"{adapter_dir} has no {', '.join(missing)}: the training did not publish a whole adapter"
+        )
+    training = read_json(adapter_dir / "training.json")
+    losses = _losses(spec, attempts)
+    return Adapter(
+        path=str(adapter_dir),
+        identity=spec.identity,
+        digest=digest_of({name: digest_file(adapter_dir / name) for name in ADAPTER_FILES}),
+        method=spec.lora.method,
+        rank=spec.lora.rank,
+        step=int(training["step"]),
+        of=spec.steps,
+        first_loss=losses[min(losses)] if losses else float("nan"),
+        last_loss=losses[max(losses)] if losses else float("nan"),
+        validation_loss=training["validation_loss"],
+        attempts=attempts,
+        bytes=sum(file.stat().st_size for file in adapter_dir.iterdir() if file.is_file()),
+        layout=layout,
+        account=account,
+        parents={"base": spec.base_digest, "prepared": spec.prepared_digest},
+    )
+
+
+def _losses(spec: TrainSpec, attempts: int) -> dict[int, float]:
+    """Loss by step, a later attempt's where two did the same step."""
+    events: list[Event] = []
+    for attempt in range(1, attempts + 1):
+        events += EventTail(spec.place.events(attempt)).read_new()
+    return {event.step: float(event.data["loss"]) for event in events if event.kind == "step" and "loss" in event.data}

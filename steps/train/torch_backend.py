@@ -1,0 +1,161 @@
+"""The backend for CPUs and GPUs: transformers' Trainer and peft. Satisfies `backend.Backend`; made by `worker`.
+
+One process or several (replicas whose gradients are summed in a fixed tree, so that 1, 2 and 4 give equal bits), or FSDP
+through accelerate (which continues on the layout it was saved with, nothing else).
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from steps.rundir import storage_errors, write_json
+from steps.train.backend import Listener, ModelSize
+from steps.train.feed import Feed
+from steps.train.ranks import Ranks
+from steps.train.spec import TrainSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+ADAPTER = "adapter_model.safetensors"
+BEST = "best_adapter.safetensors"
+
+
+class TorchBackend:
+    """Trains one spec in this process, together with its peers."""
+
+    def __init__(self, spec: TrainSpec, ranks: Ranks, feed: Feed, *, stop_asked: Callable[[], bool]) -> None:
+        self._spec, self._ranks, self._feed, self._stop_asked = spec, ranks, feed, stop_asked
+        self._checkpoint: Path | None = None
+        self._best: dict[str, Tensor] | None = None
+
+    @property
+    def layout(self) -> dict[str, Any]:
+        """What a checkpoint records of this training's shape."""
+        return {
+            "backend": "torch",
+            "sharding": self._spec.sharding,
+            "world": self._ranks.world,
+            "dp": self._ranks.world,
+            "tp": 1,
+            "pp": 1,
+            "micro_batch": self._spec.micro_batch,
+        }
+
+    def fits(self, layout: Mapping[str, Any]) -> str | None:
+        """Any number of replicas can go on with any other's checkpoint; FSDP only with its own layout's."""
+        return why_not(layout, self.layout)
+
+    def load(self, checkpoint: Path | None) -> ModelSize:
+        """Model and adapter on this rank's device; a checkpoint's weights when there is one."""
+        import torch
+
+        import steps.train.torch_trainer  # noqa: F401  # Trainer's import takes seconds: part of loading, not of step 1
+
+        from steps.train.torch_model import TargetLoss, load_model, trainable
+
+        self._device = (
+            torch.device("cuda", self._ranks.local_rank) if torch.cuda.is_available() else torch.device("cpu")
+        )
+        self._model = load_model(self._spec, place=self._device)
+        self._loss = TargetLoss(self._model, precision=self._spec.precision)
+        self._checkpoint = checkpoint
+        if checkpoint is not None:
+            self._load_adapter(checkpoint)
+        count = sum(parameter.numel() for parameter in self._model.parameters())
+        return ModelSize(count, sum(parameter.numel() for parameter in trainable(self._model).values()))
+
+    def _load_adapter(self, checkpoint: Path) -> None:
+        from peft import set_peft_model_state_dict
+        from safetensors.torch import load_file
+
+        set_peft_model_state_dict(self._model, load_file(checkpoint / ADAPTER))
+        if (checkpoint / BEST).is_file():
+            self._best = load_file(checkpoint / BEST)
+
+    def train(self, *, done: int, listener: Listener) -> None:
+        """Run Trainer from step `done` on."""
+        from steps.train.torch_trainer import Course, OrderedTrainer, training_arguments
+
+        arguments = training_arguments(
+            self._spec,
+            accumulation=self._feed.slicing.accumulation,
+            on_cpu=self._device.type == "cpu",
+            wrapped_layers=list(self._model.get_base_model()._no_split_modules or []),
+        )
+        self._trainer = OrderedTrainer(
+            self._model, arguments, spec=self._spec, ranks=self._ranks, feed=self._feed, loss=self._loss
+        )
+        restore = self._restore if self._checkpoint is not None else None
+        self._trainer.follow(Course(done, restore, listener, self._stop_asked))
+
+    def _restore(self, optimizer: Any, scheduler: Any) -> None:
+        from steps.train.torch_model import trainable
+        from steps.train.torch_state import restore
+
+        assert self._checkpoint is not None
+        restore(self._checkpoint, optimizer, scheduler, trainable(self._model))
+
+    def validate(self) -> float:
+        """Every rank looks at its share; sums are added in the order of the rows, so they do not depend on the layout."""
+        import torch
+
+        self._model.eval()
+        with torch.no_grad():
+            mine = [
+                (self._loss(self._trainer.model_wrapped, batch, self._device).item(), len(batch.targets))
+                for batch in self._feed.validation_batches()
+            ]
+        everyone = [pair for pairs in self._ranks.gather(mine) for pair in pairs][: self._feed.validation_count]
+        return math.fsum(loss for loss, _ in everyone) / max(sum(count for _, count in everyone), 1)
+
+    def remember_best(self) -> None:
+        """Copy the adapter's weights to the CPU."""
+        from steps.train.torch_model import adapter_weights
+
+        self._best = adapter_weights(self._model)
+
+    def save(self, folder: Path) -> None:
+        """Adapter, optimizer and schedule; written by rank 0, gathered from all when sharded."""
+        from safetensors.torch import save_file
+
+        from steps.train.torch_model import adapter_weights, trainable, write_adapter
+        from steps.train.torch_state import NUMBERS, OPTIMIZER, numbers, optimizer_tensors
+
+        optimizer, scheduler = self._trainer.optimizer.optimizer, self._trainer.lr_scheduler
+        weights = adapter_weights(self._model)
+        moments = optimizer_tensors(optimizer, trainable(self._model))
+        if self._ranks.rank:
+            return
+        with storage_errors(f"writing {folder}"):
+            write_adapter(folder, self._model, weights, base_name=self._spec.base_name)
+            save_file(moments, folder / OPTIMIZER)
+            if self._best is not None:
+                save_file(self._best, folder / BEST)
+        write_json(folder / NUMBERS, numbers(optimizer, scheduler))
+
+    def export(self, folder: Path, *, best: bool) -> None:
+        """The adapter, written by rank 0; the last one where none was remembered as best."""
+        from steps.train.torch_model import adapter_weights, write_adapter
+
+        weights = self._best if best and self._best is not None else adapter_weights(self._model)
+        if self._ranks.rank == 0:
+            with storage_errors(f"writing {folder}"):
+                write_adapter(folder, self._model, weights, base_name=self._spec.base_name)
+
+
+def why_not(saved: Mapping[str, Any], ours: Mapping[str, Any]) -> str | None:
+    """Why a checkpoint with layout `saved` cannot be continued with layout `ours`, None if it can."""
+    if saved.get("backend") != ours["backend"]:
+        return f"it was saved by backend {saved.get('backend')}, this is {ours['backend']}"
+    if saved.get("sharding") != ours["sharding"]:
+        return f"it was saved with sharding {saved.get('sharding')}, this is {ours['sharding']}"
+    if ours["sharding"] == "fsdp" and saved.get("world") != ours["world"]:
+        return f"fsdp goes on with as many processes as saved it: {saved.get('world')}, not {ours['world']}"
+    return None

@@ -1,0 +1,159 @@
+"""The base model with its adapter in torch, its loss, and its adapter's weights as plain tensors. Used by `torch_backend`.
+
+Attention and masks: rows are padded on the right and attention is causal, so real tokens never see padding and no mask is
+needed. Packed rows get position_ids that start again at each sample, no mask and no cache: then transformers builds the
+block-diagonal mask by itself. With any mask, or a cache, samples would see each other in silence.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from steps.errors import ConfigError, ModelError, Problem
+from steps.presets import ALL_LINEAR
+from steps.train.rows import Batch
+from steps.train.spec import TrainSpec
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from torch import Tensor, device
+
+
+def load_model(spec: TrainSpec, *, place: device) -> PeftModel:
+    """The base model on `place` with a fresh adapter (seeded, so equal on all ranks) or the one to start from.
+
+    Raises:
+        ConfigError: LoRA targets that the model lacks, 4bit where it does not run.
+        ModelError: the base model cannot be loaded.
+    """
+    import torch
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    base = _load_base(spec, place)
+    torch.manual_seed(spec.seed)
+    lora = spec.lora
+    if lora.init_adapter:
+        return PeftModel.from_pretrained(base, lora.init_adapter, is_trainable=True)
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=ALL_LINEAR if lora.targets == (ALL_LINEAR,) else list(lora.targets),
+        use_rslora=lora.method == "rslora",
+        use_dora=lora.method == "dora",
+        task_type="CAUSAL_LM",
+    )
+    try:
+        return get_peft_model(base, config)
+    except ValueError as error:
+        raise ConfigError([Problem("--lora-targets", f"{','.join(lora.targets)}: {error}")]) from error
+
+
+def _load_base(spec: TrainSpec, place: device) -> Any:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    options: dict[str, Any] = {
+        "dtype": torch.bfloat16 if spec.precision == "bf16" else torch.float32,
+        "attn_implementation": "sdpa",
+        "local_files_only": True,
+        "use_safetensors": True,
+    }
+    if spec.quantization == "4bit":
+        options |= {"quantization_config": _four_bits(spec), "device_map": {"": place}}
+    try:
+        return AutoModelForCausalLM.from_pretrained(spec.base_path, **options)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"cannot load the base model in {spec.base_path}: {error}") from error
+
+
+def _four_bits(spec: TrainSpec) -> Any:
+    import importlib.util
+
+    import torch
+
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ConfigError(
+            [Problem("--quantization", "4bit needs bitsandbytes, which is not installed; use --quantization none")]
+        )
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16 if spec.precision == "bf16" else torch.float32,
+    )
+
+
+class TargetLoss:
+    """Cross-entropy summed over a batch's target tokens.
+
+    Logits are needed only where a target is predicted, a fraction of all positions when only answers are learned, and the
+    output layer is a fifth of a small model. A hook hands it just these positions; the loss is the same.
+    """
+
+    def __init__(self, model: PeftModel, *, precision: str) -> None:
+        head = model.get_base_model().get_output_embeddings()
+        head.register_forward_pre_hook(self._select)
+        self._at: Tensor | None = None
+        self._precision = precision
+
+    def _select(self, module: object, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (inputs[0].flatten(0, -2)[self._at], *inputs[1:])
+
+    def __call__(self, model: Any, batch: Batch, place: device) -> Tensor:
+        """The sum, in fp32, of a batch of `rows.collate`."""
+        import torch
+        from torch.nn.functional import cross_entropy
+
+        input_ids = torch.from_numpy(batch.input_ids).to(place)
+        self._at = torch.from_numpy(batch.predict_at).to(place)
+        targets = torch.from_numpy(batch.targets).to(place)
+        isolation: dict[str, Any]
+        if batch.position_ids is not None:
+            isolation = {"position_ids": torch.from_numpy(batch.position_ids).to(place)}
+        else:  # all ones take transformers' shortcut to plain causal attention, no mask at all does not
+            isolation = {"attention_mask": torch.ones_like(input_ids)}
+        with torch.autocast(place.type, torch.bfloat16, enabled=self._precision == "bf16"):
+            logits = model(input_ids=input_ids, use_cache=False, **isolation).logits
+        return cross_entropy(logits.float(), targets, reduction="sum")
+
+
+def trainable(model: PeftModel) -> dict[str, Tensor]:
+    """Parameters that are trained, by name; the same order on every rank."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The full tensor on the CPU, contiguous, cut from the graph; gathers the shards of a sharded one (a collective)."""
+    full = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return full.detach().to("cpu", copy=True).contiguous()
+
+
+def adapter_weights(model: PeftModel) -> dict[str, Tensor]:
+    """The adapter under PEFT's names, on the CPU (a collective when sharded)."""
+    from peft import get_peft_model_state_dict
+
+    state = {name: whole(parameter) for name, parameter in trainable(model).items()}
+    found: dict[str, Tensor] = get_peft_model_state_dict(model, state_dict=state, save_embedding_layers=False)
+    return found
+
+
+def write_adapter(folder: Path, model: PeftModel, weights: dict[str, Tensor], *, base_name: str) -> None:
+    """PEFT's two files, `adapter_config.json` and `adapter_model.safetensors`.
+
+    Raises:
+        OSError: they cannot be written.
+    """
+    import copy
+
+    from safetensors.torch import save_file
+
+    config = copy.deepcopy(model.peft_config["default"])
+    config.base_model_name_or_path = base_name
+    config.revision = None
+    config.inference_mode = True
+    config.save_pretrained(folder)
+    save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})

@@ -1,0 +1,237 @@
+"""The program of every rank:  torchrun --nproc_per_node 2 -m steps.train.worker <directory>/spec.json --attempt 1
+
+It claims the right to write, goes on from the newest complete checkpoint that fits, trains, and leaves the adapter under its
+claim; the supervisor publishes it. Events, checkpoints, failure records and exit codes are its only words (see `events`,
+`checkpoints`, `failure_record`). It starts without torchrun too, as one process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import faulthandler
+import logging
+import os
+import platform
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from steps import checkpoints
+from steps.checkpoints import Checkpoint, Claim
+from steps.errors import CheckpointError, LoraFlowError
+from steps.events import EventWriter
+from steps.failure_record import EXIT_OK, EXIT_STOPPED, record_of, write_record
+from steps.records import digest_file
+from steps.rundir import storage_errors, sync_tree, write_json
+from steps.train.callbacks import Callbacks
+from steps.train.ranks import Ranks
+from steps.train.spec import TrainSpec, read_spec
+
+if TYPE_CHECKING:
+    from steps.train.backend import Backend
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Request:
+    """Set by a signal, read after every step."""
+
+    stop: bool = False
+
+
+@dataclass(slots=True)
+class Worker:
+    """One rank of one attempt."""
+
+    spec: TrainSpec
+    attempt: int
+    ranks: Ranks
+    request: Request = field(default_factory=Request)
+    callbacks: Callbacks | None = None
+
+    @property
+    def folder(self) -> Path:
+        """The attempt's directory."""
+        return self.spec.place.attempt(self.attempt)
+
+    def run(self) -> int:
+        """Train; the exit code of a worker that did what it was asked.
+
+        Raises:
+            Exception: whatever went wrong; `main` records it.
+        """
+        begun = time.monotonic()
+        if self.spec.backend == "neuron":
+            from steps.train.neuron_ranks import NeuronRanks
+
+            self.ranks = NeuronRanks.of(self.ranks, tensor_parallel=self.spec.tensor_parallel)
+        self.ranks.connect()
+        backend = self._backend()
+        claim, checkpoint = self._begin(backend)
+        events = (
+            EventWriter(self.spec.place.events(self.attempt), attempt=self.attempt) if self.ranks.rank == 0 else None
+        )
+        done = checkpoint.step if checkpoint else 0
+        self.callbacks = Callbacks(self.spec, backend, events=events, claim=claim)
+        if checkpoint:
+            self.callbacks.resume(checkpoint.path, done)
+        if events:
+            events.emit("started", done, **self._introduction(backend, claim, checkpoint))
+        loading = time.monotonic()
+        size = backend.load(checkpoint.path if checkpoint else None)
+        if events:
+            seconds = round(time.monotonic() - loading, 4)
+            events.emit("model_loaded", done, seconds=seconds, parameters=size.parameters, trainable=size.trainable)
+        if done < self.spec.steps and not self.callbacks.progress.ended:
+            self.callbacks.start_clock()
+            backend.train(done=done, listener=self.callbacks)
+        if self.callbacks.stopped:
+            return EXIT_STOPPED
+        result = self._export(backend, claim)
+        if events:
+            seconds = round(time.monotonic() - begun, 4)
+            events.emit("finished", self.callbacks.step, **result, seconds=seconds)
+        return EXIT_OK
+
+    def _backend(self) -> Backend:
+        from steps.prepared import PreparedRows
+        from steps.train.feed import Feed
+
+        prepared = PreparedRows.open(Path(self.spec.prepared_path))
+        if self.spec.backend == "neuron":
+            from steps.train.neuron_backend import NeuronBackend
+
+            return NeuronBackend(self.spec, self.ranks, prepared, stop_asked=lambda: self.request.stop)
+        from steps.train.torch_backend import TorchBackend
+
+        feed = Feed(prepared, self.spec, self.ranks)
+        return TorchBackend(self.spec, self.ranks, feed, stop_asked=lambda: self.request.stop)
+
+    def _begin(self, backend: Backend) -> tuple[Claim, Checkpoint | None]:
+        """Rank 0 claims and chooses, the others follow; its refusal is theirs too."""
+        answer: tuple[Claim, Checkpoint | None] | LoraFlowError | None = None
+        if self.ranks.rank == 0:
+            try:
+                answer = self._claim_and_choose(backend)
+            except LoraFlowError as error:
+                answer = error
+        answer = self.ranks.share(answer)
+        if not isinstance(answer, tuple):
+            raise answer if self.ranks.rank == 0 and answer else CheckpointError(f"rank 0 refused: {answer}")
+        return answer
+
+    def _claim_and_choose(self, backend: Backend) -> tuple[Claim, Checkpoint | None]:
+        place = self.spec.place
+        with storage_errors(f"claiming {place.writers}"):
+            claim = checkpoints.take_claim(place.writers, self.attempt)
+        choice = checkpoints.choose(place.checkpoints, identity=self.spec.identity, fits=backend.fits)
+        for rejected in choice.rejected:
+            logger.warning("not used: %s", rejected.reason)
+        checkpoints.set_aside(choice.rejected)
+        if choice.checkpoint:
+            logger.info("going on from step %d (%s)", choice.checkpoint.step, choice.checkpoint.path.name)
+        return claim, choice.checkpoint
+
+    def _introduction(self, backend: Backend, claim: Claim, checkpoint: Checkpoint | None) -> dict[str, Any]:
+        return {
+            "of": self.spec.steps,
+            "world": self.ranks.world,
+            "processes": self.ranks.local_world,
+            "node": platform.node(),
+            "pid": os.getpid(),
+            "claim": str(claim),
+            "resumed_from": checkpoint.path.name if checkpoint else None,
+            "layout": backend.layout,
+            "layout_changed": bool(checkpoint and checkpoint.layout != backend.layout),
+        }
+
+    def _export(self, backend: Backend, claim: Claim) -> dict[str, Any]:
+        """Write the final adapter under our claim; what the supervisor has to know to publish it."""
+        place, assert_callbacks = self.spec.place, self.callbacks
+        assert assert_callbacks is not None
+        progress = assert_callbacks.progress
+        best = self.spec.keep == "best" and progress.best_loss is not None
+        folder = place.writers / str(claim) / "result"
+        if self.ranks.rank == 0:
+            with storage_errors(f"writing {folder}"):
+                folder.mkdir()
+        backend.export(folder, best=best)
+        if self.ranks.rank:
+            return {}
+        step = progress.best_step if best else assert_callbacks.step
+        loss = progress.best_loss if best else progress.last_loss
+        write_json(folder / "training.json", {"step": step, "validation_loss": loss, "spec": self.spec.to_dict()})
+        with storage_errors(f"writing {folder}"):
+            sync_tree(folder)
+        files = {
+            file.name: {"bytes": file.stat().st_size, "sha256": digest_file(file)} for file in sorted(folder.iterdir())
+        }
+        return {"result": str(folder.relative_to(place.path)), "files": files, "result_step": step}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one rank; returns its exit code, never raises."""
+    parser = argparse.ArgumentParser(prog="python -m steps.train.worker", description="Train as one rank.")
+    parser.add_argument("spec", type=Path, help="spec.json in the training's directory")
+    parser.add_argument("--attempt", type=int, required=True, help="number of this attempt, from 1")
+    given = parser.parse_args(argv)
+    ranks = Ranks.from_environment(os.environ)
+    logging.basicConfig(
+        level=logging.INFO if ranks.rank == 0 else logging.WARNING,
+        format=f"%(asctime)s rank {ranks.rank} %(levelname)s %(message)s",
+        stream=sys.stderr,
+    )
+    folder = given.spec.resolve().parent
+    worker: Worker | None = None
+    try:
+        spec = read_spec(given.spec)
+        _prepare_process(spec, ranks)
+        worker = Worker(spec, given.attempt, ranks)
+        folder = _listen(worker)
+        return worker.run()
+    except BaseException as error:
+        step = worker.callbacks.step if worker and worker.callbacks else 0
+        record = record_of(error, rank=ranks.rank, node=platform.node(), step=step, time_s=time.time())
+        logger.error("%s: %s", record.exception, record.message, exc_info=not isinstance(error, LoraFlowError))
+        write_record(folder, record)
+        return record.exit_code
+
+
+def _prepare_process(spec: TrainSpec, ranks: Ranks) -> None:
+    """What has to be in the environment before torch and transformers are imported."""
+    threads = str(ranks.threads(spec.threads_per_process))
+    os.environ.update(
+        OMP_NUM_THREADS=threads,
+        MKL_NUM_THREADS=threads,
+        TOKENIZERS_PARALLELISM="false",
+        TRANSFORMERS_VERBOSITY=os.environ.get("TRANSFORMERS_VERBOSITY", "error"),
+        HF_HUB_OFFLINE="1",  # the base model is local; a hub out of reach must not cost a minute
+    )
+
+
+def _listen(worker: Worker) -> Path:
+    """Signals: SIGTERM and SIGINT ask for a stop after this step, SIGUSR1 writes all stacks beside the log."""
+
+    def ask(number: int, frame: object) -> None:
+        worker.request.stop = True
+
+    with storage_errors(f"writing {worker.folder}"):
+        worker.folder.mkdir(parents=True, exist_ok=True)
+        stacks = (worker.folder / f"stack-{worker.ranks.rank:05d}.txt").open("w")
+    faulthandler.register(signal.SIGUSR1, file=stacks, all_threads=True)
+    signal.signal(signal.SIGTERM, ask)
+    signal.signal(signal.SIGINT, ask)
+    return worker.folder
+
+
+if __name__ == "__main__":
+    code = main()
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # no exit handler, and no thread of a communication library, may hold the process back

@@ -1,0 +1,32 @@
+"""Places for flow runs."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from flow_harness import Place
+
+
+def make_place(folder: Path, environment: dict[str, str]) -> Place:
+    (folder / ".metaflow").mkdir(exist_ok=True)
+    return Place(folder, environment)
+
+
+@pytest.fixture
+def place(tmp_path: Path, clean_environment: dict[str, str]) -> Place:
+    """A fresh place for one test."""
+    return make_place(tmp_path, clean_environment)
+
+
+@pytest.fixture(scope="module")
+def module_place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    """A place shared by the tests of a module."""
+    from conftest import environment_for
+
+    folder = tmp_path_factory.mktemp("place")
+    return make_place(folder, environment_for(folder))

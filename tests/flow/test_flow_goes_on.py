@@ -1,0 +1,89 @@
+"""Kill −9 at the worst places; `resume` goes on from the last complete checkpoint and ends with the same bits."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from flow_harness import Place, processes_of, run_id_of, wait_until
+
+PROCESSES = [pytest.param(1, id="1 process"), pytest.param(2, id="2 processes", marks=pytest.mark.slow)]
+
+
+def adapter_bytes(place: Place, run_id: str) -> bytes:
+    return Path(place.artifact(run_id, "train", "adapter")["path"], "adapter_model.safetensors").read_bytes()
+
+
+def events_in(place: Place) -> list[dict[str, Any]]:
+    lines = [
+        line for path in sorted(place.folder.glob("runs/**/events.jsonl")) for line in path.read_text().splitlines()
+    ]
+    return [json.loads(line) for line in lines]
+
+
+def steps_seen(place: Place) -> int:
+    return max((event["step"] for event in events_in(place) if event["kind"] == "step"), default=0)
+
+
+def checkpoint_after(place: Place, step: int) -> bool:
+    return any(event["kind"] == "checkpoint" and event["step"] >= step for event in events_in(place))
+
+
+def workers_of(place: Place) -> list[psutil.Process]:
+    return [process for process in processes_of(place.folder) if "steps.train.worker" in " ".join(process.cmdline())]
+
+
+@pytest.mark.parametrize("processes", PROCESSES)
+def test_a_flow_killed_whole_goes_on_with_resume_and_ends_with_equal_bits(place: Place, processes: int) -> None:
+    place.write_config()
+    options = ("--processes", str(processes))
+    straight = place.call(place.run_words(*options))
+    assert straight.returncode == 0, straight.stdout[-3000:] + straight.stderr[-3000:]
+    expected = adapter_bytes(place, run_id_of(straight.stdout))
+
+    killed = Place(
+        place.folder / "killed", {**place.environment, "METAFLOW_DATASTORE_SYSROOT_LOCAL": str(place.folder / "killed")}
+    )
+    (killed.folder / ".metaflow").mkdir(parents=True)
+    killed.write_config()
+    log = killed.folder / "log.txt"
+    flow = killed.start(killed.run_words(*options), log)
+    wait_until(lambda: checkpoint_after(killed, 3), timeout_s=120, what="a checkpoint")
+    os.killpg(flow.pid, signal.SIGKILL)
+    for process in processes_of(killed.folder):
+        process.kill()
+    flow.wait()
+    done_before = steps_seen(killed)
+
+    resumed = killed.call(killed.command("resume", "--origin-run-id", run_id_of(log.read_text())))
+    assert resumed.returncode == 0, resumed.stdout[-3000:] + resumed.stderr[-3000:]
+    assert "from the checkpoint of step" in resumed.stdout
+    assert adapter_bytes(killed, re.findall(r"run-id (\d+)", resumed.stdout)[-1]) == expected
+    assert done_before < 12, "it was killed too late to show anything"
+
+
+def test_a_launcher_killed_alone_is_followed_by_one_that_adopts_the_workers(place: Place) -> None:
+    place.write_config()
+    log = place.folder / "log.txt"
+    flow = place.start(place.run_words("--max-steps", "60"), log)
+    wait_until(lambda: checkpoint_after(place, 3), timeout_s=120, what="a checkpoint")
+    before = {process.pid for process in workers_of(place)}
+    os.killpg(flow.pid, signal.SIGKILL)
+    flow.wait()
+    assert {process.pid for process in workers_of(place)} == before, "the workers live on without their launcher"
+
+    again = place.start(
+        place.command("resume", "--origin-run-id", run_id_of(log.read_text())), place.folder / "again.txt"
+    )
+    wait_until(lambda: "is still running" in (place.folder / "again.txt").read_text(), timeout_s=60, what="the adoption")
+    assert {process.pid for process in workers_of(place)} <= before
+    assert again.wait(timeout=180) == 0, (place.folder / "again.txt").read_text()[-3000:]
+    attempts = {path.parent.name for path in place.folder.glob("runs/**/events.jsonl")}
+    assert attempts == {"001"}, "no second attempt was started"
+    assert not processes_of(place.folder / "runs")

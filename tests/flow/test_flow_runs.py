@@ -1,0 +1,156 @@
+"""The flow through its front door, with a tiny random model: what it leaves behind, and what it says."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import tarfile
+from pathlib import Path
+
+import pytest
+from flow_harness import FLOW, PROJECT, Place, run_id_of
+
+
+@pytest.fixture(scope="module")
+def finished(module_place: Place) -> tuple[Place, str, str]:
+    """One whole run, shared by the tests that only look at it: place, run id, output."""
+    module_place.write_config()
+    done = module_place.call(module_place.run_words())
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return module_place, run_id_of(done.stdout), done.stdout
+
+
+def test_a_run_says_what_was_learned_and_what_to_type_next(finished: tuple[Place, str, str]) -> None:
+    _, _, output = finished
+    for words in (
+        "plan: 12 steps",
+        "step 12/12 | loss",
+        "loss on held-out samples",
+        "adapter  ",
+        "card view evaluate",
+        "generate",
+    ):
+        assert words in output
+
+
+def test_artifacts_are_plain_dicts_that_name_their_parents(finished: tuple[Place, str, str]) -> None:
+    place, run_id, _ = finished
+    base = place.artifact(run_id, "start", "base")
+    prepared = place.artifact(run_id, "prepare", "prepared")
+    adapter = place.artifact(run_id, "train", "adapter")
+    merged = place.artifact(run_id, "merge", "merged")
+    report = place.artifact(run_id, "evaluate", "report")
+    assert prepared["parents"]["base"] == base["digest"]
+    assert adapter["parents"] == {"base": base["digest"], "prepared": prepared["digest"]}
+    assert merged["parents"] == {"base": base["digest"], "adapter": adapter["digest"]}
+    assert report["parents"]["merged"] == merged["digest"]
+    for record in (base, prepared, adapter, merged, report):
+        assert type(record) is dict
+        assert record["schema"].startswith("hyperpod-lora/")
+
+
+def test_the_adapter_itself_is_kept_in_the_datastore(finished: tuple[Place, str, str]) -> None:
+    place, run_id, _ = finished
+    adapter = place.artifact(run_id, "train", "adapter")
+    files = place.artifact(run_id, "train", "adapter_files")
+    on_disk = Path(adapter["path"], "adapter_model.safetensors").read_bytes()
+    assert hashlib.sha256(files["adapter_model.safetensors"]).digest() == hashlib.sha256(on_disk).digest()
+    assert "adapter_config.json" in files
+
+
+def test_the_merged_folder_says_where_it_comes_from(finished: tuple[Place, str, str]) -> None:
+    place, run_id, _ = finished
+    merged = Path(place.artifact(run_id, "merge", "merged")["path"])
+    lineage = json.loads((merged / "lineage.json").read_text())
+    assert lineage["run"] == f"LoraFlow/{run_id}"
+    assert lineage["base"]["digest"] == place.artifact(run_id, "start", "base")["digest"]
+    assert len(lineage["code"]["digest"]) == 64
+    assert "base_model" in (merged / "README.md").read_text()
+
+
+def test_the_run_is_tagged(finished: tuple[Place, str, str]) -> None:
+    place, run_id, _ = finished
+    told = place.call(place.command("tag", "list", "--run-id", run_id))
+    for tag in ("model:tiny", "dataset:orders", "method:lora", "score:"):
+        assert tag in told.stdout + told.stderr
+
+
+def test_a_dry_run_stops_after_the_plan(finished: tuple[Place, str, str]) -> None:
+    place, _, _ = finished
+    done = place.call(place.run_words("--dry-run", "True"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "tokens/s of the last time" in done.stdout
+    assert "dry run: nothing was trained" in done.stdout
+    assert not list(place.run_directory(run_id_of(done.stdout)).glob("train-*/attempts"))
+
+
+def test_a_continued_run_with_other_settings_is_refused_by_name(finished: tuple[Place, str, str]) -> None:
+    place, run_id, _ = finished
+    done = place.call(place.run_words("--continue-from", run_id, "--learning-rate", "0.5"))
+    assert done.returncode != 0
+    assert "learning_rate" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        pytest.param(
+            ["--model", "llama3.2-7b"], ["Llama 3.2 has 1B and 3B", "llama3.1-8b"], id="a model that does not exist"
+        ),
+        pytest.param(
+            ["--global-batch", "5", "--micro-batch", "2"], ["multiple of", "4 and 6"], id="a batch that does not divide"
+        ),
+        pytest.param(["--lora-targets", "q_prj"], ["no module 'q_prj'", "q_proj"], id="a target that the model lacks"),
+        pytest.param(["--dataset", "nowhere.jsonl"], ["no such file", "nowhere.jsonl"], id="a file that is not there"),
+    ],
+)
+def test_mistakes_are_told_before_anything_runs(place: Place, words: list[str], expected: list[str]) -> None:
+    place.write_config()
+    done = place.call(place.run_words(*words))
+    assert done.returncode != 0
+    for text in expected:
+        assert text in done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_a_mistake_in_the_config_ends_the_command_with_every_problem(place: Place) -> None:
+    place.write_config(retry={"max_attempts": 0, "delay": 3})
+    done = place.call(place.run_words())
+    assert done.returncode != 0
+    for text in ("retry.max_attempts: must be >= 1, got 0", "retry.delay: unknown setting", "did you mean 'delay_s'"):
+        assert text in done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_the_flow_reads_its_default_config_from_any_folder(place: Place) -> None:
+    done = place.call(place.command("show"))
+    assert done.returncode == 0, done.stderr
+    inside = subprocess.run(
+        [place.command()[0], FLOW.name, "show"],
+        cwd=FLOW.parent,
+        env=place.environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert inside.returncode == 0, inside.stderr
+
+
+def test_the_code_package_holds_steps_and_config_and_runs_elsewhere(place: Place, tmp_path: Path) -> None:
+    archive = tmp_path / "package.tar.gz"
+    saved = place.call(place.command("package", "save", str(archive)))
+    assert saved.returncode == 0, saved.stderr
+    elsewhere = tmp_path / "elsewhere"
+    with tarfile.open(archive) as package:
+        package.extractall(elsewhere, filter="data")
+    for source in (*(PROJECT / "steps").rglob("*.py"), *(PROJECT / "config").rglob("*.yaml")):
+        assert (elsewhere / source.relative_to(PROJECT)).read_bytes() == source.read_bytes()
+    environment = {**place.environment, "PYTHONPATH": f"{elsewhere / '.mf_code'}:{elsewhere}"}
+    code = "import steps.presets as p, steps.decorator; print(p.__file__, *p.preset_names('models'))"
+    told = subprocess.run(
+        [place.command()[0], "-c", code], cwd=elsewhere, env=environment, capture_output=True, text=True, check=False
+    )
+    assert str(elsewhere) in told.stdout, told.stderr
+    assert "smollm2-135m" in told.stdout
