@@ -1,0 +1,169 @@
+"""The base model with its adapter on Neuron cores: loading, the adapter's start, its weights by name. Used by `neuron_backend`.
+
+The model is optimum-neuron's own, each rank holding its share of every layer. Its MLP is one fused `gate_up_proj`, and with
+more tensor parallelism than KV heads q, k and v are one `qkv_proj`; `neuron_consolidate` undoes both.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from steps.errors import ModelError
+from steps.train.neuron_refusals import attention_of, check_sequence_parallel, linear_targets
+from steps.train.spec import TrainSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ADAPTER_NAME = ".default"
+"""What peft puts into parameter names, and leaves out of files."""
+
+
+def training_arguments(spec: TrainSpec, *, accumulation: int) -> Any:
+    """optimum-neuron's settings; making them fixes tensor and data parallelism for this process.
+
+    Raises:
+        ConfigError: sequence parallel is off where it has to be on.
+    """
+    from optimum.neuron import NeuronTrainingArguments
+
+    arguments = NeuronTrainingArguments(
+        output_dir=spec.directory,
+        max_steps=spec.steps,
+        per_device_train_batch_size=spec.micro_batch,
+        gradient_accumulation_steps=accumulation,
+        learning_rate=spec.learning_rate,
+        lr_scheduler_type="constant_with_warmup" if spec.scheduler == "constant" else spec.scheduler,
+        warmup_steps=math.ceil(spec.warmup_ratio * spec.steps),
+        weight_decay=spec.weight_decay,
+        max_grad_norm=spec.max_grad_norm or math.inf,  # so that the norm is measured either way
+        bf16=spec.precision == "bf16",
+        zero_1=spec.precision == "bf16",  # in fp32, ZeRO-1 of this version keeps moments and updates in bf16
+        tensor_parallel_size=spec.tensor_parallel,
+        gradient_checkpointing=spec.gradient_checkpointing,
+        recompute_causal_mask=not spec.packed,  # else the mask that isolates samples is ignored
+        use_xser=False,
+        async_save=False,
+        save_strategy="no",
+        logging_strategy="no",
+        skip_cache_push=True,
+        disable_tqdm=True,
+        log_level="warning",
+        report_to="none",
+        seed=spec.seed,
+    )
+    check_sequence_parallel(
+        tensor_parallel=arguments.trn_config.tensor_parallel_size,
+        is_on=arguments.trn_config.sequence_parallel_enabled,
+        precision=spec.precision,
+    )
+    return arguments
+
+
+def lora_config(spec: TrainSpec) -> Any:
+    """peft's settings, with the names of the unfused modules."""
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=spec.lora.rank,
+        lora_alpha=spec.lora.alpha,
+        lora_dropout=spec.lora.dropout,
+        target_modules=list(linear_targets(spec)),
+        use_rslora=spec.lora.method == "rslora",
+        bias="none",
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=spec.base_name,
+    )
+
+
+def load_model(spec: TrainSpec, arguments: Any) -> Any:
+    """This rank's share of the base model, with a fresh adapter: the same start whatever the layout.
+
+    Raises:
+        ModelError: the base model cannot be loaded.
+    """
+    import torch
+    from optimum.neuron.models.training import NeuronModelForCausalLM
+    from optimum.neuron.peft import get_peft_model
+
+    try:
+        base = NeuronModelForCausalLM.from_pretrained(
+            spec.base_path,
+            arguments.trn_config,
+            dtype=torch.bfloat16 if spec.precision == "bf16" else torch.float32,
+            attn_implementation=attention_of(spec),
+        )
+    except (OSError, ValueError) as error:
+        raise ModelError(f"cannot load the base model in {spec.base_path}: {error}") from error
+    if spec.gradient_checkpointing:
+        base.enable_input_require_grads()  # checkpointed layers give no gradients when nothing that enters them asks for one
+    torch.manual_seed(spec.seed)  # only now: the first from_pretrained imports a module that seeds torch with 0
+    model = get_peft_model(base, lora_config(spec))
+    _start_adapter(model, spec.seed)
+    return model
+
+
+def _start_adapter(model: Any, seed: int) -> None:
+    """peft's start (lora_A uniform, lora_B zero), drawn for the whole matrix by name and then cut for this rank.
+
+    The library draws each rank's part by itself: other numbers for every layout, and for o_proj and down_proj another scale,
+    since it takes the fan-in of the part.
+    """
+    import torch
+
+    for name, parameter in trainable(model).items():
+        is_embedding = "lora_embedding_B" in name
+        if not is_embedding and "lora_A" not in name:
+            continue
+        whole = list(parameter.shape)
+        part = _part_of(parameter)
+        if part:
+            whole[part[0]] *= part[2]
+        digest = hashlib.sha256(f"{seed}/{name.replace(ADAPTER_NAME, '')}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+        drawn = torch.randn(whole, generator=generator) if is_embedding else torch.rand(whole, generator=generator)
+        if not is_embedding:
+            drawn = (2 * drawn - 1) / math.sqrt(whole[1])  # kaiming uniform with a = sqrt(5)
+        if part:
+            drawn = drawn.chunk(part[2], dim=part[0])[part[1]]
+        with torch.no_grad():
+            parameter.copy_(drawn)
+
+
+def _part_of(parameter: Any) -> tuple[int, int, int] | None:
+    """(dimension, this rank's place, number of places) of a sharded weight; None for a replicated one."""
+    from neuronx_distributed.parallel_layers import parallel_state
+
+    if not getattr(parameter, "tensor_model_parallel", False):
+        return None
+    rank, size = parallel_state.get_tensor_model_parallel_rank(), parallel_state.get_tensor_model_parallel_size()
+    return int(parameter.partition_dim), rank, size
+
+
+def trainable(model: Any) -> dict[str, Any]:
+    """Parameters that are trained, by name; the same order on every rank."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def partition_dims(model: Any) -> dict[str, int | None]:
+    """By a trained weight's name, as in files: the dimension that is cut over the tensor-parallel ranks; None: replicated."""
+    parts = {name: _part_of(parameter) for name, parameter in trainable(model).items()}
+    return {name.replace(ADAPTER_NAME, ""): part[0] if part else None for name, part in parts.items()}
+
+
+def local_weights(model: Any) -> dict[str, Tensor]:
+    """This rank's trained weights on the CPU, by their names in files."""
+    return {
+        name.replace(ADAPTER_NAME, ""): parameter.detach().cpu().clone().contiguous()
+        for name, parameter in trainable(model).items()
+    }
+
+
+def read_config(base_path: str) -> dict[str, Any]:
+    """The base model's config.json."""
+    from steps.rundir import read_json
+
+    return read_json(Path(base_path) / "config.json")

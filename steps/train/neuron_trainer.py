@@ -1,0 +1,246 @@
+"""optimum-neuron's trainer with our rows, our seeds, our saves, and its faults mended. Only `neuron_backend` imports this
+module: it loads torch_xla and the Neuron libraries. Written for optimum-neuron 0.4.5 (trainers/transformers.py).
+
+What is mended, each found by running the library, each guarded at run time:
+
+- **The schedule reaches the optimizer.** The scheduler is made on torch's AdamW; accelerate's wrapper then gives ZeRO-1's
+  optimizer new parameter groups (accelerate/optimizer.py:69), and the scheduler goes on writing to the old ones. With any
+  warm-up the rate stays 0 for ever, while the log shows the schedule. `setup_training` links them; `_require_rate` checks.
+- **Replicated LoRA gradients are whole.** Under sequence parallel a rank sees its slice of the sequence, so gradients of
+  weights that are not sharded are sums over that slice; the library adds up those of norms only (accelerate/optimizer.py:40)
+  and looks at `grad`, while ZeRO-1 in bf16 keeps `main_grad`. `_add_up_replicated` sums both kinds; the guard before each save
+  (`neuron_replicas`) compares the copies.
+- **bf16 without sequence parallel** is refused (`neuron_refusals.check_sequence_parallel`).
+- **Losses are divided by the targets of the global batch**, not of this replica's part of it.
+- **Padding has no label, packed samples do not see each other** (`neuron_batch`, `isolating_mask`).
+
+What it would do by itself with data, logs, saves, metrics files and the hub is left out: `train` never goes through it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch_xla.core.xla_model as xm
+from neuronx_distributed.parallel_layers import parallel_state
+from optimum.neuron import NeuronTrainer
+from transformers import PrinterCallback, TrainerCallback
+
+from steps.errors import ConfigError, Problem
+from steps.train.backend import Listener, StepDone
+from steps.train.feed import Feed, MicroBatch
+from steps.train.neuron_batch import device_seed, fix_shape
+from steps.train.neuron_model import ADAPTER_NAME, trainable
+from steps.train.neuron_replicas import require_rate
+from steps.train.neuron_state import OptimizerState, Place
+from steps.train.ranks import Ranks
+from steps.train.rows import Batch
+from steps.train.spec import TrainSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Course:
+    """Where training stands, and who hears of it."""
+
+    done: int
+    """Steps done before this process began."""
+    restore: Callable[[OptimizerState, Any], None] | None
+    """Puts the saved state into (optimizer, scheduler); None at step 0."""
+    listener: Listener
+    stop_asked: Callable[[], bool]
+    """Has this process been asked to stop?"""
+
+
+def place_of_rank() -> Place:
+    """This rank's coordinates, once the libraries have laid out the processes."""
+    return Place(
+        dp=parallel_state.get_data_parallel_rank(),
+        tp=parallel_state.get_tensor_model_parallel_rank(),
+        data_parallel=parallel_state.get_data_parallel_size(),
+    )
+
+
+def require_place(expected: Place) -> None:
+    """Our slices of the data and names of files rest on the order in which the libraries lay out ranks.
+
+    Raises:
+        ConfigError: they laid them out otherwise.
+    """
+    found = place_of_rank()
+    if found != expected:
+        raise ConfigError(
+            [Problem("launcher.tensor_parallel", f"expected this rank at {expected}, the library says {found}")]
+        )
+
+
+def isolating_mask(samples: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """(b, L) sample numbers → (b, 1, L, L), to be added to attention scores: 0 within a sample and not ahead, else the lowest.
+
+    Made on the device, from L numbers instead of L².
+    """
+    length = samples.shape[1]
+    place = torch.arange(length, device=samples.device)
+    allowed = (samples[:, :, None] == samples[:, None, :]) & (place[:, None] >= place[None, :])
+    lowest = torch.full((), torch.finfo(dtype).min, dtype=dtype, device=samples.device)
+    return torch.where(allowed, torch.zeros_like(lowest), lowest)[:, None]
+
+
+class _Rows:
+    """What the library takes for a DataLoader."""
+
+    sampler = None
+
+    def __init__(self, feed: Feed, step: int) -> None:
+        self._micro_batches = feed.from_step(step)
+
+    def __len__(self) -> int:
+        return len(self._micro_batches)
+
+    def __iter__(self) -> Iterator[MicroBatch]:
+        return iter(self._micro_batches)
+
+
+class _Hooks(TrainerCallback):
+    """Calls the trainer back at two points of its loop."""
+
+    def __init__(self, trainer: LoraTrainer) -> None:
+        self._trainer = trainer
+
+    def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Gradients of this rank are complete, nothing is reduced yet."""
+        self._trainer._add_up_replicated()
+        self._trainer._require_rate()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        """Optimizer and scheduler have stepped."""
+        control.should_training_stop = self._trainer._tell()
+        return control
+
+
+class LoraTrainer(NeuronTrainer):
+    """The library's loop over a `Feed`."""
+
+    def __init__(self, model: Any, arguments: Any, *, spec: TrainSpec, ranks: Ranks, feed: Feed) -> None:
+        super().__init__(model=model, args=arguments)
+        self.remove_callback(PrinterCallback)
+        self.add_callback(_Hooks(self))
+        self._spec, self._ranks, self._feed = spec, ranks, feed
+        self._sequence_parallel = bool(self.trn_config.sequence_parallel_enabled)
+        self._coming: deque[MicroBatch] = deque()
+        self._losses: list[torch.Tensor] = []
+        self._rates: list[float] = []
+        self._course: Course
+
+    def follow(self, course: Course) -> None:
+        """Train from where the course says, up to the last step or until its listener ends it."""
+        self._course = course
+        self._train()  # `train` would ask the hub for compiled graphs first, and raise when it is out of reach
+
+    @property
+    def state_of_optimizer(self) -> OptimizerState:
+        """Moments, master weights and schedule of this rank."""
+        names = {id(parameter): name.replace(ADAPTER_NAME, "") for name, parameter in trainable(self.model).items()}
+        return OptimizerState(self.optimizer.optimizer, names, place_of_rank())
+
+    def get_train_dataloader(self) -> Any:
+        """The micro-batches of this replica that are still to come."""
+        return _Rows(self._feed, self._course.done)
+
+    def setup_training(self, *args: Any, **kwargs: Any) -> None:
+        """Model on the device, optimizer and scheduler made: link them, and take over a checkpoint's state."""
+        super().setup_training(*args, **kwargs)
+        self.lr_scheduler.optimizer = self.optimizer.optimizer
+        if self._course.restore is not None:
+            self._course.restore(self.state_of_optimizer, self.lr_scheduler)
+            self.optimizer.zero_grad()
+        self.state.global_step = self._course.done
+        xm.mark_step()
+
+    def get_batch_samples(self, epoch_iterator: Iterator[MicroBatch], num_batches: int, **kwargs: Any) -> Any:
+        """One step's micro-batches on the device; their labels are counted in the feed."""
+        self._coming = deque(next(epoch_iterator) for _ in range(num_batches))
+        return [self._inputs(micro.batch) for micro in self._coming], None
+
+    def _inputs(self, batch: Batch) -> dict[str, torch.Tensor]:
+        fixed = fix_shape(batch, rows=self._spec.micro_batch, length=self._spec.sequence_length)
+        device = xm.xla_device()
+        inputs = {"input_ids": torch.from_numpy(fixed.input_ids), "labels": torch.from_numpy(fixed.labels)}
+        if self._spec.packed:
+            inputs |= {
+                "position_ids": torch.from_numpy(fixed.position_ids),
+                "samples": torch.from_numpy(fixed.samples),
+            }
+        return {name: tensor.to(device) for name, tensor in inputs.items()}
+
+    def _summed_loss(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        given = dict(inputs)
+        if "samples" in given:
+            dtype = torch.bfloat16 if self._spec.precision == "bf16" else torch.float32
+            given["attention_mask"] = isolating_mask(given.pop("samples"), dtype)
+        loss: torch.Tensor = self.model(**given, reduction="sum").loss
+        return loss
+
+    def training_step(
+        self, model: Any, inputs: dict[str, torch.Tensor], num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        """Forward and backward of one micro-batch."""
+        micro = self._coming.popleft()
+        place = place_of_rank()
+        part = place.tp if self._sequence_parallel else 0
+        xm.set_rng_state(device_seed(self._spec.seed, micro.step, micro.micro, sequence_part=part))
+        summed = self._summed_loss(inputs)
+        self.accelerator.backward(
+            summed * (place.data_parallel / micro.target_tokens)
+        )  # replicas' gradients are averaged
+        self._losses.append(summed.detach())
+        return self._losses[-1]
+
+    def _add_up_replicated(self) -> None:
+        if not self._sequence_parallel:
+            return
+        found = [
+            parameter.grad if parameter.grad is not None else parameter.main_grad
+            for parameter in trainable(self.model).values()
+            if not getattr(parameter, "tensor_model_parallel", False)
+        ]
+        groups = parallel_state.get_tensor_model_parallel_replica_groups()
+        if found:
+            xm.all_reduce(xm.REDUCE_SUM, found, groups=groups, pin_layout=False)  # in place
+
+    def _require_rate(self) -> None:
+        optimizer = self.optimizer.optimizer
+        self._rates = [float(group["lr"]) for group in optimizer.param_groups]
+        scheduled = [float(rate) for rate in self.lr_scheduler.get_last_lr()]
+        require_rate(self._rates, scheduled, step=self.state.global_step + 1)
+
+    def _tell(self) -> bool:
+        """Report the step that has just been done; True ends training."""
+        xm.mark_step()
+        losses, norm = torch.stack(self._losses).cpu().double().sum().item(), float(self.grad_norm.detach().cpu())
+        self._losses.clear()
+        step = self.state.global_step
+        everyone = self._ranks.gather((losses, self._course.stop_asked()))
+        tokens, targets = self._feed.counts(step - 1)
+        # Tensor-parallel ranks of a replica, neighbours in the order of ranks, know the same loss.
+        loss = sum(loss for loss, _ in everyone[:: self._spec.tensor_parallel]) / max(targets, 1)
+        stop = any(asked for _, asked in everyone)
+        return self._course.listener.step_done(StepDone(step, loss, self._rates[0], norm, tokens, targets, stop))
+
+    def validation_sums(self) -> list[tuple[float, int]]:
+        """(summed loss, targets) of this replica's held-out batches."""
+        self.model.eval()
+        found = []
+        with torch.no_grad():
+            for batch in self._feed.validation_batches():
+                loss = self._summed_loss(self._inputs(batch))
+                xm.mark_step()
+                found.append((float(loss.cpu()), len(batch.targets)))
+        self.model.train()
+        return found
+
+    def report_and_save_summary_metrics(self) -> None:
+        """Every rank would write one file of the same name; the events say more."""

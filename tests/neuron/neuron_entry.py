@@ -1,0 +1,40 @@
+"""One rank of a test training. On Neuron cores it is the worker and nothing else; where a stand-in for them is on the path
+(a module `neuron_cpu` that carries torch_xla's collectives over gloo), that comes first."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from typing import Any
+
+with contextlib.suppress(ModuleNotFoundError):
+    import neuron_cpu  # noqa: F401
+
+from steps.train.worker import main
+
+
+def undo(fix: str) -> None:
+    """Take one of our fixes away, to see the guard speak. It happens where the worker first imports the trainer."""
+    import steps.train.neuron_model as neuron_model
+
+    load = neuron_model.load_model
+
+    def load_and_undo(*args: Any) -> Any:
+        from steps.train.neuron_trainer import LoraTrainer
+
+        if fix == "sum":
+            LoraTrainer._add_up_replicated = lambda self: None  # type: ignore[method-assign]
+        else:
+            LoraTrainer.setup_training = LoraTrainer.__base__.setup_training
+        return load(*args)
+
+    neuron_model.load_model = load_and_undo
+
+
+if "NEURON_TEST_UNDO" in os.environ:
+    undo(os.environ["NEURON_TEST_UNDO"])
+code = main()
+sys.stdout.flush()
+sys.stderr.flush()
+os._exit(code)

@@ -1,0 +1,165 @@
+"""A tiny Llama whose sizes divide by 2 and 4, a few prepared rows, a spec, and the worker run on them under torchrun."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from steps.checkpoints import directories
+from steps.events import Event, EventTail
+from steps.failure_record import FailureRecord, read_records
+from steps.prepared import DATA_FILES, HELD_OUT, MANIFEST, ORDER, ROWS, VALIDATION, digest_files
+from steps.records import PreparedData, digest_of
+from steps.train.spec import TrainSpec
+
+ROOT = Path(__file__).resolve().parents[2]
+ENTRY = Path(__file__).with_name("neuron_entry.py")
+VOCABULARY = 260
+LENGTH = 48
+Rows = Sequence[Sequence[int]]
+
+
+def write_rows(path: Path, rows: Rows, *, seed: int) -> None:
+    """One row per entry, an entry being the lengths of the row's samples; a loss on each sample's second half."""
+    import pyarrow as pa
+
+    rng = np.random.default_rng(seed)
+    columns: dict[str, list[Any]] = {"input_ids": [], "loss_mask": [], "lengths": []}
+    for lengths in rows:
+        samples = [(int(rng.integers(VOCABULARY)) + 3 * np.arange(length)) % VOCABULARY for length in lengths]
+        masks = [np.arange(length) >= length // 2 for length in lengths]
+        columns["input_ids"].append(np.concatenate(samples).astype(np.int32))
+        columns["loss_mask"].append(np.concatenate(masks).astype(np.uint8))
+        columns["lengths"].append(np.array(lengths, dtype=np.int32))
+    types = {"input_ids": pa.int32(), "loss_mask": pa.uint8(), "lengths": pa.int32()}
+    table = pa.table({name: pa.array(values, pa.list_(types[name])) for name, values in columns.items()})
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table)
+
+
+def write_prepared(folder: Path, *, rows: Rows, held_out: Rows, order: Sequence[int], global_batch: int) -> str:
+    """A prepared directory; returns its digest."""
+    folder.mkdir(parents=True)
+    write_rows(folder / ROWS, rows, seed=1)
+    write_rows(folder / VALIDATION, held_out, seed=2)
+    np.save(folder / ORDER, np.array(order, dtype=np.int64))
+    (folder / HELD_OUT).write_text("")
+    assert {path.name for path in folder.iterdir()} == set(DATA_FILES)
+    files = digest_files(folder)
+    counts = "samples train_samples duplicates skipped truncated_samples truncated_tokens tokens target_tokens"
+    record = PreparedData(
+        path=str(folder), identity="prepared", digest=digest_of(files), fingerprint="f", source="test", shape="test",
+        score="rouge_l", validation_samples=len(held_out), rows=len(rows), sequence_length=LENGTH,
+        packed=max(map(len, rows)) > 1, fill=1.0, steps=len(order) // global_batch, global_batch=global_batch,
+        **dict.fromkeys(counts.split(), 1),
+    )  # fmt: skip
+    (folder / MANIFEST).write_text(json.dumps({"record": record.to_dict(), "files": files}))
+    return record.digest
+
+
+def write_base(folder: Path, **changes: Any) -> None:
+    """A Llama of two layers with random weights."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    shape: dict[str, Any] = {
+        "vocab_size": VOCABULARY, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+        "num_attention_heads": 8, "num_key_value_heads": 2, "max_position_embeddings": 256, "tie_word_embeddings": False,
+    }  # fmt: skip
+    LlamaForCausalLM(LlamaConfig(**shape | changes)).save_pretrained(folder)
+
+
+@dataclass
+class Training:
+    """A spec on disk, and ways to run the worker on it."""
+
+    spec: TrainSpec
+
+    def start(self, attempt: int, *, processes: int) -> subprocess.Popen[bytes]:
+        """The worker under torchrun, its output in the training's directory."""
+        place = self.spec.place
+        place.path.mkdir(parents=True, exist_ok=True)
+        place.spec.write_text(json.dumps(self.spec.to_dict()))
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+        scratch = place.path / f"scratch-{attempt}"
+        scratch.mkdir(exist_ok=True)
+        path = os.pathsep.join([*os.environ.get("PYTHONPATH", "").split(os.pathsep), str(ROOT)])
+        environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "TMPDIR": str(scratch)}
+        entry = os.environ.get("NEURON_TEST_ENTRY", str(ENTRY))
+        with (place.path / f"log-{attempt}.txt").open("wb") as log:
+            return subprocess.Popen(
+                [*launcher, entry, str(place.spec), "--attempt", str(attempt)],
+                cwd=place.path, env=environment, stdout=log, stderr=log, start_new_session=True,
+            )  # fmt: skip
+
+    def run(self, attempt: int = 1, *, processes: int = 1) -> None:
+        """Run to the end, which must be a good one."""
+        code = self.start(attempt, processes=processes).wait(timeout=400)
+        assert code == 0, self.log(attempt)
+
+    def kill_after(self, step: int, *, attempt: int = 1, processes: int = 1) -> None:
+        """Run, and kill every process once `step` is done."""
+        process = self.start(attempt, processes=processes)
+        tail = EventTail(self.spec.place.events(attempt))
+        while process.poll() is None:
+            if any(event.kind == "step" and event.step >= step for event in tail.read_new()):
+                os.killpg(process.pid, signal.SIGKILL)
+            time.sleep(0.02)
+        assert process.wait() == -signal.SIGKILL, self.log(attempt)
+        for rank in self._ranks(process.pid):
+            os.kill(rank, signal.SIGKILL)
+
+    @staticmethod
+    def _ranks(launcher: int) -> list[int]:
+        """Ranks that outlived their launcher: torchrun starts each in a session of its own."""
+        import psutil
+
+        found = psutil.process_iter(["cmdline"])
+        return [item.pid for item in found if str(ENTRY) in (item.info["cmdline"] or []) and item.ppid() == 1]
+
+    def log(self, attempt: int = 1) -> str:
+        """The end of an attempt's log, and its failure records."""
+        text = (self.spec.place.path / f"log-{attempt}.txt").read_text(errors="replace")
+        return "\n".join([*(record.traceback for record in self.failures(attempt)), text[-3000:]])
+
+    def failures(self, attempt: int = 1) -> list[FailureRecord]:
+        """Failure records of an attempt."""
+        return read_records(self.spec.place.attempt(attempt))
+
+    def events(self, attempt: int = 1) -> list[Event]:
+        """All events of an attempt."""
+        return EventTail(self.spec.place.events(attempt)).read_new()
+
+    def values(self, key: str, attempt: int = 1) -> dict[int, float]:
+        """A number of each step's event."""
+        return {event.step: event.data[key] for event in self.events(attempt) if event.kind == "step"}
+
+    def checkpoint(self, step: int) -> Path:
+        """The newest checkpoint of a step."""
+        return next(
+            path for path in directories(self.spec.place.checkpoints) if path.name.startswith(f"step-{step:06d}")
+        )
+
+    def adapter(self, attempt: int = 1) -> Path:
+        """The exported adapter."""
+        finished = next(event for event in self.events(attempt) if event.kind == "finished")
+        return self.spec.place.path / finished.data["result"]
+
+
+def same_tensors(first: Path, second: Path) -> bool:
+    """Whether two checkpoints hold the same files with the same bytes (their records and progress aside)."""
+    names = {path.name for path in first.glob("*.safetensors")}
+    return names == {path.name for path in second.glob("*.safetensors")} and all(
+        (first / name).read_bytes() == (second / name).read_bytes() for name in names
+    )

@@ -1,0 +1,104 @@
+"""Training on Neuron cores learns, at the rates that it reports, from what plain transformers would learn from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from neuron_harness import Training
+
+from steps.prepared import PreparedRow, PreparedRows
+
+EXACT = {"precision": "fp32", "warmup_ratio": 0.25}
+
+
+def plain_loss(model: Any, rows: Iterable[PreparedRow]) -> float:
+    """Mean loss per target token of every sample alone, unpadded, one at a time."""
+    import torch
+
+    losses, targets = [], 0
+    for row in rows:
+        end = 0
+        for length in row.lengths.tolist():
+            part = slice(end, end := end + length)
+            ids, labels = (torch.tensor(values[part].tolist())[None] for values in (row.input_ids, row.labels))
+            labels[:, 0] = -100
+            with torch.no_grad():
+                logits = model(input_ids=ids).logits.float()
+            losses.append(
+                torch.nn.functional.cross_entropy(
+                    logits[0, :-1], labels[0, 1:], ignore_index=-100, reduction="sum"
+                ).item()
+            )
+            targets += int((labels != -100).sum())
+    return math.fsum(losses) / targets
+
+
+def plain_model(base: Path) -> Any:
+    """The base in transformers, in fp32."""
+    import torch
+    from transformers import LlamaForCausalLM
+
+    return LlamaForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
+
+
+def tuned_loss(training: Training, base: Path) -> float:
+    """Loss of the exported adapter, loaded with PEFT, on the rows that validation looks at."""
+    import warnings
+
+    from peft import PeftModel
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # PEFT only warns of keys that it misses
+        model = PeftModel.from_pretrained(plain_model(base), training.adapter()).eval()
+    held_out = PreparedRows.open(Path(training.spec.prepared_path)).validation
+    return plain_loss(model, (held_out.row(index) for index in range(training.spec.validation_rows)))
+
+
+def last_validation(training: Training) -> float:
+    """The trained model's own loss on these rows, computed on the cores."""
+    return float([event.data["loss"] for event in training.events() if event.kind == "validation"][-1])
+
+
+def test_warm_up_under_zero_1_uses_the_schedule_and_learns(new_training: Callable[..., Training]) -> None:
+    training = new_training()
+    training.run()
+    rates = list(training.values("lr").values())
+    assert rates == pytest.approx([0.0, 5e-3, 1e-2, 1e-2 * 5 / 6, 1e-2 * 4 / 6, 1e-2 * 3 / 6, 1e-2 * 2 / 6, 1e-2 / 6])
+    losses = training.values("loss")
+    assert losses[8] < losses[1] - 0.1
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
+def test_the_loss_is_that_of_each_sample_alone(packed: bool, new_training: Callable[..., Training], base: Path) -> None:
+    rows = [[9, 14, 11], [20, 17], [16, 8, 7, 12]] if packed else [[13], [30], [47]]
+    data = {"rows": rows, "order": [0, 1, 2, 0]}
+    training = new_training(data=data, packed=packed, steps=1, tensor_parallel=2, **EXACT)
+    training.run(processes=2)
+    prepared = PreparedRows.open(Path(training.spec.prepared_path))
+    expected = plain_loss(plain_model(base), (prepared.row(index) for index in (0, 1, 2, 0)))
+    assert training.values("loss")[1] == pytest.approx(expected, abs=2e-6)
+
+
+def test_gradient_checkpointing_changes_no_loss(new_training: Callable[..., Training]) -> None:
+    losses = []
+    for name, is_on in (("stored", False), ("recomputed", True)):
+        training = new_training(name, gradient_checkpointing=is_on, steps=4, **EXACT)
+        training.run()
+        losses.append(list(training.values("loss").values()))
+    assert losses[1] == pytest.approx(losses[0], abs=2e-6)
+    assert losses[0][-1] != losses[0][0]
+
+
+def test_a_schedule_cut_off_from_the_optimizer_ends_the_attempt(
+    new_training: Callable[..., Training], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NEURON_TEST_UNDO", "link")
+    training = new_training()
+    assert training.start(1, processes=1).wait(timeout=400) != 0
+    (failure,) = training.failures()
+    assert failure.exception == "ReplicaError"
+    assert "at step 2 the optimizer would use learning rates [0.0, 0.0], the schedule says [0.005" in failure.message
