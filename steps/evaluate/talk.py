@@ -111,7 +111,8 @@ def _load_adapter(folder: Path, base: Path) -> tuple[Any, Any]:
         SafetensorError,
     ) as error:  # all that peft lets through
         raise ModelError(
-            f"cannot put the adapter in {folder} on the base in {base} ({error}): it is damaged, or that is not its own base model"
+            f"cannot put the adapter in {folder} on the base in {base} ({error}): it is damaged, or that is not "
+            "its own base model"
         ) from error
 
 

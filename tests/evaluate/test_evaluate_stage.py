@@ -119,7 +119,7 @@ def test_a_damaged_base_result_is_measured_again(evaluated: Evaluate, place: Pat
 
 def test_a_damaged_model_is_named_and_nothing_is_left_behind(evaluated: Evaluate, place: Path) -> None:
     (place / "tuned" / "model.safetensors").write_bytes(b"no weights")
-    with pytest.raises(ModelError, match="cannot load the model in .*/tuned"):
+    with pytest.raises(ModelError, match=r"cannot load the model in .*/tuned"):
         evaluated()
     assert [path.name.rpartition("-")[0] for path in (place / "run").iterdir()] == ["evaluation-base"]
 
