@@ -17,7 +17,9 @@ from steps.prepared import PreparedRows
 from steps.rundir import storage_errors, write_atomic, write_json
 from steps.train.backend import Listener, ModelSize
 from steps.train.feed import Feed
+from steps.train.neuron_cache import copy_missing
 from steps.train.neuron_consolidate import SHAPE, AdapterShape, consolidate_checkpoint, shard_name
+from steps.train.neuron_environment import LOCAL_CACHE
 from steps.train.neuron_layout import has_fused_qkv
 from steps.train.neuron_refusals import attention_of, check_spec
 from steps.train.neuron_replicas import Copies, require_equal
@@ -80,6 +82,7 @@ class NeuronBackend:
         from steps.train.neuron_model import load_model, trainable, training_arguments
         from steps.train.neuron_trainer import LoraTrainer, require_place
 
+        self._fetch_graphs()
         arguments = training_arguments(self._spec, accumulation=self._feed.slicing.accumulation)
         require_place(self._at)
         self._model = load_model(self._spec, arguments)
@@ -89,6 +92,12 @@ class NeuronBackend:
             self._load_best(checkpoint)
         count = sum(parameter.numel() for parameter in self._model.parameters())
         return ModelSize(count, sum(parameter.numel() for parameter in trainable(self._model).values()))
+
+    def _fetch_graphs(self) -> None:
+        if self._spec.compile_cache and self._ranks.local_rank == 0:
+            count = copy_missing(Path(self._spec.compile_cache), Path(LOCAL_CACHE))
+            logger.info("%d compiled graphs taken from %s", count, self._spec.compile_cache)
+        self._ranks.gather(None)
 
     def _load_best(self, checkpoint: Path) -> None:
         from safetensors.torch import load_file
@@ -135,8 +144,13 @@ class NeuronBackend:
         self._write_weights(folder, weights, self._best)
         self._trainer.state_of_optimizer.save(folder, self._trainer.lr_scheduler, writes_numbers=self._ranks.rank == 0)
         self._ranks.gather(None)  # after this line every rank's file is there
+        if self._spec.compile_cache and self._ranks.rank == 0:
+            copy_missing(Path(LOCAL_CACHE), Path(self._spec.compile_cache))
 
     def _require_equal(self, weights: dict[str, Tensor]) -> None:
+        if self._spec.graphs_only:
+            self._ranks.gather(None)
+            return
         dims = self._shape().partition_dims
         digests = {name: _digest(tensor) for name, tensor in weights.items()}
         mine = Copies(

@@ -57,6 +57,10 @@ class TrainSpec(Section):
     """Processes that share each layer; neuron only."""
     pipeline_parallel: int = Field(default=1, ge=1)
     """Processes that share the stack of layers; neuron only."""
+    compile_cache: str = ""
+    """Shared folder of compiled graphs, copied to each node and back; empty: none; neuron only."""
+    graphs_only: bool = False
+    """A precompile job: all values are zeros, so nothing is compared; neuron only."""
     gradient_checkpointing: bool = False
     seed: int
     checkpoint_every: int = Field(ge=1)
