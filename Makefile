@@ -20,6 +20,9 @@ test: .venv/installed-dev  ## the quick tests, under three minutes on two cores
 test-all: .venv/installed-dev  ## every test that needs no cluster and no GPU
 	$(BIN)/python -m pytest -q -m "not gpu and not cluster" --timeout 1200 $(ARGS)
 
+soak: .venv/installed-dev  ## kill a small training again and again and compare (ARGS="--kills 100 --seed 2 --processes 2")
+	OMP_NUM_THREADS=1 $(BIN)/python tests/soak/soak.py $(ARGS)
+
 lint: .venv/installed-dev  ## ruff, mypy strict, import-linter
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports --no-logo
 
