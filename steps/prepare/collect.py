@@ -13,7 +13,7 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,13 @@ import numpy.typing as npt
 
 from steps import presets
 from steps.errors import DataError
-from steps.prepare import conversations, split
-from steps.prepare.conversations import Conversation, Layout, Skip
+from steps.prepare import conversations
+from steps.prepare.conversations import Layout
 from steps.prepare.files import Row
+from steps.prepare.samples import TOO_LONG, Recipe, Sample, SampleMaker, Unusable
 from steps.prepare.sources import Source
-from steps.prepare.template import Refused, Rendered
-from steps.prepare.tokens import ChatTokenizer, Tokens
+from steps.prepare.tokens import ChatTokenizer
+from steps.prepare.workers import make_samples
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +38,6 @@ SCORED_ANSWERS = 200
 """Answers looked at to find the score that suits them."""
 NAMED_PLACES = 3
 """Skipped rows that are named, for each reason."""
-TOO_LONG = "no token of an answer within the sequence length"
 
 Progress = Callable[[str, int, int], None]
 
@@ -66,9 +66,9 @@ class Samples:
 
 
 def collect(
-    source: Source, plan: presets.Plan, tokenizer: ChatTokenizer, scratch: Path, *, progress: Progress
+    source: Source, plan: presets.Plan, model: Path, tokenizer: ChatTokenizer, scratch: Path, *, progress: Progress
 ) -> Samples:
-    """Read, render and tokenise everything.
+    """Read, render and tokenise everything; `tokenizer` is that of the folder `model`.
 
     Raises:
         DataError: nothing readable, nothing usable, or all of it too long; says what was found.
@@ -78,18 +78,24 @@ def collect(
     first = next(rows, None)
     if first is None:
         raise DataError(f"{source.name} holds no rows")
-    layout = _find_layout(first, plan.dataset)
-    with _Pass(plan, tokenizer, layout, scratch) as done:
-        pending = _with_first(first, rows)
-        while chunk := list(islice(pending, CHUNK_ROWS)):
-            done.take(chunk)
-            progress("reading and tokenising", min(chunk[-1].done, source.size), source.size)
-        return done.finish(source.name)
+    recipe = Recipe(
+        model=model,
+        layout=_find_layout(first, plan.dataset),
+        system=plan.dataset.system,
+        sequence_length=plan.sequence_length,
+        seed=plan.seed,
+        validation_fraction=plan.validation_fraction,
+    )
+    with _Store(recipe, scratch) as store:
+        for done, outcomes in make_samples(_chunks(chain([first], rows)), recipe, SampleMaker(recipe, tokenizer)):
+            store.take(outcomes)
+            progress("reading and tokenising", min(done, source.size), source.size)
+        return store.finish(source.name, score=plan.dataset.score)
 
 
-def _with_first(first: Row, rest: Iterator[Row]) -> Iterator[Row]:
-    yield first
-    yield from rest
+def _chunks(rows: Iterator[Row]) -> Iterator[list[Row]]:
+    while chunk := list(islice(rows, CHUNK_ROWS)):
+        yield chunk
 
 
 def _find_layout(row: Row, dataset: presets.DatasetPreset) -> Layout:
@@ -106,11 +112,11 @@ class _Skipped:
     counts: Counter[str] = field(default_factory=Counter)
     places: dict[str, list[str]] = field(default_factory=dict)
 
-    def add(self, reason: str, row: Row) -> None:
-        self.counts[reason] += 1
-        named = self.places.setdefault(reason, [])
+    def add(self, unusable: Unusable) -> None:
+        self.counts[unusable.reason] += 1
+        named = self.places.setdefault(unusable.reason, [])
         if len(named) < NAMED_PLACES:
-            named.append(row.place)
+            named.append(unusable.place)
 
     def __str__(self) -> str:
         return "; ".join(
@@ -119,20 +125,11 @@ class _Skipped:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class _Candidate:
-    """A sample on its way through one chunk."""
-
-    row: Row
-    conversation: Conversation
-    rendered: Rendered
-
-
-class _Pass:
+class _Store:
     """The open files and growing numbers of one pass over the source."""
 
-    def __init__(self, plan: presets.Plan, tokenizer: ChatTokenizer, layout: Layout, scratch: Path) -> None:
-        self._plan, self._tokenizer, self._layout = plan, tokenizer, layout
+    def __init__(self, recipe: Recipe, scratch: Path) -> None:
+        self._recipe = recipe
         self._paths = {name: scratch / name for name in ("ids", "masks", "held_out")}
         self._skipped = _Skipped()
         self._shortest_needed = 0
@@ -141,7 +138,7 @@ class _Pass:
         self._keys, self._positions = bytearray(), array("d")
         self._spare: tuple[float, dict[str, Any]] | None = None
 
-    def __enter__(self) -> _Pass:
+    def __enter__(self) -> _Store:
         self._files = {name: path.open("wb") for name, path in self._paths.items()}
         return self
 
@@ -149,78 +146,49 @@ class _Pass:
         for file in self._files.values():
             file.close()
 
-    def take(self, chunk: list[Row]) -> None:
-        """Tokenise and store one chunk of rows."""
-        candidates = [candidate for row in chunk if (candidate := self._render(row))]
-        encoded = self._tokenizer.encode([candidate.rendered for candidate in candidates])
-        for candidate, tokens in zip(candidates, encoded, strict=True):
-            self._store(candidate, tokens)
+    def take(self, outcomes: list[Sample | Unusable]) -> None:
+        """Store one chunk's outcomes."""
+        for outcome in outcomes:
+            if isinstance(outcome, Sample):
+                self._add(outcome)
+            else:
+                self._skipped.add(outcome)
+                if outcome.needed:
+                    self._shortest_needed = min(self._shortest_needed or outcome.needed, outcome.needed)
 
-    def _render(self, row: Row) -> _Candidate | None:
-        turns = conversations.to_conversation(row.values, self._layout, system=self._plan.dataset.system)
-        if isinstance(turns, Skip):
-            self._skipped.add(turns.reason, row)
-            return None
-        try:
-            return _Candidate(row, turns, self._tokenizer.render(turns))
-        except Refused as error:
-            self._skipped.add(f"a conversation that the model's chat template refuses: {error}", row)
-            return None
-
-    def _store(self, candidate: _Candidate, tokens: Tokens) -> None:
-        limit = self._plan.sequence_length
-        ids, mask = tokens.ids[:limit], tokens.mask[:limit]
-        targets = int(np.count_nonzero(mask))
-        if not targets:
-            needed = int(tokens.mask.argmax()) + 1
-            self._shortest_needed = min(self._shortest_needed or needed, needed)
-            self._skipped.add(TOO_LONG, candidate.row)
-            return
-        self._files["ids"].write(ids.tobytes())
-        self._files["masks"].write(mask.tobytes())
-        self._lengths.append(len(ids))
-        self._targets.append(targets)
-        self._cut.append(len(tokens.ids) - len(ids))
+    def _add(self, sample: Sample) -> None:
+        if sample.described:
+            self._note_text({"sample": len(self._positions), **sample.described}, sample.position)
+        self._files["ids"].write(sample.ids)
+        self._files["masks"].write(sample.mask)
+        self._lengths.append(len(sample.mask))
+        self._targets.append(sample.mask.count(1))
+        self._cut.append(sample.cut)
+        self._keys += sample.key
+        self._positions.append(sample.position)
         if len(self._answers) < SCORED_ANSWERS:
-            self._answers.append(candidate.conversation[-1].content)
-        self._place(candidate)
+            self._answers.append(sample.answer)
 
-    def _place(self, candidate: _Candidate) -> None:
-        """Note the sample's key and position, and its text if it may be held out."""
-        plan, sample = self._plan, len(self._positions)
-        key = split.content_key(candidate.conversation)
-        position = split.position(key, plan.seed, plan.validation_fraction, _side(candidate.row))
-        self._keys += key
-        self._positions.append(position)
-        if position < plan.validation_fraction:
-            self._write_held_out(self._describe(sample, candidate))
-        elif self._spare is None or position < self._spare[0]:  # held out if nothing else is
-            self._spare = position, self._describe(sample, candidate)
-
-    def _describe(self, sample: int, candidate: _Candidate) -> dict[str, Any]:
-        prompt = candidate.rendered.prompt
-        return {
-            "sample": sample,
-            "messages": [turn.to_dict() for turn in candidate.conversation],
-            "prompt": prompt,
-            "prompt_ids": self._tokenizer.encode_prompt(prompt),
-            "reference": candidate.conversation[-1].content,
-        }
+    def _note_text(self, described: dict[str, Any], position: float) -> None:
+        """Write the text of a sample that may be held out; keep the one that is if no other is."""
+        if position < self._recipe.validation_fraction:
+            self._write_held_out(described)
+        elif self._spare is None or position < self._spare[0]:
+            self._spare = position, described
 
     def _write_held_out(self, described: dict[str, Any]) -> None:
         self._files["held_out"].write(json.dumps(described, ensure_ascii=False).encode() + b"\n")
 
-    def finish(self, source: str) -> Samples:
+    def finish(self, source: str, *, score: str) -> Samples:
         """Everything as arrays; complains of what was skipped."""
         if not self._lengths:
             raise DataError(self._nothing_left(source))
         if self._skipped.counts:
             logger.warning("%s: %d rows skipped: %s", source, self._skipped.counts.total(), self._skipped)
-        if self._spare and min(self._positions) >= self._plan.validation_fraction:
+        if self._spare and min(self._positions) >= self._recipe.validation_fraction:
             self._write_held_out(self._spare[1])
-        score = self._plan.dataset.score
         return Samples(
-            layout=self._layout,
+            layout=self._recipe.layout,
             score=conversations.detect_score(self._answers) if score == "auto" else score,
             **self._paths,
             lengths=np.frombuffer(self._lengths, dtype=np.int32),
@@ -235,16 +203,10 @@ class _Pass:
         if set(self._skipped.counts) == {TOO_LONG}:
             return (
                 f"{source}: all rows are longer than the sequence: no answer begins within "
-                f"sequence_length={self._plan.sequence_length} tokens; the shortest needs {self._shortest_needed}: "
+                f"sequence_length={self._recipe.sequence_length} tokens; the shortest needs {self._shortest_needed}: "
                 f"use --sequence-length {self._shortest_needed} or more"
             )
         return f"{source}: no usable conversation in any row: {self._skipped}"
-
-
-def _side(row: Row) -> split.Side:
-    """What a built-in generator says about a row; in people's own data a column `split` means nothing here."""
-    given = row.values.get("split") if row.file.startswith("builtin:") else ""
-    return "validation" if given == "validation" else "train" if given == "train" else ""
 
 
 class SampleReader:

@@ -110,7 +110,7 @@ def _make(plan: presets.Plan, base: BaseModel, source: Source, final: Path, prog
     with storage_errors(f"writing {final}"):
         final.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=final.parent, prefix=".prepare-") as scratch:
-            samples = collect(source, plan, tokenizer, Path(scratch), progress=progress)
+            samples = collect(source, plan, Path(base.path), tokenizer, Path(scratch), progress=progress)
             division = _divide(samples, plan.validation_fraction)
             rows = _pack(samples, division.train, plan)
             record = _describe(plan, base, source, samples, division, rows, final)

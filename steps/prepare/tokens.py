@@ -8,6 +8,7 @@ token included. The only place in this room that may import transformers, and on
 from __future__ import annotations
 
 import json
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,12 +69,17 @@ class ChatTokenizer:
         encodings = self._tokenizer.encode_batch([texts[index].text for index in rest], add_special_tokens=False)
         for index, encoding in zip(rest, encodings, strict=True):
             cuts = [cut for span in texts[index].targets for cut in span]
-            results[index] = _tokens(encoding.ids, [_token_at(encoding, cut, len(texts[index].text)) for cut in cuts])
+            results[index] = _tokens(
+                array("i", encoding.ids).tobytes(), [_token_at(encoding, cut, len(texts[index].text)) for cut in cuts]
+            )
         return [tokens for tokens in results if tokens is not None]
 
     def encode_prompt(self, text: str) -> list[int]:
         """Ids of a prompt, as generation needs them."""
-        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        encoded = self._words.encode(text, []) if self._words and self._words.takes(text) else None
+        return (
+            array("i", encoded[0]).tolist() if encoded else self._tokenizer.encode(text, add_special_tokens=False).ids
+        )
 
     def _encode_words(self, rendered: Rendered) -> Tokens | None:
         if self._words is None or not self._words.takes(rendered.text):
@@ -82,12 +88,13 @@ class ChatTokenizer:
         return _tokens(*encoded) if encoded else None
 
 
-def _tokens(ids: list[int], places: list[int]) -> Tokens:
-    """`places`: first token and first token after it, of each answer in turn."""
+def _tokens(raw: bytes, places: list[int]) -> Tokens:
+    """`raw`: int32 ids; `places`: first token and first token after it, of each answer in turn."""
+    ids = np.frombuffer(raw, dtype=np.int32)
     mask = np.zeros(len(ids), dtype=np.uint8)
     for start, end in zip(places[::2], places[1::2], strict=True):
         mask[start:end] = 1
-    return Tokens(np.array(ids, dtype=np.int32), mask)
+    return Tokens(ids, mask)
 
 
 def _token_at(encoding: Encoding, cut: int, length: int) -> int:

@@ -1,0 +1,98 @@
+"""Chunks of rows made into samples by several processes, in order, with few chunks in flight.
+
+Called by `collect`. Threads would not do: most of the work holds the interpreter's lock. Small data sets never start a
+process, since starting them takes longer than the work.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
+
+from steps.errors import StorageError
+from steps.prepare.files import Row
+from steps.prepare.samples import Recipe, Sample, SampleMaker, Unusable
+
+ALONE_CHUNKS = 8
+"""Chunks made in this process before others are started."""
+MOST_PROCESSES = 8
+"""Beyond these, reading and storing in this process is what takes the time."""
+
+Outcomes = list[Sample | Unusable]
+
+
+def make_samples(
+    chunks: Iterator[list[Row]], recipe: Recipe, maker: SampleMaker, *, processes: int | None = None
+) -> Iterator[tuple[int, Outcomes]]:
+    """(`done` of the chunk's last row, outcomes) of each chunk, in order.
+
+    Args:
+        maker: makes samples in this process.
+        processes: how many to use; None: as many as there are cores for this one.
+
+    Raises:
+        StorageError: a process was killed, most likely for lack of memory.
+    """
+    for chunk in islice(chunks, ALONE_CHUNKS):
+        yield chunk[-1].done, maker.make(chunk)
+    count = min(MOST_PROCESSES, processes or len(os.sched_getaffinity(0)))
+    first = next(chunks, None)
+    if first is None:
+        return
+    if count == 1:
+        for chunk in _with_first(first, chunks):
+            yield chunk[-1].done, maker.make(chunk)
+        return
+    try:
+        yield from _in_processes(_with_first(first, chunks), recipe, count)
+    except BrokenProcessPool as error:
+        raise StorageError(
+            "a process that tokenises rows was killed, most likely for lack of memory: free some, or use fewer cores "
+            "(taskset -c 0 …)"
+        ) from error
+
+
+def _in_processes(chunks: Iterator[list[Row]], recipe: Recipe, count: int) -> Iterator[tuple[int, Outcomes]]:
+    waiting: deque[tuple[int, Future[Outcomes]]] = deque()
+    # Forked children hold nothing of the flow's but memory; spawned ones would import the flow's file again.
+    context = multiprocessing.get_context("fork" if "fork" in multiprocessing.get_all_start_methods() else None)
+    with ProcessPoolExecutor(count, mp_context=context, initializer=_start, initargs=(recipe,)) as pool:
+        try:
+            for chunk in chunks:
+                waiting.append((chunk[-1].done, pool.submit(_make, chunk)))
+                if len(waiting) > 2 * count:
+                    done, future = waiting.popleft()
+                    yield done, future.result()
+            while waiting:
+                done, future = waiting.popleft()
+                yield done, future.result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _with_first(first: list[Row], rest: Iterator[list[Row]]) -> Iterator[list[Row]]:
+    yield first
+    yield from rest
+
+
+_maker: SampleMaker | None = None
+"""Of a worker process; None in the parent."""
+
+
+def _start(recipe: Recipe) -> None:
+    global _maker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    _maker = SampleMaker(recipe)
+
+
+def _make(rows: list[Row]) -> Outcomes:
+    if _maker is None:
+        raise RuntimeError("called outside a worker process")
+    return _maker.make(rows)
