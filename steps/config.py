@@ -40,6 +40,12 @@ class Launcher(Section):
 
     kind: Literal["local"] = "local"
     """`local`: torchrun on this machine."""
+    backend: Literal["torch", "neuron"] = "torch"
+    """`torch`: CPUs and GPUs; `neuron`: Trainium, one process per NeuronCore."""
+    tensor_parallel: int = Field(default=1, ge=1)
+    """Processes that share each layer of one replica; neuron only. The table is in steps/train/neuron_layout.py."""
+    compile_cache: str = ""
+    """Shared folder of compiled graphs, copied to each node and back; empty: none; neuron only."""
     threads_per_process: int = Field(default=0, ge=0)
     """CPU threads of each worker; 0: the cores divided by the processes. Equal bits need equal threads."""
     price_per_node_hour: float = Field(default=0.0, ge=0)

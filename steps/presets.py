@@ -89,7 +89,12 @@ class Plan(Section):
     @property
     def accumulation(self) -> int:
         """Micro-batches that each process adds up for one optimizer step."""
-        return self.global_batch // (self.processes * self.micro_batch)
+        return self.global_batch // (self.replicas * self.micro_batch)
+
+    @property
+    def replicas(self) -> int:
+        """Copies of the model that take rows of their own."""
+        return self.processes // self.settings.launcher.tensor_parallel
 
 
 def resolve(settings: Settings, options: Options) -> Plan:
@@ -170,11 +175,24 @@ def _contradictions(plan: Plan, options: Options) -> list[Problem]:
         if wrong:
             problems.append(Problem(path, message))
 
-    per_pass = plan.processes * plan.micro_batch
+    launcher = plan.settings.launcher
+    size = launcher.tensor_parallel
+    refuse(
+        size > 1 and launcher.backend == "torch",
+        "launcher.tensor_parallel",
+        f"is for the neuron backend, got {size} with torch; there --sharding fsdp shares a model that one device cannot hold",
+    )
+    refuse(
+        plan.processes % size != 0,
+        "--processes",
+        f"must be a multiple of launcher.tensor_parallel, {size}, got {plan.processes}",
+    )
+    per_pass = max(plan.replicas, 1) * plan.micro_batch
     refuse(
         plan.global_batch % per_pass != 0,
         "--global-batch",
-        f"must be a multiple of processes × micro batch = {plan.processes} × {plan.micro_batch} = {per_pass}, "
+        f"must be a multiple of {'replicas' if size > 1 else 'processes'} × micro batch = "
+        f"{per_pass // plan.micro_batch} × {plan.micro_batch} = {per_pass}, "
         f"got {plan.global_batch}; the nearest that fit are {_nearest_multiples(plan.global_batch, per_pass)}",
     )
     refuse(

@@ -14,6 +14,7 @@ from steps.prepared import verify
 from steps.presets import LoraSettings, Plan
 from steps.records import Adapter, BaseModel, PreparedData, digest_file, digest_of, identity_of
 from steps.rundir import RunDir, TrainDir, read_json
+from steps.train.neuron_refusals import check_spec
 from steps.train.spec import TrainSpec
 
 WORKER = "steps.train.worker"
@@ -33,7 +34,7 @@ def build(plan: Plan, base: BaseModel, prepared: PreparedData, run: RunDir) -> t
     """Decide all that a rank needs to know, and where it goes; writes nothing.
 
     Raises:
-        ConfigError: plan and prepared data contradict each other.
+        ConfigError: plan and prepared data contradict each other, or the neuron backend cannot do what is asked.
         StorageError: the prepared data, or the adapter to start from, is damaged or gone.
     """
     _require_match(plan, prepared)
@@ -63,6 +64,9 @@ def build(plan: Plan, base: BaseModel, prepared: PreparedData, run: RunDir) -> t
         precision=plan.precision,
         quantization=plan.quantization,
         sharding=plan.sharding,
+        backend=settings.launcher.backend,
+        tensor_parallel=settings.launcher.tensor_parallel,
+        compile_cache=settings.launcher.compile_cache,
         gradient_checkpointing=plan.gradient_checkpointing,
         seed=plan.seed,
         checkpoint_every=checkpoint_interval(settings.checkpoints.every_steps, prepared.steps),
@@ -74,6 +78,8 @@ def build(plan: Plan, base: BaseModel, prepared: PreparedData, run: RunDir) -> t
         report_to=settings.reporting.report_to,
         threads_per_process=settings.launcher.threads_per_process,
     )
+    if spec.backend == "neuron":
+        check_spec(spec, read_json(Path(base.path) / "config.json"), world=plan.processes)
     return spec, place
 
 
