@@ -21,7 +21,7 @@ def recipe(tiny_model: Path) -> Recipe:
 
 def chunks(count: int) -> Iterator[list[Row]]:
     rows = [Row(dict(values), "f", line, line) for line, values in enumerate(questions(4 * count), start=1)]
-    rows[5].values["answer"] = ""
+    rows[2].values["answer"] = ""
     return (rows[begin : begin + 4] for begin in range(0, len(rows), 4))
 
 
