@@ -1,8 +1,8 @@
 """Base models in the cache: published whole, checked at each use, set aside when damaged.
 
-    <cache>/models/<name>-<key>/            the model's files and base.json, the record with every file's digest
+    <cache>/models/<name>-<key>/            the model's files, and nothing else
+    <cache>/models/<name>-<key>.json        its record with every file's digest; also of a model that is used where it lies
     <cache>/models/.<name>-<key>.partial/   while it is fetched; kept when that stops, so that it can go on
-    <cache>/models/<name>-<key>.json        the record of a model that is used where it lies
 
 Called by `stage`. A file whose size and time are as recorded is taken for whole; a changed time makes it be read again.
 """
@@ -23,7 +23,6 @@ from steps.rundir import read_json, sync_directory, sync_tree, write_json
 
 logger = logging.getLogger(__name__)
 
-MARKER = "base.json"
 Files = dict[str, dict[str, Any]]
 """Name → size (bytes), mtime_ns and sha256 of each file of a model."""
 
@@ -52,8 +51,8 @@ class Entry:
         return self.folder.with_name(f".{self.folder.name}.lock")
 
     @property
-    def outside_marker(self) -> Path:
-        """Record of a folder that is used in place."""
+    def marker(self) -> Path:
+        """The model's record; without it a folder does not count."""
         return self.folder.with_name(f"{self.folder.name}.json")
 
 
@@ -71,8 +70,8 @@ def publish(entry: Entry, *, source: str, revision: str) -> BaseModel:
     shutil.rmtree(entry.partial / ".cache", ignore_errors=True)  # the hub library's notes on its download
     files = _measure(contents.files)
     record = _record(entry.name, entry.folder, contents, files, source=source, revision=revision)
-    _write(entry.partial / MARKER, record, files)
     sync_tree(entry.partial)
+    _write(entry.marker, record, files)  # first: a folder without its record would be taken for damaged
     entry.partial.rename(entry.folder)
     sync_directory(entry.folder.parent)
     return record
@@ -85,7 +84,7 @@ def load(entry: Entry, *, full: bool = False) -> tuple[BaseModel | None, list[st
     """
     if not entry.folder.is_dir():
         return None, []
-    return _load(entry.folder / MARKER, entry.folder, full=full)
+    return _load(entry.marker, entry.folder, full=full)
 
 
 def record_in_place(entry: Entry, folder: Path, *, source: str, revision: str = "") -> BaseModel:
@@ -95,12 +94,11 @@ def record_in_place(entry: Entry, folder: Path, *, source: str, revision: str = 
         ModelError: it is no whole model.
     """
     contents = inspect(folder)
-    marker = entry.outside_marker
-    record = _load(marker, folder, full=False)[0] if marker.is_file() else None
+    record = _load(entry.marker, folder, full=False)[0]
     if record is None:
         files = _measure(contents.files)
         record = _record(entry.name, folder, contents, files, source=source, revision=revision)
-        _write(marker, record, files)
+        _write(entry.marker, record, files)
     return record
 
 

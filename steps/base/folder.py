@@ -17,7 +17,7 @@ from steps.errors import ModelError
 
 WANTED = ("*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt")
 """Files of a model that we use; the rest of a folder (READMEs, other frameworks' weights) is left alone."""
-UNWANTED = ("consolidated*", "base.json", "lineage.json", ".*")
+UNWANTED = ("consolidated*", "lineage.json", "merge.json", ".*")
 """Of those, what is not part of the model: a second copy of the weights, our own records."""
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")

@@ -56,20 +56,20 @@ class Hub:
         """config.json alone; it stays in `scratch`, where `fill` finds it."""
         from huggingface_hub import hf_hub_download
 
+        commit = self._info().sha  # asked first: it fails at once, where the download would try again and again
         with self._errors():
             path = hf_hub_download(
-                self.repository, "config.json", revision=self.revision, local_dir=scratch, etag_timeout=TIMEOUT_S
+                self.repository, "config.json", revision=commit, local_dir=scratch, etag_timeout=TIMEOUT_S
             )
         config: dict[str, Any] = json.loads(Path(path).read_bytes())
         return config
 
     def fill(self, folder: Path, *, room: Room, say: Say) -> str:
         """Download what is not there yet and return the commit."""
-        from huggingface_hub import HfApi, snapshot_download
+        from huggingface_hub import snapshot_download
         from huggingface_hub.utils.tqdm import disable_progress_bars
 
-        with self._errors():
-            info = HfApi().model_info(self.repository, revision=self.revision, files_metadata=True, timeout=TIMEOUT_S)
+        info = self._info()
         sizes = {item.rfilename: item.size or 0 for item in info.siblings or ()}
         wanted = [name for name in sizes if "/" not in name and is_model_file(name)]
         total = sum(sizes[name] for name in wanted)
@@ -84,6 +84,12 @@ class Hub:
                 etag_timeout=TIMEOUT_S,
             )
         return str(info.sha)
+
+    def _info(self) -> Any:
+        from huggingface_hub import HfApi
+
+        with self._errors():
+            return HfApi().model_info(self.repository, revision=self.revision, files_metadata=True, timeout=TIMEOUT_S)
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:
