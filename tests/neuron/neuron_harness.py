@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -110,23 +111,21 @@ class Training:
 
     def kill_after(self, step: int, *, attempt: int = 1, processes: int = 1) -> None:
         """Run, and kill every process once `step` is done."""
+        import psutil
+
         process = self.start(attempt, processes=processes)
         tail = EventTail(self.spec.place.events(attempt))
         while process.poll() is None:
             if any(event.kind == "step" and event.step >= step for event in tail.read_new()):
-                os.killpg(process.pid, signal.SIGKILL)
+                launcher = psutil.Process(process.pid)
+                for item in [
+                    launcher,
+                    *launcher.children(recursive=True),
+                ]:  # torchrun starts ranks in their own sessions
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        item.kill()
             time.sleep(0.02)
         assert process.wait() == -signal.SIGKILL, self.log(attempt)
-        for rank in self._ranks(process.pid):
-            os.kill(rank, signal.SIGKILL)
-
-    @staticmethod
-    def _ranks(launcher: int) -> list[int]:
-        """Ranks that outlived their launcher: torchrun starts each in a session of its own."""
-        import psutil
-
-        found = psutil.process_iter(["cmdline"])
-        return [item.pid for item in found if str(ENTRY) in (item.info["cmdline"] or []) and item.ppid() == 1]
 
     def log(self, attempt: int = 1) -> str:
         """The end of an attempt's log, and its failure records."""

@@ -29,14 +29,14 @@ def on_one_core(new_training: Callable[..., Training]) -> Training:
 
 
 def test_two_cores_train_the_same_adapter_as_one(
-    on_one_core: Training, new_training: Callable[..., Training], base: Path, record_property: Callable[..., None]
+    on_one_core: Training, new_training: Callable[..., Training], base: Path
 ) -> None:
     training = new_training("two", tensor_parallel=2, **EXACT)
     training.run(processes=2)
     one, two = adapter_weights(on_one_core), adapter_weights(training)
     assert one.keys() == two.keys()
     worst = max(((two[name] - one[name]).norm() / one[name].norm()).item() for name in one)
-    record_property("largest relative difference of a weight after 8 steps", worst)
+    print(f"largest relative difference of a weight after 8 steps: {worst:.2e}")
     assert worst < 1e-3
     for key in ("loss", "grad_norm"):
         assert list(training.values(key).values()) == pytest.approx(list(on_one_core.values(key).values()), rel=1e-4)

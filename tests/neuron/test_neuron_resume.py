@@ -28,11 +28,9 @@ def test_killed_and_resumed_is_uninterrupted(
     assert same_tensors(cut.checkpoint(8), whole.checkpoint(8))
 
 
-def test_a_checkpoint_of_two_replicas_goes_on_with_one_and_with_four(
-    new_training: Callable[..., Training], record_property: Callable[..., None]
-) -> None:
+def test_a_checkpoint_of_two_replicas_goes_on_with_one_and_with_four(new_training: Callable[..., Training]) -> None:
     two = new_training("run", micro_batch=1, **LIKE_REAL)
-    two.kill_after(4, processes=2)
+    two.kill_after(5, processes=2)
     cut = two.checkpoint(4)
     two.run(attempt=2, processes=2)
     expected = two.values("loss", attempt=2)
@@ -44,15 +42,5 @@ def test_a_checkpoint_of_two_replicas_goes_on_with_one_and_with_four(
         found = two.values("loss", attempt=attempt)
         assert min(found) == 5
         worst = max(abs(found[step] - expected[step]) / expected[step] for step in expected)
-        record_property(f"largest relative difference of a loss with {processes} processes", worst)
+        print(f"largest relative difference of a loss with {processes} processes: {worst:.2e}")
         assert worst < 1e-3
-
-
-def test_another_tensor_parallelism_is_refused_by_name(
-    new_training: Callable[..., Training], caplog: pytest.LogCaptureFixture
-) -> None:
-    from steps.train.neuron_backend import why_not
-
-    saved = {"backend": "neuron", "tp": 2, "pp": 1, "dp": 4}
-    assert why_not(saved, {**saved, "dp": 1}) is None
-    assert "tensor parallel 2, this is 4" in str(why_not(saved, {**saved, "tp": 4}))
