@@ -85,7 +85,7 @@ def write_rows(path: Path, count: int, data: str) -> Path:
 
 
 def make_row(number: int) -> dict[str, str]:
-    """Words of a Zipf-like frequency, as many as Alpaca's rows have (a log-normal; about 200 tokens in all)."""
+    """Words of a Zipf-like frequency, as many as Alpaca's rows have (a log-normal; about 170 tokens in all)."""
     rng = random.Random(number)
 
     def say(mean: float) -> str:
