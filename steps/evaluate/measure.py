@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from steps.errors import ModelError
+from steps.evaluate.attention import quicken_steps
 from steps.evaluate.generate import end_tokens, generate
 from steps.evaluate.loss import Sample, mean_loss
 from steps.evaluate.scores import score_answer
@@ -132,13 +133,17 @@ def load_model(folder: Path, *, precision: str) -> tuple[Any, Any]:
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    if not (folder / "config.json").is_file():  # transformers would take the path for a hub id and complain of that
+        raise ModelError(f"no model in {folder}: it has no config.json; make it again, or look where it went")
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}.get(precision, "auto")
     try:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True, use_safetensors=True)
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, SafetensorError) as error:
         raise ModelError(f"cannot load the model in {folder}: {error}") from error
-    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer
+    model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    quicken_steps(model)
+    return model, tokenizer
 
 
 def _scored(name: str, text: str, reference: str) -> Answer:

@@ -21,3 +21,11 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def loaded(tiny: Path) -> tuple[Any, Any]:
     """That model in fp32, and its tokenizer."""
     return load_model(tiny, precision="fp32")
+
+
+@pytest.fixture(scope="session")
+def theirs(tiny: Path) -> Any:
+    """The same model as transformers loads it, with transformers' own attention: what we are held against."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(tiny).eval()

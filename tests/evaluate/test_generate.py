@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from evaluate_data import token_rows, write_model
 
+from steps.evaluate.attention import NAME
 from steps.evaluate.generate import end_tokens, generate, generate_batch
 from steps.evaluate.measure import load_model
 
@@ -27,15 +28,33 @@ def alone(model: Any, prompt: list[int], *, ends: frozenset[int], most: int) -> 
 
 @pytest.mark.parametrize("shared", [True, False], ids=["one beginning", "different beginnings"])
 @pytest.mark.parametrize("batch_size", [1, 3, 16])
-def test_answers_in_batches_equal_answers_one_by_one(loaded: tuple[Any, Any], shared: bool, batch_size: int) -> None:
-    model, _ = loaded
+def test_answers_in_batches_equal_answers_one_by_one(
+    loaded: tuple[Any, Any], theirs: Any, shared: bool, batch_size: int
+) -> None:
     prompts = token_rows(shared=shared)
-    free = [alone(model, prompt, ends=frozenset({511}), most=24) for prompt in prompts]
+    free = [alone(theirs, prompt, ends=frozenset({511}), most=24) for prompt in prompts]
     assert len({tuple(answer) for answer in free}) > 3, "the model says the same to everything: nothing is tested"
     ends = frozenset({free[0][5], free[1][11], free[2][1]})
-    expected = [alone(model, prompt, ends=ends, most=24) for prompt in prompts]
+    expected = [alone(theirs, prompt, ends=ends, most=24) for prompt in prompts]
     assert len({len(answer) for answer in expected}) > 2, "all end at the same step: nothing is tested"
-    assert generate(model, prompts, ends=ends, max_new_tokens=24, batch_size=batch_size) == expected
+    assert generate(loaded[0], prompts, ends=ends, max_new_tokens=24, batch_size=batch_size) == expected
+
+
+def test_one_new_token_is_attended_to_as_torchs_kernel_does(loaded: tuple[Any, Any], theirs: Any) -> None:
+    import torch
+
+    assert loaded[0].config._attn_implementation == NAME
+    assert theirs.config._attn_implementation == "sdpa"
+    tokens = torch.tensor(token_rows()[:1]).repeat(2, 1)
+    mask = torch.ones(2, tokens.shape[1] + 1, dtype=torch.long)
+    mask[1, :5] = 0
+    found = []
+    with torch.inference_mode():
+        for model in (loaded[0], theirs):
+            cache = model(input_ids=tokens, attention_mask=mask[:, :-1], use_cache=True).past_key_values
+            step = {"input_ids": tokens[:, -1:], "attention_mask": mask, "past_key_values": cache}
+            found.append(model(**step, use_cache=True).logits)
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-5)
 
 
 def test_all_ending_at_once_is_an_end(loaded: tuple[Any, Any]) -> None:

@@ -31,20 +31,20 @@ def plain(model: Any, samples: list[Sample]) -> float:
 @pytest.mark.parametrize("shared", [True, False], ids=["one beginning", "different beginnings"])
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.9], ids=["a loss on all tokens", "on most", "on the last few"])
 def test_the_loss_in_batches_equals_the_plain_one(
-    loaded: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch, shared: bool, share: float
+    loaded: tuple[Any, Any], theirs: Any, monkeypatch: pytest.MonkeyPatch, shared: bool, share: float
 ) -> None:
     monkeypatch.setattr(loss, "BATCH_TOKENS", 100)
     samples = [sample(row, int(share * len(row))) for row in token_rows(shared=shared) if len(row) > 1]
-    assert mean_loss(loaded[0], samples) == pytest.approx(plain(loaded[0], samples), abs=1e-5)
+    assert mean_loss(loaded[0], samples) == pytest.approx(plain(theirs, samples), abs=1e-5)
 
 
-def test_targets_in_several_turns_count_and_nothing_between_them(loaded: tuple[Any, Any]) -> None:
+def test_targets_in_several_turns_count_and_nothing_between_them(loaded: tuple[Any, Any], theirs: Any) -> None:
     rows = token_rows()
     samples = [
         Sample(row, [token if 10 <= place < 14 or place >= 18 else IGNORED for place, token in enumerate(row)])
         for row in rows
     ]
-    assert mean_loss(loaded[0], samples) == pytest.approx(plain(loaded[0], samples), abs=1e-5)
+    assert mean_loss(loaded[0], samples) == pytest.approx(plain(theirs, samples), abs=1e-5)
 
 
 def test_a_sample_without_a_target_adds_nothing(loaded: tuple[Any, Any]) -> None:
