@@ -31,7 +31,7 @@ class TrainCard:
         self._log: list[str] = []
         self._of = 0
         self._status = Markdown("Waiting for the workers.")
-        self._bar = ProgressBar(max=100, label="steps", value=0)
+        self._bar = ProgressBar(max=100, label="percent of the steps", value=0)
         self._boxes = {name: ValueBox(title=name, value="–") for name in ("step", "loss", "tokens/s", "time left")}
         self._loss = VegaChart(_curve("loss", []))
         self._speed = VegaChart(_curve("tokens/s", []))
@@ -62,9 +62,8 @@ class TrainCard:
     def close(self, account: Mapping[str, Any]) -> None:
         """Show where the time went."""
         self._status.update("Training is over.")
-        rows = [[str(key), str(value)] for key, value in account.items() if not isinstance(value, dict | list)]
         self._card.append(Markdown("## Where the time went"))
-        self._card.append(Table(rows, headers=["", ""]))
+        self._card.append(Table(account_rows(account), headers=["", ""]))
         self._card.refresh()
 
     def _on_started(self, event: Event) -> None:
@@ -117,6 +116,18 @@ class TrainCard:
         self._speed.update(_curve("tokens/s", [point for point in shown if "tokens/s" in point]))
 
 
+def account_rows(account: Mapping[str, Any]) -> list[list[str]]:
+    """The account in words: seconds as time, shares as percent, pieces of no length left out."""
+    rows = []
+    for key, value in account.items():
+        if not isinstance(value, int | float) or (key.endswith("_s") and value < 0.05):
+            continue
+        name = key.removesuffix("_s").replace("_", " ")
+        shown = f"{value:.0%}" if key == "goodput" else f"{value:.1f} s" if key.endswith("_s") and value < 60 else ""
+        rows.append([name, shown or (seconds_in_words(value) if key.endswith("_s") else f"{value:g}")])
+    return rows
+
+
 def thin(points: Sequence[dict[str, Any]], most: int) -> list[dict[str, Any]]:
     """At most `most` points plus the last one, evenly spaced."""
     stride = -(-len(points) // most) if len(points) > most else 1
@@ -150,9 +161,7 @@ def fill_evaluate_card(
 ) -> None:
     """Draw base against tuned: scores, losses, answers side by side, and where the model comes from."""
     card.append(Markdown(f"# {title}"))
-    card.append(
-        Markdown(("**The gate is passed.** " if report.gate_passed else "**The gate is not passed.** ") + report.gate)
-    )
+    card.append(Markdown(f"**Gate:** {report.gate}"))
     card.append(Table([_headline_boxes(report)]))
     card.append(Table([[VegaChart(_bars(report))]]))
     card.append(Markdown(f"## Answers side by side ({len(samples)} of {report.samples} held-out samples)"))
@@ -172,7 +181,7 @@ def _headline_boxes(report: Report) -> list[Any]:
         ValueBox(
             title=f"{report.score_name}, {report.samples} samples",
             value=f"{report.tuned_score:.1%}",
-            subtitle="tuned model",
+            subtitle=str(report.details.get("words", "tuned model")),
             theme=better,
             change_indicator=f"base model: {report.base_score:.1%}",
         ),

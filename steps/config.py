@@ -123,11 +123,11 @@ class Evaluation(Section):
 
     max_rows: int = Field(default=32, ge=1)
     """Held-out rows that are generated and scored."""
-    max_loss_rows: int = Field(default=128, ge=1)
+    max_loss_rows: int = Field(default=64, ge=1)
     """Held-out rows whose loss is measured."""
     samples: int = Field(default=10, ge=0)
     """Answers shown side by side."""
-    batch_size: int = Field(default=16, ge=1)
+    batch_size: int = Field(default=32, ge=1)
     """Prompts generated together."""
     min_improvement: float = 0.0
     """The gate: the tuned model's score must be at least the base's plus this (score in 0..1)."""

@@ -108,9 +108,10 @@ class pytorchjob(StepMutator, UserStepDecorator):
     """Step decorator: `current.pytorchjob`, a live card and retries of the launcher.
 
     `launcher_retries`: how often Metaflow starts the step again if its own process dies; the job is then adopted.
+    `card_refresh_s`: each refresh is a process of Metaflow's that takes a core for a second, so not too often.
     """
 
-    def init(self, *_: Any, launcher_retries: int = 2, card_refresh_s: int = 5, **__: Any) -> None:
+    def init(self, *_: Any, launcher_retries: int = 2, card_refresh_s: int = 30, **__: Any) -> None:
         """Take the decorator's arguments (Metaflow calls this with those given)."""
         self._launcher_retries = launcher_retries
         self._card_refresh_s = card_refresh_s
@@ -119,7 +120,7 @@ class pytorchjob(StepMutator, UserStepDecorator):
         """Add @retry and @card, wherever the flow is read: run, resume, Argo, pods."""
         times = {"times": getattr(self, "_launcher_retries", 2), "minutes_between_retries": 0}
         mutable_step.add_decorator("retry", deco_kwargs=times)
-        refresh = getattr(self, "_card_refresh_s", 5)
+        refresh = getattr(self, "_card_refresh_s", 30)
         kwargs = {"type": "blank", "id": TRAIN_CARD, "refresh_interval": refresh}
         mutable_step.add_decorator("card", deco_kwargs=kwargs)
 

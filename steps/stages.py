@@ -250,6 +250,7 @@ def conclude(flow: Any) -> None:
         "",
         verdict(report),
         f"  {report.score_name} on {report.samples} samples it never saw: {report.base_score:.1%} → {report.tuned_score:.1%}",
+        *([f"  {report.details['words']}"] if report.details.get("words") else []),
         f"  loss on held-out samples: {report.base_loss:.4f} → {report.tuned_loss:.4f}",
         f"  gate: {report.gate}",
         "",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -35,3 +36,9 @@ def environment_for(folder: Path) -> dict[str, str]:
 def clean_environment(tmp_path: Path) -> dict[str, str]:
     """`environment_for` this test's own folder."""
     return environment_for(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def make_environment() -> Callable[[Path], dict[str, str]]:
+    """`environment_for`, for fixtures of a wider scope."""
+    return environment_for

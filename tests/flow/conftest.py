@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -24,9 +25,7 @@ def place(tmp_path: Path, clean_environment: dict[str, str]) -> Place:
 
 
 @pytest.fixture(scope="module")
-def module_place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+def module_place(tmp_path_factory: pytest.TempPathFactory, make_environment: Callable[[Path], dict[str, str]]) -> Place:
     """A place shared by the tests of a module."""
-    from conftest import environment_for
-
     folder = tmp_path_factory.mktemp("place")
-    return make_place(folder, environment_for(folder))
+    return make_place(folder, make_environment(folder))

@@ -18,7 +18,24 @@ import yaml
 
 PROJECT = Path(__file__).resolve().parents[2]
 FLOW = PROJECT / "flows" / "lora_flow.py"
-SMALL = ["--model", "tiny", "--max-steps", "12", "--max-rows", "120", "--sequence-length", "256", "--global-batch", "4", "--micro-batch", "1", "--precision", "fp32", "--lora-dropout", "0.1"]
+SMALL = [
+    "--model",
+    "tiny",
+    "--max-steps",
+    "12",
+    "--max-rows",
+    "120",
+    "--sequence-length",
+    "256",
+    "--global-batch",
+    "4",
+    "--micro-batch",
+    "1",
+    "--precision",
+    "fp32",
+    "--lora-dropout",
+    "0.1",
+]
 
 
 @dataclass(frozen=True)

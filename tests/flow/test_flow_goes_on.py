@@ -81,7 +81,9 @@ def test_a_launcher_killed_alone_is_followed_by_one_that_adopts_the_workers(plac
     again = place.start(
         place.command("resume", "--origin-run-id", run_id_of(log.read_text())), place.folder / "again.txt"
     )
-    wait_until(lambda: "is still running" in (place.folder / "again.txt").read_text(), timeout_s=60, what="the adoption")
+    wait_until(
+        lambda: "is still running" in (place.folder / "again.txt").read_text(), timeout_s=60, what="the adoption"
+    )
     assert {process.pid for process in workers_of(place)} <= before
     assert again.wait(timeout=180) == 0, (place.folder / "again.txt").read_text()[-3000:]
     attempts = {path.parent.name for path in place.folder.glob("runs/**/events.jsonl")}

@@ -66,7 +66,7 @@ def test_the_merged_folder_says_where_it_comes_from(finished: tuple[Place, str, 
     assert lineage["run"] == f"LoraFlow/{run_id}"
     assert lineage["base"]["digest"] == place.artifact(run_id, "start", "base")["digest"]
     assert len(lineage["code"]["digest"]) == 64
-    assert "base_model" in (merged / "README.md").read_text()
+    assert "adapter.identity" in (merged / "README.md").read_text()
 
 
 def test_the_run_is_tagged(finished: tuple[Place, str, str]) -> None:
