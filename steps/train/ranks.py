@@ -108,8 +108,26 @@ class Ranks:
 
 @contextlib.contextmanager
 def peers() -> Iterator[None]:
-    """gloo reports a closed connection as a bare RuntimeError; inside a collective, that is what it means."""
+    """Inside a collective, gloo's bare RuntimeError means that a connection was closed."""
     try:
         yield
     except RuntimeError as error:
-        raise PeerLostError(f"lost another rank ({str(error).splitlines()[0][:200]})") from error
+        raise _lost(error) from error
+
+
+@contextlib.contextmanager
+def peers_may_vanish() -> Iterator[None]:
+    """For code that computes and communicates at once: there a RuntimeError may also be the computation's own.
+
+    gloo's has no type of its own, so here, and only here, its source file in the message decides.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "/gloo/" in str(error):
+            raise _lost(error) from error
+        raise
+
+
+def _lost(error: RuntimeError) -> PeerLostError:
+    return PeerLostError(f"lost another rank ({str(error).splitlines()[0][:200]})")

@@ -1,7 +1,7 @@
 """The backend for CPUs and GPUs: transformers' Trainer and peft. Satisfies `backend.Backend`; made by `worker`.
 
-One process or several (replicas whose gradients are summed in a fixed tree, so that 1, 2 and 4 give equal bits), or FSDP
-through accelerate (which continues on the layout it was saved with, nothing else).
+One process or several (replicas whose gradients are summed in a fixed tree, so that 1, 2 and 4 give equal bits), or FSDP,
+which goes on only with as many processes as before.
 """
 
 from __future__ import annotations
@@ -57,8 +57,7 @@ class TorchBackend:
         import torch
 
         import steps.train.torch_trainer  # noqa: F401  # Trainer's import takes seconds: part of loading, not of step 1
-
-        from steps.train.torch_model import TargetLoss, load_model, trainable
+        from steps.train.torch_model import TargetLoss, load_model, shard, trainable
 
         self._device = (
             torch.device("cuda", self._ranks.local_rank) if torch.cuda.is_available() else torch.device("cpu")
@@ -69,7 +68,10 @@ class TorchBackend:
         if checkpoint is not None:
             self._load_adapter(checkpoint)
         count = sum(parameter.numel() for parameter in self._model.parameters())
-        return ModelSize(count, sum(parameter.numel() for parameter in trainable(self._model).values()))
+        size = ModelSize(count, sum(parameter.numel() for parameter in trainable(self._model).values()))
+        if self._spec.sharding == "fsdp":
+            shard(self._model, place=self._device, world=self._ranks.world)
+        return size
 
     def _load_adapter(self, checkpoint: Path) -> None:
         from peft import set_peft_model_state_dict
@@ -84,10 +86,7 @@ class TorchBackend:
         from steps.train.torch_trainer import Course, OrderedTrainer, training_arguments
 
         arguments = training_arguments(
-            self._spec,
-            accumulation=self._feed.slicing.accumulation,
-            on_cpu=self._device.type == "cpu",
-            wrapped_layers=list(self._model.get_base_model()._no_split_modules or []),
+            self._spec, accumulation=self._feed.slicing.accumulation, on_cpu=self._device.type == "cpu"
         )
         self._trainer = OrderedTrainer(
             self._model, arguments, spec=self._spec, ranks=self._ranks, feed=self._feed, loss=self._loss

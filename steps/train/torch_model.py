@@ -87,6 +87,22 @@ def _four_bits(spec: TrainSpec) -> Any:
     )
 
 
+def shard(model: PeftModel, *, place: device, world: int) -> None:
+    """Split every decoder layer's weights, and the rest, over the ranks (FSDP2), in place.
+
+    torch's own call instead of accelerate's plugin, which refuses to run without an accelerator.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(place.type, (world,))
+    layers = set(model.get_base_model()._no_split_modules or [])
+    for module in list(model.modules()):
+        if type(module).__name__ in layers:
+            fully_shard(module, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+
+
 class TargetLoss:
     """Cross-entropy summed over a batch's target tokens.
 

@@ -18,7 +18,7 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from steps.train.backend import Listener, StepDone
 from steps.train.feed import Feed, MicroBatch
-from steps.train.ranks import Ranks
+from steps.train.ranks import Ranks, peers_may_vanish
 from steps.train.rows import seed_of
 from steps.train.spec import TrainSpec
 from steps.train.torch_model import TargetLoss, trainable
@@ -28,7 +28,7 @@ from steps.train.tree import TreeSum, sum_over_ranks
 class Replica(torch.nn.Module):
     """The model as it is, under another name: so that accelerate does not wrap it in DistributedDataParallel.
 
-    Gradients are summed in `training_step`, and every rank starts from the same weights, so DDP would only cost time.
+    Gradients are summed in `training_step` (or by FSDP), and every rank starts from the same weights: DDP would only cost time.
     """
 
     def __init__(self, model: torch.nn.Module) -> None:
@@ -101,7 +101,7 @@ class Course:
     """Has this process been asked to stop?"""
 
 
-class OrderedTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
+class OrderedTrainer(Trainer):
     """Trainer over a `Feed`."""
 
     def __init__(
@@ -124,10 +124,9 @@ class OrderedTrainer(Trainer):  # type: ignore[misc]  # transformers is not type
         return self._feed.from_step(self._course.done)
 
     def _wrap_model(self, model: Any, training: bool = True, dataloader: Any = None) -> Any:
-        if self._spec.sharding == "fsdp":
-            return super()._wrap_model(model, training, dataloader)
-        parameters: Any = list(trainable(self.model).values())
-        self._gradients = Gradients(parameters, self._ranks, accumulation=self._feed.slicing.accumulation)
+        if self._spec.sharding == "ddp":
+            parameters: Any = list(trainable(self.model).values())
+            self._gradients = Gradients(parameters, self._ranks, accumulation=self._feed.slicing.accumulation)
         return Replica(model)
 
     def _load_optimizer_and_scheduler(self, checkpoint: Any) -> None:
@@ -147,21 +146,25 @@ class OrderedTrainer(Trainer):  # type: ignore[misc]  # transformers is not type
         """Forward and backward of one micro-batch; with the last of a step, the sum over all ranks."""
         model.train()
         torch.manual_seed(seed_of(self._spec.seed, inputs.step, inputs.micro))
-        loss = self._loss(model, inputs.batch, self.args.device) / inputs.target_tokens
         if self._gradients is None:
-            self._add_sharded(loss, inputs)
-        else:
-            self._gradients.add(loss)
-            if inputs.is_last:
-                self._totals = self._gradients.combine(flag=self._course.stop_asked())
+            return self._sharded_step(model, inputs)
+        loss = self._loss(model, inputs.batch, self.args.device) / inputs.target_tokens
+        self._gradients.add(loss)
+        if inputs.is_last:
+            self._totals = self._gradients.combine(flag=self._course.stop_asked())
         return loss.detach()
 
-    def _add_sharded(self, loss: torch.Tensor, inputs: MicroBatch) -> None:
-        (loss * self._ranks.world).backward()  # FSDP averages over the ranks
-        self._totals[0] += loss.detach().cpu()
+    def _sharded_step(self, model: Any, inputs: MicroBatch) -> torch.Tensor:
+        """FSDP moves weights and gradients between the ranks by itself, within forward and backward."""
+        self.model.set_requires_gradient_sync(inputs.is_last)
+        with peers_may_vanish():
+            loss = self._loss(model, inputs.batch, self.args.device) / inputs.target_tokens
+            (loss * self._ranks.world).backward()  # FSDP averages over the ranks
+        self._totals[0] += loss.detach().to(self._totals)
         if inputs.is_last:
             self._totals[1] = float(self._course.stop_asked())
             self._ranks.add_up(self._totals)
+        return loss.detach()
 
     def _maybe_log_save_evaluate(
         self, tr_loss: torch.Tensor, grad_norm: Any, *args: Any, learning_rate: float | None = None, **kwargs: Any
@@ -184,14 +187,8 @@ class OrderedTrainer(Trainer):  # type: ignore[misc]  # transformers is not type
     _told = -1
 
 
-def training_arguments(
-    spec: TrainSpec, *, accumulation: int, on_cpu: bool, wrapped_layers: list[str]
-) -> TrainingArguments:
+def training_arguments(spec: TrainSpec, *, accumulation: int, on_cpu: bool) -> TrainingArguments:
     """Trainer's own settings."""
-    sharded: dict[str, Any] = {}
-    if spec.sharding == "fsdp":
-        config = {"version": 2, "transformer_layer_cls_to_wrap": wrapped_layers, "reshard_after_forward": True}
-        sharded = {"fsdp": "full_shard auto_wrap", "fsdp_config": config}
     return TrainingArguments(
         output_dir=spec.directory,
         max_steps=spec.steps,
@@ -211,5 +208,4 @@ def training_arguments(
         logging_nan_inf_filter=False,
         disable_tqdm=True,
         report_to=list(spec.report_to),
-        **sharded,
     )

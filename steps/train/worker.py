@@ -114,15 +114,16 @@ class Worker:
 
     def _begin(self, backend: Backend) -> tuple[Claim, Checkpoint | None]:
         """Rank 0 claims and chooses, the others follow; its refusal is theirs too."""
-        answer: tuple[Claim, Checkpoint | None] | LoraFlowError | None = None
+        answer: tuple[Claim, Checkpoint | None] | str = ""
         if self.ranks.rank == 0:
             try:
                 answer = self._claim_and_choose(backend)
             except LoraFlowError as error:
-                answer = error
+                self.ranks.share(str(error))
+                raise
         answer = self.ranks.share(answer)
-        if not isinstance(answer, tuple):
-            raise answer if self.ranks.rank == 0 and answer else CheckpointError(f"rank 0 refused: {answer}")
+        if isinstance(answer, str):
+            raise CheckpointError(f"rank 0 refused: {answer}")
         return answer
 
     def _claim_and_choose(self, backend: Backend) -> tuple[Claim, Checkpoint | None]:

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 from steps.events import Event, EventTail
+from steps.prepared import DATA_FILES, HELD_OUT, MANIFEST, ORDER, ROWS, VALIDATION, digest_files, sealed
 from steps.presets import LoraSettings
-from steps.prepared import DATA_FILES, MANIFEST, ORDER, ROWS, VALIDATION, HELD_OUT, digest_files
 from steps.records import PreparedData, digest_file, digest_of
 from steps.train.spec import TrainSpec
 from steps.train.stage import PROCESS_ENVIRONMENT
@@ -56,18 +56,14 @@ def write_prepared(folder: Path, *, steps: int, global_batch: int, samples: int 
     (folder / HELD_OUT).write_text("")
     assert {path.name for path in folder.iterdir()} == set(DATA_FILES)
     files = digest_files(folder)
-    numbers = {
-        name: 1
-        for name in (
-            "samples train_samples duplicates skipped truncated_samples truncated_tokens tokens target_tokens".split()
-        )
-    }
+    counts = ("samples", "train_samples", "duplicates", "skipped", "truncated_samples", "truncated_tokens", "tokens")
+    numbers = dict.fromkeys((*counts, "target_tokens"), 1)
     record = PreparedData(
         path=str(folder), identity="prepared", digest=digest_of(files), fingerprint="f", source="test", shape="test",
         score="rouge_l", validation_samples=10, rows=train_rows, sequence_length=128, packed=samples > 1, fill=1.0,
         steps=steps, global_batch=global_batch, **numbers,
     )  # fmt: skip
-    (folder / MANIFEST).write_text(json.dumps({"record": record.to_dict(), "files": files}))
+    (folder / MANIFEST).write_text(json.dumps(sealed({"record": record.to_dict(), "files": files})))
     return record.digest
 
 
@@ -82,6 +78,24 @@ def write_base(folder: Path, **changes: Any) -> None:
         "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512, "tie_word_embeddings": True,
     }  # fmt: skip
     LlamaForCausalLM(LlamaConfig(**shape | changes)).save_pretrained(folder)
+
+
+def kill_all(process: subprocess.Popen[bytes]) -> None:
+    """SIGKILL for a process and all its descendants, stopped first so that none reacts to another's death."""
+    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    for member in family:
+        member.suspend()
+    for member in family:
+        member.kill()
+
+
+def finish(process: subprocess.Popen[bytes], *, timeout_s: float = 400.0) -> int:
+    """Wait for the exit code; leave nothing alive when it does not come."""
+    try:
+        return process.wait(timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        kill_all(process)
+        raise
 
 
 @dataclass
@@ -109,20 +123,25 @@ class Training:
 
     def run(self, attempt: int = 1, *, processes: int = 1) -> int:
         """Run to the end; the exit code (torchrun's own is 1 for any failure)."""
-        return self.start(attempt, processes=processes).wait(timeout=110)
+        return finish(self.start(attempt, processes=processes))
 
     def run_until(
-        self, step: int, *, attempt: int = 1, processes: int = 1, signal_: signal.Signals = signal.SIGKILL
+        self,
+        step: int,
+        *,
+        attempt: int = 1,
+        processes: int = 1,
+        send: Callable[[subprocess.Popen[bytes]], None] | None = None,
     ) -> int:
-        """Run, send the signal to the whole group once `step` is done; the exit code."""
+        """Run, and once `step` is done kill every process (or do what `send` does); the exit code."""
         process = self.start(attempt, processes=processes)
         tail = EventTail(self.spec.place.events(attempt))
         while process.poll() is None:
             if any(event.kind == "step" and event.step >= step for event in tail.read_new()):
-                os.killpg(process.pid, signal_)
+                (send or kill_all)(process)
                 break
             time.sleep(0.002)
-        return process.wait(timeout=60)
+        return finish(process)
 
     def events(self, attempt: int = 1, kind: str = "") -> list[Event]:
         found = EventTail(self.spec.place.events(attempt)).read_new()
@@ -146,7 +165,7 @@ class Trainings:
     """Makes trainings that share a base model and prepared data."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.folder = folder
 
     def make(self, name: str, *, samples: int = 1, base: str = "base", **changes: Any) -> Training:
         """A training in a directory of its own; `changes` are fields of TrainSpec."""
@@ -157,16 +176,22 @@ class Trainings:
             "seed": 42, "checkpoint_every": 4, "checkpoints_kept": 3, "validation_every": 5, "validation_rows": 8,
             "threads_per_process": 1,
         } | changes  # fmt: skip
-        prepared = self._folder / f"prepared-{samples}-{values['steps']}-{values['global_batch']}"
+        prepared = self.folder / f"prepared-{samples}-{values['steps']}-{values['global_batch']}"
         if not prepared.exists():
             write_prepared(prepared, steps=values["steps"], global_batch=values["global_batch"], samples=samples)
         manifest = json.loads((prepared / MANIFEST).read_text())
         return Training(
             TrainSpec(
-                directory=str(self._folder / name), identity="abc", base_path=str(self._folder / base), base_digest="b",
-                base_name="tiny", prepared_path=str(prepared), prepared_digest=manifest["record"]["digest"],
-                packed=samples > 1, **values,
-            )  # fmt: skip
+                directory=str(self.folder / name),
+                identity="abc",
+                base_path=str(self.folder / base),
+                base_digest="b",
+                base_name="tiny",
+                prepared_path=str(prepared),
+                prepared_digest=manifest["record"]["digest"],
+                packed=samples > 1,
+                **values,
+            )
         )
 
 

@@ -1,0 +1,202 @@
+"""The worker as a person meets it: a process, or two under torchrun, killed and started again."""
+
+from __future__ import annotations
+
+import json
+import signal
+
+import pytest
+from conftest import Training, Trainings
+
+from steps.failure_record import EXIT_CONFIG, EXIT_DIVERGED, EXIT_NETWORK, EXIT_STOPPED, read_records
+
+pytestmark = pytest.mark.timeout(900)  # seconds when alone; the machine may be shared
+
+
+@pytest.fixture(scope="module")
+def whole(trainings: Trainings) -> Training:
+    """An uninterrupted run of one process: fp32, dropout on."""
+    training = trainings.make("whole")
+    assert training.run() == 0, training.log()
+    return training
+
+
+def test_a_run_tells_its_whole_story(whole: Training) -> None:
+    told = [event.kind for event in whole.events()]
+    assert told[:4] == ["started", "model_loaded", "first_step", "step"]
+    assert told[-1] == "finished"
+    steps = whole.events(kind="step")
+    assert [event.step for event in steps] == list(range(1, 11))
+    assert steps[-1].data["loss"] < steps[0].data["loss"]
+    assert set(steps[0].data) == {
+        "of", "loss", "lr", "grad_norm", "tokens", "target_tokens", "tokens_per_s", "seconds",
+    }  # fmt: skip
+    finished = whole.events(kind="finished")[0].data
+    assert set(finished["files"]) == {"adapter_config.json", "adapter_model.safetensors", "training.json"}
+    assert whole.path / finished["result"] == whole.result
+
+
+def test_the_result_loads_in_peft_and_names_no_private_path(whole: Training) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(whole.spec.base_path)
+    PeftModel.from_pretrained(base, whole.result)
+    config = (whole.result / "adapter_config.json").read_text()
+    assert json.loads(config)["base_model_name_or_path"] == "tiny"
+    assert str(whole.path.parent) not in config
+
+
+def test_killed_and_resumed_is_bit_identical_to_uninterrupted(whole: Training, trainings: Trainings) -> None:
+    training = trainings.make("killed")
+    assert training.run_until(6) != 0
+    assert training.run(2) == 0, training.log(2)
+    started = training.events(2, "started")[0]
+    assert (started.step, started.data["resumed_from"]) == (4, "step-000004.001-01")
+    assert training.bits == whole.bits
+
+
+def test_two_processes_killed_and_resumed_give_the_bits_of_one(whole: Training, trainings: Trainings) -> None:
+    training = trainings.make("killed-2")
+    assert training.run_until(6, processes=2) != 0
+    assert training.run(2, processes=2) == 0, training.log(2)
+    assert training.events(2, "started")[0].step == 4
+    assert training.bits == whole.bits
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2), (4, 2), (1, 4)])
+def test_another_number_of_processes_gives_the_same_bits(
+    whole: Training, trainings: Trainings, before: int, after: int
+) -> None:
+    training = trainings.make(f"from-{before}-to-{after}")
+    assert training.run_until(5, processes=before) != 0
+    assert training.run(2, processes=after) == 0, training.log(2)
+    started = training.events(2, "started")[0]
+    assert started.step >= 4
+    assert started.data["layout_changed"]
+    assert training.bits == whole.bits
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_sigterm_finishes_the_step_saves_and_exits_143(whole: Training, trainings: Trainings, processes: int) -> None:
+    training = trainings.make(f"asked-to-stop-{processes}")
+    code = training.run_until(2, processes=processes, send=lambda process: process.send_signal(signal.SIGTERM))
+    assert code == EXIT_STOPPED or processes > 1  # torchrun has an exit code of its own
+    told = [event.kind for event in training.events()]
+    assert told[-3:] == ["checkpoint_begin", "checkpoint", "stopping"]
+    stopped_at = training.events(kind="stopping")[0].step
+    assert read_records(training.spec.place.attempt(1)) == []
+    assert training.run(2, processes=processes) == 0, training.log(2)
+    assert training.events(2, "started")[0].step == stopped_at
+    assert training.bits == whole.bits
+
+
+@pytest.mark.slow
+def test_a_rank_that_dies_takes_its_peer_along_as_a_victim(trainings: Trainings) -> None:
+    import psutil
+
+    def kill_rank_1(process: object) -> None:
+        for child in psutil.Process(process.pid).children():  # type: ignore[attr-defined]
+            if child.environ().get("RANK") == "1":
+                child.kill()
+
+    training = trainings.make("one-rank-dies")
+    assert training.run_until(2, processes=2, send=kill_rank_1) != 0
+    records = read_records(training.spec.place.attempt(1))
+    assert [(record.rank, record.failure_class, record.exit_code) for record in records] in (
+        [(0, "network", EXIT_NETWORK)],
+        [],  # torchrun was quicker to end it
+    )
+
+
+@pytest.mark.slow
+def test_a_damaged_newest_checkpoint_is_set_aside_and_the_one_before_is_used(
+    whole: Training, trainings: Trainings
+) -> None:
+    training = trainings.make("damaged")
+    assert training.run_until(9) != 0
+    newest = training.spec.place.checkpoints / "step-000008.001-01"
+    with (newest / "optimizer.safetensors").open("r+b") as file:
+        file.seek(-2, 2)
+        file.write(b"\x7f\x7f")
+    assert training.run(2) == 0, training.log(2)
+    assert training.events(2, "started")[0].step == 4
+    assert "has other content than was saved" in training.log(2)
+    assert newest.with_name(f"{newest.name}.damaged").is_dir()
+    assert training.bits == whole.bits
+
+
+@pytest.mark.slow
+def test_a_straggler_may_not_write(whole: Training, trainings: Trainings) -> None:
+    training = trainings.make("straggler")
+    (training.spec.place.writers / "002-01").mkdir(parents=True)
+    assert training.run(1) == EXIT_CONFIG
+    (record,) = read_records(training.spec.place.attempt(1))
+    assert "starts after attempt 2 has begun" in record.message
+    assert not training.spec.place.checkpoints.exists()
+
+
+@pytest.mark.slow
+def test_poisoned_weights_end_at_step_1_as_the_users(trainings: Trainings) -> None:
+    import torch
+    from conftest import write_base
+    from safetensors.torch import load_file, save_file
+
+    folder = trainings.folder / "poisoned"
+    write_base(folder)
+    weights = load_file(folder / "model.safetensors")
+    weights["model.layers.0.mlp.up_proj.weight"][0, 0] = torch.nan
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    training = trainings.make("diverged", base="poisoned")
+    assert training.run() == EXIT_DIVERGED
+    (record,) = read_records(training.spec.place.attempt(1))
+    assert (record.failure_class, record.exception) == ("user", "DivergedError")
+    assert "the loss is nan at step 1 of 10, learning rate 0" in record.message
+
+
+@pytest.mark.slow
+def test_fsdp_has_ddps_losses_and_resumes_on_its_layout_only(whole: Training, trainings: Trainings) -> None:
+    training = trainings.make("fsdp", sharding="fsdp")
+    stop = training.run_until(5, processes=2)
+    assert stop != 0
+    assert training.run(2, processes=2) == 0, training.log(2)
+    assert training.events(2, "started")[0].step == 4
+    losses = {event.step: event.data["loss"] for attempt in (1, 2) for event in training.events(attempt, "step")}
+    for event in whole.events(kind="step"):
+        assert losses[event.step] == pytest.approx(event.data["loss"], abs=1e-4)
+    alone = trainings.make("fsdp")
+    assert alone.run(3) == 0
+    assert "fsdp goes on with as many processes as saved it: 2, not 1" in alone.log(3)
+
+
+@pytest.mark.slow
+def test_gradient_checkpointing_and_packing_train_alike(trainings: Trainings) -> None:
+    plain = trainings.make("packed", samples=3, steps=6)
+    checkpointed = trainings.make("packed-checkpointed", samples=3, steps=6, gradient_checkpointing=True)
+    assert plain.run() == 0, plain.log()
+    assert checkpointed.run() == 0, checkpointed.log()
+    for ours, theirs in zip(plain.events(kind="step"), checkpointed.events(kind="step"), strict=True):
+        assert ours.data["loss"] == pytest.approx(theirs.data["loss"], abs=1e-6)
+        assert ours.data["grad_norm"] == pytest.approx(theirs.data["grad_norm"], rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["rslora", "dora"])
+def test_other_methods_and_bf16_train_and_resume(trainings: Trainings, method: str) -> None:
+    lora = trainings.make("any").spec.lora.model_copy(update={"method": method})
+    whole = trainings.make(f"{method}-whole", lora=lora, precision="bf16", keep="best")
+    assert whole.run() == 0, whole.log()
+    killed = trainings.make(f"{method}-killed", lora=lora, precision="bf16", keep="best")
+    assert killed.run_until(6) != 0
+    assert killed.run(2) == 0, killed.log(2)
+    assert killed.bits == whole.bits
+
+
+@pytest.mark.slow
+def test_training_starts_from_an_adapter(whole: Training, trainings: Trainings) -> None:
+    lora = whole.spec.lora.model_copy(update={"init_adapter": str(whole.result)})
+    training = trainings.make("from-adapter", lora=lora, warmup_ratio=0.0, steps=2)
+    assert training.run() == 0, training.log()
+    assert training.events(kind="step")[0].data["loss"] < whole.events(kind="step")[0].data["loss"]
