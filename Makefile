@@ -15,10 +15,10 @@ run: .venv/installed  ## fine-tune a small real model on this machine: about two
 	$(BIN)/python flows/lora_flow.py run $(ARGS)
 
 test: .venv/installed-dev  ## the quick tests, under three minutes on two cores
-	$(BIN)/python -m pytest -q --cov --cov-report=term:skip-covered $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --cov --cov-report=term:skip-covered $(ARGS)
 
 test-all: .venv/installed-dev  ## every test that needs no cluster and no GPU
-	$(BIN)/python -m pytest -q -m "not gpu and not cluster" --timeout 1200 $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not gpu and not cluster" --timeout 1200 $(ARGS)
 
 soak: .venv/installed-dev  ## kill a small training again and again and compare (ARGS="--kills 100 --seed 2 --processes 2")
 	OMP_NUM_THREADS=1 $(BIN)/python tests/soak/soak.py $(ARGS)

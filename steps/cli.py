@@ -54,7 +54,7 @@ def main() -> None:
     help="Base model's folder, where MODEL is an adapter.",
 )
 @click.option("--system", default="", help="System turn before the prompt.")
-@click.option("--max-new-tokens", default=256, show_default=True, help="Longest answer.")
+@click.option("--max-new-tokens", type=click.IntRange(min=1), default=256, show_default=True, help="Longest answer.")
 def generate(model: Path, prompt: str, base: Path | None, system: str, max_new_tokens: int) -> None:
     """Answer PROMPT with the model in MODEL: a merged folder, or an adapter with --base."""
     from steps.evaluate.talk import answer

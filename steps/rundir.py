@@ -221,8 +221,10 @@ def storage_errors(doing: str) -> Iterator[None]:
         raise StorageError(f"{doing}: {advice[error.errno]}") from error
 
 
-def require_space(folder: Path, needed_bytes: int, *, keep_gib: float, what: str) -> None:
-    """Check the disk before a large write.
+def require_space(
+    folder: Path, needed_bytes: int, *, keep_gib: float, what: str, setting: str = "storage.root"
+) -> None:
+    """Check the disk before a large write. `setting` names what a person changes to write elsewhere.
 
     Raises:
         StorageError: fewer than `needed_bytes` + `keep_gib` are free where `folder` is (or will be).
@@ -233,7 +235,7 @@ def require_space(folder: Path, needed_bytes: int, *, keep_gib: float, what: str
     if free < wanted:
         raise StorageError(
             f"{what} needs {needed_bytes / GIB:.1f} GiB in {folder} and leaves {keep_gib:g} GiB (storage.min_free_gib), "
-            f"but only {free / GIB:.1f} GiB are free; free space there, or set storage.root to another disk"
+            f"but only {free / GIB:.1f} GiB are free; free space there, or set {setting} to another disk"
         )
 
 

@@ -72,7 +72,13 @@ def _entry(model: ModelPreset, source: Source, cache: Path) -> store.Entry:
 def _fill(entry: store.Entry, source: Source, min_free_gib: float, say: Say) -> BaseModel:
     def room(needed_bytes: int) -> None:
         there = sum(path.stat().st_size for path in entry.partial.rglob("*") if path.is_file())
-        require_space(entry.root, max(needed_bytes - there, 0), keep_gib=min_free_gib, what=f"the model {entry.name}")
+        require_space(
+            entry.root,
+            max(needed_bytes - there, 0),
+            keep_gib=min_free_gib,
+            what=f"the model {entry.name}",
+            setting="storage.cache",
+        )
 
     entry.partial.mkdir(parents=True, exist_ok=True)
     revision = source.fill(entry.partial, room=room, say=say)
