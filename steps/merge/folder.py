@@ -75,11 +75,11 @@ def merge_folders(
     changes, adapter_tensors = read_adapter(adapter, model)
     outputs, untied = plan_outputs(model, changes, adapter_tensors, DTYPE_NAMES.get(dtype))
     out.mkdir(parents=True, exist_ok=True)
-    tasks, total = _create_files(out, model, outputs)
+    exact = any(item.low_rank and item.dtype == "F32" for item in chain(*outputs.values()))
+    tasks, total = _create_files(out, model, outputs, exact_as_torch=exact)
     copy_small_files(base, out)
     counts = _counts(outputs, changes, total)
     _write_config(out, model.config, counts.dtype if dtype != "auto" else None, untied=untied)
-    exact = any(item.low_rank and item.dtype == "F32" for item in chain(*outputs.values()))
     cores = min(len(os.sched_getaffinity(0)), MAX_THREADS)
     stream.run(
         tasks,
@@ -124,7 +124,9 @@ def _output(
     return Output(name, source, dtype if dtype and is_weight else tensor.dtype, change.low_rank)
 
 
-def _create_files(out: Path, base: Base, outputs: Mapping[str, Sequence[Output]]) -> tuple[list[stream.Task], int]:
+def _create_files(
+    out: Path, base: Base, outputs: Mapping[str, Sequence[Output]], *, exact_as_torch: bool
+) -> tuple[list[stream.Task], int]:
     """Make the weight files at their full size, and the index; the tasks that fill them, and their bytes in all."""
     tasks_of_files, written, total = [], [], 0
     for file, items in outputs.items():
@@ -138,7 +140,7 @@ def _create_files(out: Path, base: Base, outputs: Mapping[str, Sequence[Output]]
             [
                 task
                 for item, place in zip(items, places, strict=True)
-                for task in stream.tasks_for(item.source, place, item.low_rank)
+                for task in stream.tasks_for(item.source, place, item.low_rank, exact_as_torch=exact_as_torch)
             ]
         )
     if (base.folder / INDEX).is_file():

@@ -1,7 +1,8 @@
 """Weights through memory in cache-sized blocks: bytes in from the base, bytes out to their place in the merged file.
 
 `run` works off the tasks of a merge with a few threads (numpy and the kernel release the interpreter's lock). What no change
-touches is copied by the kernel. Memory is a few MiB per thread whatever the model's size, plus one layer's adapter matrices.
+touches is copied by the kernel. Memory is a few MiB per thread whatever the model's size, plus one layer's adapter matrices; where
+torch computes (fp32), a block is a whole weight, since the last bits of a product depend on the shape that it is computed in.
 Called by `folder`; decides nothing about what goes where.
 """
 
@@ -19,14 +20,12 @@ from pathlib import Path
 import numpy as np
 
 from steps.errors import ModelError
-from steps.merge.arithmetic import Arithmetic, Bytes, Floats, LoadedLowRank, narrow, to_fp32, widen
+from steps.merge.arithmetic import Arithmetic, Bytes, Floats, LoadedLowRank, aligned, narrow, to_fp32, widen
 from steps.merge.delta import LowRank
 from steps.merge.safetensors_file import ITEM_BYTES, StoredTensor
 
 BLOCK_ELEMENTS = 65_536
 """Two fp32 buffers and one of bytes, 640 KiB together: they stay in a core's second-level cache. Twice as much is slower."""
-TORCH_BLOCK_ELEMENTS = 1_048_576
-"""torch runs its own threads inside one product, and needs more work per call."""
 TASK_ELEMENTS = 16_777_216
 """Largest piece that one thread takes: small enough to share the work evenly, large enough to load its matrices once."""
 COPY_BYTES = 33_554_432
@@ -54,11 +53,14 @@ class Task:
         return self.low_rank is None and self.source.dtype == self.target.dtype
 
 
-def tasks_for(source: StoredTensor, target: StoredTensor, low_rank: LowRank | None) -> list[Task]:
-    """One output tensor's work in pieces."""
+def tasks_for(
+    source: StoredTensor, target: StoredTensor, low_rank: LowRank | None, *, exact_as_torch: bool
+) -> list[Task]:
+    """One output tensor's work in pieces; in one, where torch is to compute it."""
     columns = target.shape[-1] if target.shape else 1
     rows = target.bytes // ITEM_BYTES[target.dtype] // max(columns, 1)
-    step = max(1, TASK_ELEMENTS // max(columns, 1))
+    step = rows if exact_as_torch and low_rank else TASK_ELEMENTS // max(columns, 1)
+    step = max(1, step)
     return [Task(source, target, first, min(first + step, rows), low_rank) for first in range(0, rows, step)]
 
 
@@ -82,9 +84,11 @@ def run(
     written: list[int] = []  # appending is atomic
 
     def work() -> None:
-        buffers = Buffers(TORCH_BLOCK_ELEMENTS if exact_as_torch else BLOCK_ELEMENTS)
+        buffers = Buffers(BLOCK_ELEMENTS)
         try:
             while task := _next(queue):
+                if exact_as_torch and task.low_rank:
+                    buffers.fit((task.last - task.first) * task.columns)
                 _perform(task, adapter, arithmetic, buffers)
                 written.append((task.last - task.first) * task.columns * ITEM_BYTES[task.target.dtype])
         finally:
@@ -114,17 +118,17 @@ class Buffers:
     """One thread's memory, reused for every block."""
 
     def __init__(self, elements: int) -> None:
-        self.elements = elements
         self._reserve(elements)
 
     def _reserve(self, elements: int) -> None:
-        self.raw = np.empty(elements * 4, np.uint8)
-        self.wide = np.empty(elements, np.uint32)
-        self.sums = np.empty(elements, np.float32)
+        self.elements = elements
+        self.raw = aligned(elements * 4)
+        self.wide = aligned(elements * 4).view(np.uint32)
+        self.sums = aligned(elements * 4).view(np.float32)
 
     def fit(self, elements: int) -> None:
-        """Grow for a row that is longer than a block."""
-        if elements > len(self.wide):
+        """Grow for a row, or a whole weight, that is longer than a block."""
+        if elements > self.elements:
             self._reserve(elements)
 
 
@@ -184,8 +188,6 @@ def _merge(
     columns, dtype_in, dtype_out = task.columns, task.source.dtype, task.target.dtype
     buffers.fit(columns)
     step = max(1, buffers.elements // columns)
-    if step > 64:
-        step -= step % 64  # torch's product has the same bits in blocks of 64 rows as in one piece
     for first in range(task.first, task.last, step):
         rows = min(step, task.last - first)
         count, offset = rows * columns, first * columns
