@@ -158,21 +158,37 @@ def test_an_option_wins_over_the_data_preset_and_that_over_the_model_preset() ->
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        pytest.param({"global_batch": 5}, "--global-batch: must be a multiple of processes × micro batch = 1 × 2 = 2, got 5; "
-                     "the nearest that fit are 4 and 6", id="batch-does-not-divide"),
+        pytest.param(
+            {"global_batch": 5},
+            "--global-batch: must be a multiple of processes × micro batch = 1 × 2 = 2, got 5; "
+            "the nearest that fit are 4 and 6",
+            id="batch-does-not-divide",
+        ),
         pytest.param({"global_batch": 1}, "the nearest that fit are 2", id="batch-below-one-pass"),
         pytest.param({"global_batch": 10**400 + 1}, "the nearest that fit are 1000", id="batch-beyond-floats"),
-        pytest.param({"max_steps": 1, "epochs": 1}, "--epochs: give either --max-steps or --epochs", id="steps-and-epochs"),
+        pytest.param(
+            {"max_steps": 1, "epochs": 1}, "--epochs: give either --max-steps or --epochs", id="steps-and-epochs"
+        ),
         pytest.param({"sharding": "fsdp"}, "--sharding: fsdp shards over processes and there is 1", id="fsdp-alone"),
-        pytest.param({"sharding": "fsdp", "quantization": "4bit", "processes": 2}, "--quantization: 4bit with", id="fsdp-4bit"),
-        pytest.param({"method": "dora", "quantization": "4bit"}, "--method: dora with --quantization 4bit", id="dora-4bit"),
+        pytest.param(
+            {"sharding": "fsdp", "quantization": "4bit", "processes": 2}, "--quantization: 4bit with", id="fsdp-4bit"
+        ),
+        pytest.param(
+            {"method": "dora", "quantization": "4bit"}, "--method: dora with --quantization 4bit", id="dora-4bit"
+        ),
         pytest.param({"lora_targets": ","}, "--lora-targets: names no module", id="no-targets"),
         pytest.param({"lora_targets": "all-linear,q_proj"}, "all-linear stands alone", id="all-and-one"),
-        pytest.param({"init_adapter": "/nowhere"}, "--init-adapter: no adapter_config.json in '/nowhere'", id="no-adapter"),
+        pytest.param(
+            {"init_adapter": "/nowhere"}, "--init-adapter: no adapter_config.json in '/nowhere'", id="no-adapter"
+        ),
         pytest.param({"init_adapter": "a\0"}, "--init-adapter: no adapter_config.json", id="adapter-with-nul"),
-        pytest.param({"model": "tinny", "dataset": "orderz"}, "--dataset: unknown preset 'orderz' (did you mean 'orders'", id="both"),
+        pytest.param(
+            {"model": "tinny", "dataset": "orderz"},
+            "--dataset: unknown preset 'orderz' (did you mean 'orders'",
+            id="both",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_contradiction_is_refused_before_anything_is_done(options: dict[str, Any], words: str) -> None:
     assert words in refusal(plan_of, **options)
 
@@ -248,7 +264,7 @@ def test_any_options_give_a_plan_or_a_config_error_with_paths(raw: dict[str, Any
     try:
         plan = resolve(Settings(), parse_options(raw))
     except ConfigError as error:
-        assert error.problems
-        assert all(problem.path.startswith("--") and problem.message for problem in error.problems)
+        assert error.problems  # noqa: PT017
+        assert all(problem.path.startswith("--") and problem.message for problem in error.problems)  # noqa: PT017
     else:
         assert plan.accumulation >= 1

@@ -111,7 +111,7 @@ def test_a_directory_appears_whole_and_nothing_stays_beside_it(tmp_path: Path) -
 
 
 def test_a_directory_whose_making_fails_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="midway"), new_directory(tmp_path / "merged") as folder:
+    with pytest.raises(ValueError, match="midway"), new_directory(tmp_path / "merged") as folder:  # noqa: PT012
         (folder / "a").write_text("1")
         raise ValueError("midway")
     assert list(tmp_path.iterdir()) == []
@@ -127,7 +127,7 @@ def test_of_two_writers_of_one_directory_the_first_stays(tmp_path: Path) -> None
 
 
 def test_a_directory_that_cannot_be_renamed_says_so(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="No such file"), new_directory(tmp_path / "merged") as folder:
+    with pytest.raises(OSError, match="No such file"), new_directory(tmp_path / "merged") as folder:  # noqa: PT012
         folder.rmdir()
         sync_tree(folder)
     with pytest.raises(FileNotFoundError), new_directory(tmp_path / "merged") as folder:

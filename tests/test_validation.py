@@ -67,7 +67,7 @@ def test_any_parameters_give_options_or_a_config_error_with_a_path(raw: Any) -> 
     try:
         assert isinstance(parse_options(raw), Options)
     except ConfigError as error:
-        assert all(problem.path.startswith("--") for problem in error.problems)
+        assert all(problem.path.startswith("--") for problem in error.problems)  # noqa: PT017
         message_of(error)
 
 

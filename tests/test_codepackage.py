@@ -1,0 +1,129 @@
+"""Metaflow's internals that this project leans on: a canary for each, so that a new Metaflow fails here and nowhere else."""
+
+from __future__ import annotations
+
+import getpass
+import inspect
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from metaflow import Run, current
+from metaflow.client.core import MetaflowObject
+
+from steps import codepackage
+from steps.catalog import project_root
+from steps.codepackage import code_version, name_user, pathspec, set_current, sources_digest
+
+
+def make_project(root: Path) -> Path:
+    for name, text in {
+        "steps/a.py": "1",
+        "config/local.yaml": "a: 1",
+        "flows/f.py": "2",
+        "steps/notes.md": "n",
+    }.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    return root
+
+
+def git(root: Path, *words: str) -> None:
+    identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+    subprocess.run(["git", "-C", str(root), *identity, *words], check=True, capture_output=True)
+
+
+def test_what_is_set_is_there_as_current() -> None:
+    set_current("lora_test", {"a": 1})
+    assert current.lora_test == {"a": 1}
+
+
+def test_a_pathspec_is_flow_and_run() -> None:
+    set_current("unrelated", 1)
+    assert pathspec() == f"{current.flow_name}/{current.run_id}"
+
+
+def test_the_exit_code_of_no_retry_is_metaflow_s() -> None:
+    assert codepackage.EXIT_NO_RETRY == 202
+
+
+def test_tagging_a_run_needs_what_the_client_still_has() -> None:
+    assert "_namespace_check" in inspect.signature(MetaflowObject.__init__).parameters
+    assert "tags" in inspect.signature(Run.add_tags).parameters
+
+
+TAG = """
+from steps.codepackage import tag_run, pathspec, set_current
+from metaflow import FlowSpec, step
+class Tagged(FlowSpec):
+    @step
+    def start(self):
+        tag_run(["gate:passed"])
+        self.where = pathspec()
+        self.next(self.end)
+    @step
+    def end(self):
+        pass
+if __name__ == "__main__":
+    Tagged()
+"""
+
+
+@pytest.mark.slow
+def test_a_run_that_tags_itself_has_the_tag(tmp_path: Path, clean_environment: dict[str, str]) -> None:
+    (tmp_path / "tagged.py").write_text(TAG)
+    command = [sys.executable, str(tmp_path / "tagged.py"), "run"]
+    done = subprocess.run(command, env=clean_environment, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    look = "from metaflow import Flow; run = Flow('Tagged').latest_run; print(sorted(run.user_tags), run['start'].task.data.where)"
+    told = subprocess.run(
+        [sys.executable, "-c", look], env=clean_environment, cwd=tmp_path, capture_output=True, text=True
+    )
+    assert told.stdout.startswith("['gate:passed'] Tagged/")
+
+
+def test_the_user_is_named_where_metaflow_cannot_know(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("METAFLOW_USER", "SUDO_USER", "USERNAME", "USER", "LOGNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(getpass, "getuser", lambda: "root")
+    name_user()
+    assert os.environ["USERNAME"] == "local"
+    monkeypatch.setenv("USERNAME", "ada")
+    name_user()
+    assert os.environ["USERNAME"] == "ada"
+    monkeypatch.delenv("USERNAME")
+    monkeypatch.setattr(getpass, "getuser", lambda: "grace")
+    name_user()
+    assert os.environ["USERNAME"] == "grace"
+
+
+def test_the_digest_is_that_of_the_sources_alone(tmp_path: Path) -> None:
+    root = make_project(tmp_path)
+    before = sources_digest(root)
+    (root / "steps" / "notes.md").write_text("changed")
+    (root / "README.md").write_text("changed")
+    assert sources_digest(root) == before
+    (root / "steps" / "a.py").rename(root / "steps" / "b.py")
+    assert sources_digest(root) != before
+    assert len(sources_digest(project_root())) == 64
+
+
+def test_without_git_the_version_is_the_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = make_project(tmp_path)
+    assert set(code_version(root)) == {"digest"}
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert set(code_version(root)) == {"digest"}
+
+
+def test_with_git_the_commit_is_named_and_changes_are_told(tmp_path: Path) -> None:
+    root = make_project(tmp_path)
+    for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "first"]):
+        git(root, *words)
+    commit = code_version(root)["commit"]
+    assert len(commit) == 40
+    (root / "new.txt").write_text("untracked files do not count")
+    assert code_version(root)["commit"] == commit
+    (root / "steps" / "a.py").write_text("3")
+    assert code_version(root)["commit"] == commit + "+changes"

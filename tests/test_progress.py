@@ -1,0 +1,140 @@
+"""What a person reads in the terminal: few lines, the last one always, and no exception whatever the events hold."""
+
+from __future__ import annotations
+
+import io
+import sys
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from steps.events import KINDS, Event
+from steps.progress import ProgressPrinter, StageProgress, number, say, seconds_in_words
+
+
+class Clock:
+    """Seconds that only a test moves."""
+
+    def __init__(self) -> None:
+        self.now_s = 100.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def event(kind: str, step: int = 0, **data: Any) -> Event:
+    return Event(kind, 0.0, 2, step, data)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [(3, 3.0), ("2.5", 2.5), ("many", 0.0), (None, 0.0), ([], 0.0), ("nan", 0.0), (float("inf"), 0.0), (10**400, 0.0)],
+)
+def test_a_figure_is_a_finite_number_or_nothing(value: object, expected: float) -> None:
+    assert number(value) == expected
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (-3, "0 s"),
+        (4.4, "4 s"),
+        (59.6, "1 min 00 s"),
+        (200, "3 min 20 s"),
+        (7500, "2 h 05 min"),
+        (360_000, "100 h 00 min"),
+    ],
+)
+def test_seconds_in_words(seconds: float, words: str) -> None:
+    assert seconds_in_words(seconds) == words
+
+
+def test_the_story_of_a_training(capsys: pytest.CaptureFixture[str]) -> None:
+    clock = Clock()
+    printer = ProgressPrinter(every_s=5, clock=clock)
+    printer.observe(event("started", world=2))
+    printer.observe(event("started", 40))
+    printer.observe(event("model_loaded", trainable=1000, parameters=134_515_008))
+    for step in range(1, 11):
+        clock.now_s += 1
+        printer.observe(event("step", step, of=10, loss=1 / step, tokens_per_s=1234.5, seconds=2.0))
+    printer.observe(event("checkpoint", 10))
+    printer.observe(event("validation", 10, loss=0.5))
+    printer.observe(event("stopping", 10))
+    printer.notice("attempt 2 failed")
+    assert capsys.readouterr().out.splitlines() == [
+        "attempt 2: workers started (2 process(es))",
+        "attempt 2: workers started (1 process(es)), from the checkpoint of step 40",
+        "model loaded: 1,000 of 134,515,008 parameters are trained",
+        "step 1/10 | loss 1.0000 | 1,234 tokens/s | 18 s left",
+        "step 6/10 | loss 0.1667 | 1,234 tokens/s | 8 s left",
+        "step 10/10 | loss 0.1000 | 1,234 tokens/s | 0 s left",
+        "step 10: validation loss 0.5",
+        "step 10: asked to stop; the state is saved",
+        "attempt 2 failed",
+    ]
+
+
+def test_the_time_left_follows_the_last_twenty_steps(capsys: pytest.CaptureFixture[str]) -> None:
+    printer = ProgressPrinter(every_s=0, clock=Clock())
+    printer.observe(event("step", 1, of=100, loss="nan", seconds=1000.0))
+    for step in range(2, 22):
+        printer.observe(event("step", step, of=100, loss=1, seconds=1.0))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("step 1/100 | loss nan | 0 tokens/s | 27 h")
+    assert lines[-1] == "step 21/100 | loss 1 | 0 tokens/s | 1 min 19 s left"
+
+
+data = st.dictionaries(
+    st.sampled_from(["of", "loss", "seconds", "tokens_per_s", "world", "trainable", "parameters"]),
+    st.none() | st.integers() | st.floats() | st.text(max_size=5) | st.lists(st.none(), max_size=1),
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(st.builds(Event, st.sampled_from(sorted(KINDS)), st.just(0.0), st.just(1), st.integers(0, 10**9), data))
+)
+def test_a_damaged_event_never_ends_the_job_it_tells_of(events: list[Event]) -> None:
+    printer = ProgressPrinter(every_s=0, clock=Clock())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stdout", io.StringIO())
+        for item in events:
+            printer.observe(item)
+
+
+def test_a_stage_shows_a_bar_at_its_pace_and_the_end_of_one_begun(capsys: pytest.CaptureFixture[str]) -> None:
+    clock = Clock()
+    progress = StageProgress(every_s=1, clock=clock)
+    progress("reading", 1, 4)
+    clock.now_s += 1
+    progress("reading", 2, 4)
+    progress("reading", 3, 4)
+    progress("reading", 4, 4)
+    progress("reading", 4, 4)
+    progress("writing", 4, 4)
+    clock.now_s += 1
+    progress("counting", 1500, 0)
+    assert capsys.readouterr().out.splitlines() == [
+        "reading: [##########..........] 2/4",
+        "reading: [####################] 4/4",
+        "counting: 1,500",
+    ]
+
+
+class Gone(io.StringIO):
+    """A terminal that was closed."""
+
+    def write(self, text: str) -> int:
+        raise BrokenPipeError
+
+
+def test_a_closed_terminal_and_one_without_utf_8_are_no_reason_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", Gone())
+    say("into the void")
+    ascii_bytes = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(ascii_bytes, encoding="ascii"))
+    say("2 × 3")
+    assert ascii_bytes.getvalue() == b"2 ? 3\n"
