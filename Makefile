@@ -2,7 +2,8 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 UV_VERSION := 0.13.9
-INSTALL := UV_PYTHON_DOWNLOADS=never $(BIN)/uv pip install --quiet --python $(BIN)/python
+INSTALL := UV_PYTHON_DOWNLOADS=never $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python
+# --compile-bytecode: without it every process would compile torch and transformers anew where Python may not write its caches.
 ARGS ?=
 
 .DEFAULT_GOAL := help

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,6 @@ import pytest
 from flow_harness import Place, processes_of, run_id_of, wait_until
 
 PROCESSES = [pytest.param(1, id="1 process"), pytest.param(2, id="2 processes", marks=pytest.mark.slow)]
-
-
-def adapter_bytes(place: Place, run_id: str) -> bytes:
-    return Path(place.artifact(run_id, "train", "adapter")["path"], "adapter_model.safetensors").read_bytes()
 
 
 def events_in(place: Place) -> list[dict[str, Any]]:
@@ -39,35 +36,41 @@ def workers_of(place: Place) -> list[psutil.Process]:
     return [process for process in processes_of(place.folder) if "steps.train.worker" in " ".join(process.cmdline())]
 
 
+def uninterrupted(place: Place, processes: int) -> bytes:
+    """The adapter of the same training from the first step to the last, by its worker alone."""
+    spec = json.loads(next(place.folder.glob("runs/LoraFlow/*/train-*/spec.json")).read_text())
+    folder = place.folder / "uninterrupted"
+    folder.mkdir()
+    (folder / "spec.json").write_text(json.dumps({**spec, "directory": str(folder)}))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    done = place.call([*torchrun, "-m", "steps.train.worker", str(folder / "spec.json"), "--attempt", "1"])
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return (folder / "writers" / "001-01" / "result" / "adapter_model.safetensors").read_bytes()
+
+
+@pytest.mark.timeout(500)
 @pytest.mark.parametrize("processes", PROCESSES)
 def test_a_flow_killed_whole_goes_on_with_resume_and_ends_with_equal_bits(place: Place, processes: int) -> None:
     place.write_config()
-    options = ("--processes", str(processes))
-    straight = place.call(place.run_words(*options))
-    assert straight.returncode == 0, straight.stdout[-3000:] + straight.stderr[-3000:]
-    expected = adapter_bytes(place, run_id_of(straight.stdout))
-
-    killed = Place(
-        place.folder / "killed", {**place.environment, "METAFLOW_DATASTORE_SYSROOT_LOCAL": str(place.folder / "killed")}
-    )
-    (killed.folder / ".metaflow").mkdir(parents=True)
-    killed.write_config()
-    log = killed.folder / "log.txt"
-    flow = killed.start(killed.run_words(*options), log)
-    wait_until(lambda: checkpoint_after(killed, 3), timeout_s=120, what="a checkpoint")
+    log = place.folder / "log.txt"
+    flow = place.start(place.run_words("--processes", str(processes)), log)
+    wait_until(lambda: checkpoint_after(place, 3), timeout_s=200, what="a checkpoint")
     os.killpg(flow.pid, signal.SIGKILL)
-    for process in processes_of(killed.folder):
+    for process in processes_of(place.folder):
         process.kill()
     flow.wait()
-    done_before = steps_seen(killed)
+    done_before = steps_seen(place)
 
-    resumed = killed.call(killed.command("resume", "--origin-run-id", run_id_of(log.read_text())))
+    resumed = place.call(place.command("resume", "--origin-run-id", run_id_of(log.read_text())))
     assert resumed.returncode == 0, resumed.stdout[-3000:] + resumed.stderr[-3000:]
     assert "from the checkpoint of step" in resumed.stdout
-    assert adapter_bytes(killed, re.findall(r"run-id (\d+)", resumed.stdout)[-1]) == expected
     assert done_before < 12, "it was killed too late to show anything"
+    adapter = place.artifact(re.findall(r"run-id (\d+)", resumed.stdout)[-1], "train", "adapter")
+    assert Path(adapter["path"], "adapter_model.safetensors").read_bytes() == uninterrupted(place, processes)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(500)
 def test_a_launcher_killed_alone_is_followed_by_one_that_adopts_the_workers(place: Place) -> None:
     place.write_config()
     log = place.folder / "log.txt"
