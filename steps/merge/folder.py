@@ -60,9 +60,10 @@ def merge_folders(
     """Write the merged model into `out`, which is made, or empty.
 
     `dtype` is bfloat16, float16 or float32, or auto: each tensor keeps the base's. `threads` 0: one per core that this process
-    may use. `done` gets the bytes written so far. In bf16 and fp16 the result is the correctly rounded fp32 sum; in fp32 it has
-    PEFT's bits (and torch is imported for it). Where the base ties its head to its embedding and the adapter changes one of
-    them, they are untied, so that the merged model computes what the adapted one does. (PEFT's own merge changes both.)
+    may use. `done` gets the bytes written so far. In bf16 and fp16 the result is the correctly rounded fp32 sum. In fp32 it has
+    PEFT's bits: torch is imported for it, and one whole weight at a time is in memory. Where the base ties its head to its
+    embedding and the adapter changes one of them, they are untied, so that the merged model computes what the adapted one does.
+    (PEFT's own merge changes both.)
 
     Raises:
         ModelError: the base is incomplete, damaged or quantised.

@@ -1,8 +1,8 @@
 """Weights through memory in cache-sized blocks: bytes in from the base, bytes out to their place in the merged file.
 
 `run` works off the tasks of a merge with a few threads (numpy and the kernel release the interpreter's lock). What no change
-touches is copied by the kernel. Memory is a few MiB per thread whatever the model's size, plus one layer's adapter matrices; where
-torch computes (fp32), a block is a whole weight, since the last bits of a product depend on the shape that it is computed in.
+touches is copied by the kernel. Memory is a few MiB per thread whatever the model's size, plus one layer's adapter matrices. When
+torch computes (fp32), a block is a whole weight, since a product's last bits depend on the shape that it is computed in.
 Called by `folder`; decides nothing about what goes where.
 """
 
@@ -59,8 +59,7 @@ def tasks_for(
     """One output tensor's work in pieces; in one, where torch is to compute it."""
     columns = target.shape[-1] if target.shape else 1
     rows = target.bytes // ITEM_BYTES[target.dtype] // max(columns, 1)
-    step = rows if exact_as_torch and low_rank else TASK_ELEMENTS // max(columns, 1)
-    step = max(1, step)
+    step = max(1, rows if exact_as_torch and low_rank else TASK_ELEMENTS // max(columns, 1))
     return [Task(source, target, first, min(first + step, rows), low_rank) for first in range(0, rows, step)]
 
 

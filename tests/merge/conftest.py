@@ -48,6 +48,11 @@ class Workshop:
             model.save_pretrained(folder)
         return folder
 
+    def adapter_once(self, base: Path, name: str, **lora: Any) -> Path:
+        """The same, made when it is first asked for."""
+        folder = self.root / name
+        return folder if folder.exists() else self.adapter(base, name, **lora)
+
 
 def load(folder: Path, dtype: str = "float32") -> Any:
     """The model in a folder."""

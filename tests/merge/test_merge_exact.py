@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from steps.merge.folder import merge_folders
 
+from steps.merge.folder import merge_folders
 from tests.merge.conftest import Workshop, adapted, load, merged_by_peft, stored
 
 NUMBER = itertools.count()
@@ -194,6 +194,7 @@ def test_numpy_and_torch_multiply_to_the_same_bits_at_usual_ranks_or_differ_in_t
 @settings(max_examples=200, deadline=None)
 def test_bf16_is_rounded_to_nearest_even_as_torch_does(values: list[int]) -> None:
     import torch
+
     from steps.merge.arithmetic import narrow
 
     floats = np.array(values, np.uint32).view(np.float32)
