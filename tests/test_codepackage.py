@@ -77,7 +77,10 @@ def test_a_run_that_tags_itself_has_the_tag(tmp_path: Path, clean_environment: d
     command = [sys.executable, str(tmp_path / "tagged.py"), "run"]
     done = subprocess.run(command, env=clean_environment, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    look = "from metaflow import Flow; run = Flow('Tagged').latest_run; print(sorted(run.user_tags), run['start'].task.data.where)"
+    look = (
+        "from metaflow import Flow; run = Flow('Tagged').latest_run; "
+        "print(sorted(run.user_tags), run['start'].task.data.where)"
+    )
     told = subprocess.run(
         [sys.executable, "-c", look], env=clean_environment, cwd=tmp_path, capture_output=True, text=True
     )
