@@ -7,7 +7,7 @@ INSTALL := UV_PYTHON_DOWNLOADS=never $(BIN)/uv pip install --quiet --compile-byt
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all soak lint format bench lock clean
+.PHONY: help run test test-all test-neuron coverage soak lint format bench lock clean
 
 help:  ## what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -16,10 +16,16 @@ run: .venv/installed  ## fine-tune a small real model on this machine: about two
 	$(BIN)/python flows/lora_flow.py run $(ARGS)
 
 test: .venv/installed-dev  ## the quick tests, under three minutes on two cores
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --cov --cov-report=term:skip-covered $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile $(ARGS)
 
 test-all: .venv/installed-dev  ## every test that needs no cluster and no GPU
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not gpu and not cluster" --timeout 1200 $(ARGS)
+
+coverage: .venv/installed-dev  ## the quick tests with branch coverage
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --cov --cov-report=term:skip-covered $(ARGS)
+
+test-neuron: .venv/installed-dev  ## the Trainium backend's own tests: on a Trainium node
+	$(BIN)/python -m pytest -q tests/neuron -m slow --timeout 1800 $(ARGS)
 
 soak: .venv/installed-dev  ## kill a small training again and again and compare (ARGS="--kills 100 --seed 2 --processes 2")
 	OMP_NUM_THREADS=1 $(BIN)/python tests/soak/soak.py $(ARGS)
