@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from neuron_harness import LENGTH, Training, write_base, write_prepared
+from neuron_harness import LENGTH, PATIENCE_S, Training, write_base, write_prepared
 
 from steps.train.spec import TrainSpec
 
@@ -26,7 +26,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     absent = missing()
     for item in here:
         item.add_marker(pytest.mark.slow)
-        item.add_marker(pytest.mark.timeout(900))
+        item.add_marker(pytest.mark.timeout(4 * PATIENCE_S))
         if absent:
             reason = f"the Neuron training libraries are not installed here: {', '.join(absent)}"
             item.add_marker(pytest.mark.skip(reason=reason))

@@ -27,6 +27,8 @@ ROOT = Path(__file__).resolve().parents[2]
 ENTRY = Path(__file__).with_name("neuron_entry.py")
 VOCABULARY = 260
 LENGTH = 48
+PATIENCE_S = 1500
+"""For one training: compilation on the device, or a busy machine without one."""
 Rows = Sequence[Sequence[int]]
 
 
@@ -97,6 +99,8 @@ class Training:
         scratch.mkdir(exist_ok=True)
         path = os.pathsep.join([*os.environ.get("PYTHONPATH", "").split(os.pathsep), str(ROOT)])
         environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "TMPDIR": str(scratch)}
+        if environment.get("PJRT_DEVICE") == "CPU":
+            environment["XLA_FLAGS"] = "--xla_llvm_disable_expensive_passes=true --xla_backend_optimization_level=0"
         entry = os.environ.get("NEURON_TEST_ENTRY", str(ENTRY))
         with (place.path / f"log-{attempt}.txt").open("wb") as log:
             return subprocess.Popen(
@@ -106,7 +110,7 @@ class Training:
 
     def run(self, attempt: int = 1, *, processes: int = 1) -> None:
         """Run to the end, which must be a good one."""
-        code = self.start(attempt, processes=processes).wait(timeout=400)
+        code = self.start(attempt, processes=processes).wait(timeout=PATIENCE_S)
         assert code == 0, self.log(attempt)
 
     def kill_after(self, step: int, *, attempt: int = 1, processes: int = 1) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from neuron_harness import Training
+from neuron_harness import PATIENCE_S, Training
 
 from steps.prepared import PreparedRow, PreparedRows
 
@@ -98,7 +98,7 @@ def test_a_schedule_cut_off_from_the_optimizer_ends_the_attempt(
 ) -> None:
     monkeypatch.setenv("NEURON_TEST_UNDO", "link")
     training = new_training()
-    assert training.start(1, processes=1).wait(timeout=400) != 0
+    assert training.start(1, processes=1).wait(timeout=PATIENCE_S) != 0
     (failure,) = training.failures()
     assert failure.exception == "ReplicaError"
     assert "at step 2 the optimizer would use learning rates [0.0, 0.0], the schedule says [0.005" in failure.message

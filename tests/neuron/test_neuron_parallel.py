@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from neuron_harness import Training
+from neuron_harness import PATIENCE_S, Training
 from test_neuron_learns import EXACT, last_validation, tuned_loss
 
 from steps.checkpoints import directories
@@ -66,7 +66,7 @@ def test_adapters_that_drift_apart_are_never_saved(
 ) -> None:
     monkeypatch.setenv("NEURON_TEST_UNDO", "sum")
     training = new_training(tensor_parallel=2)
-    assert training.start(1, processes=2).wait(timeout=400) != 0
+    assert training.start(1, processes=2).wait(timeout=PATIENCE_S) != 0
     failures = training.failures()
     assert failures[0].exception == "ReplicaError"
     assert "at step 4 copies of the same weights are not equal" in failures[0].message
