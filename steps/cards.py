@@ -19,6 +19,8 @@ from steps.records import Report
 
 MAX_POINTS = 400
 """Points drawn per curve; longer runs are thinned, the last point always shown."""
+BOX_CHARACTERS = 100
+"""Metaflow's ValueBox raises for longer text; a damaged event must not end the job that it tells of."""
 INK, ACCENT, SOFT = "#1f2933", "#4c51bf", "#d97706"
 
 
@@ -90,7 +92,7 @@ class TrainCard:
             f"{speed:,.0f}",
         )
         for name, value in zip(self._boxes, (*values, seconds_in_words(left)), strict=True):
-            self._boxes[name].update(value=value)
+            self._boxes[name].update(value=value[:BOX_CHARACTERS])
         self._draw()
 
     def _on_checkpoint(self, event: Event) -> None:

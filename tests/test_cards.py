@@ -125,6 +125,7 @@ def test_any_events_can_be_drawn(events: list[Event]) -> None:
     assert card.text()
 
 
+@settings(deadline=None)
 @given(st.integers(0, 3000), st.integers(1, 500))
 def test_thinning_keeps_the_first_and_the_last_point_and_the_order(count: int, most: int) -> None:
     points = [{"step": step} for step in range(count)]

@@ -347,6 +347,20 @@ def test_claims_of_an_attempt_count_up_and_a_straggler_is_refused(tmp_path: Path
     assert sorted(path.name for path in writers.iterdir()) == ["001-01", "001-02", "003-01", "notes.txt"]
 
 
+def test_a_claim_taken_in_the_same_moment_is_left_to_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make = Path.mkdir
+    others = iter([tmp_path / "001-01"])
+
+    def mkdir(path: Path, *arguments: Any, **options: Any) -> None:
+        other = next(others, None) if path.name == "001-01" else None
+        if other:
+            make(other)
+        make(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    assert take_claim(tmp_path, 1) == Claim(1, 2)
+
+
 @given(st.builds(Claim, st.integers(0, 10**6), st.integers(0, 10**6)))
 def test_a_claim_is_read_back_as_written(claim: Claim) -> None:
     assert Claim.parse(str(claim)) == claim

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,7 @@ from steps.checkpoints import Claim, checkpoint_path, commit
 from steps.cli import Words, main, remove, run_folders, storage_root, story
 from steps.errors import StorageError
 from steps.job.lease import HOLDER
-from steps.job.processes import identify
+from steps.job.processes import MARKER, identify, marker_of
 from steps.presets import project_root
 from steps.rundir import TrainDir, write_json
 
@@ -90,6 +93,31 @@ def test_clean_leaves_a_run_with_a_living_supervisor_alone(tmp_path: Path) -> No
     write_json(train.path / HOLDER, {**identify(os.getpid()), "node": platform.node()})
     assert str(train.path.parent) not in call("clean", "--root", tmp_path, "--yes").output
     assert train.checkpoints.is_dir()
+
+
+def start_marked(train: TrainDir) -> subprocess.Popen[bytes]:
+    """A process that looks like a worker of the training's first attempt."""
+    marker = {MARKER: marker_of(train.path.resolve(), 1)}
+    return subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], env={**os.environ, **marker})
+
+
+def test_clean_ends_processes_that_nobody_watches_and_no_others(tmp_path: Path) -> None:
+    train = make_run(tmp_path)
+    worker = start_marked(train)
+    try:
+        write_json(train.path / HOLDER, {**identify(os.getpid()), "node": platform.node()})
+        assert f"running, watched: {train.path} (left alone)" in call("clean", "--root", tmp_path, "--yes").output
+        assert worker.poll() is None
+        (train.path / HOLDER).unlink()
+        assert (
+            f"running, no launcher: attempt 1 of {train.path}, 1 processes" in call("clean", "--root", tmp_path).output
+        )
+        assert worker.poll() is None
+        assert "  ended, its state is saved" in call("clean", "--root", tmp_path, "--yes").output
+        assert worker.wait(10) == -signal.SIGTERM
+    finally:
+        worker.kill()
+        worker.wait()
 
 
 def test_clean_of_nothing_says_so(tmp_path: Path) -> None:

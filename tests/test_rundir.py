@@ -145,6 +145,8 @@ def test_a_directory_that_cannot_be_renamed_says_so(tmp_path: Path) -> None:
         (errno.EIO, "input/output error"),
         (errno.ESTALE, "look at the mount"),
         (errno.EFBIG, "ulimit -f"),
+        (errno.ENOTDIR, "a file, not a folder"),
+        (errno.EEXIST, "a file stands where a folder has to be"),
     ],
     ids=lambda value: errno.errorcode[value] if isinstance(value, int) else "",
 )
