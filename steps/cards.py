@@ -8,6 +8,7 @@ already holds: Metaflow renders a new one at most once a minute.
 from __future__ import annotations
 
 import html
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,6 +22,8 @@ MAX_POINTS = 400
 """Points drawn per curve; longer runs are thinned, the last point always shown."""
 BOX_CHARACTERS = 100
 """Metaflow's ValueBox raises for longer text; a damaged event must not end the job that it tells of."""
+CELL_COLUMNS = 40
+"""Characters in a line of an answer, so that four columns fit side by side."""
 INK, ACCENT, SOFT = "#1f2933", "#4c51bf", "#d97706"
 
 
@@ -228,4 +231,5 @@ def _cell(value: object, limit: int = 600) -> str:
     """Text as a code block, so that a model's answer is shown and never interpreted."""
     text = str(value if value is not None else "–")
     shown = text if len(text) <= limit else text[:limit] + " …"
-    return "\n".join(f"    {line}" for line in shown.splitlines() or [""])
+    lines = [part for line in shown.splitlines() or [""] for part in textwrap.wrap(line, CELL_COLUMNS) or [""]]
+    return "\n".join(f"    {line}" for line in lines)
