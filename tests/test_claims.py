@@ -1,0 +1,71 @@
+"""Claims: who may write, taken in order, in a race, and never by a straggler."""
+
+from __future__ import annotations
+
+import multiprocessing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from steps.claims import Claim, take_claim
+from steps.errors import CheckpointError
+
+
+def test_claims_of_an_attempt_count_up_and_a_straggler_is_refused(tmp_path: Path) -> None:
+    writers = tmp_path / "train-abc" / "writers"
+    assert take_claim(writers, 1) == Claim(1, 1)
+    assert take_claim(writers, 1) == Claim(1, 2)
+    assert take_claim(writers, 3) == Claim(3, 1)
+    (writers / "notes.txt").touch()
+    with pytest.raises(
+        CheckpointError, match=r"attempt 1 of .*train-abc starts after attempt 3 has begun: it may not write"
+    ):
+        take_claim(writers, 1)
+    assert sorted(path.name for path in writers.iterdir()) == ["001-01", "001-02", "003-01", "notes.txt"]
+
+
+def test_a_claim_taken_in_the_same_moment_is_left_to_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make = Path.mkdir
+    others = iter([tmp_path / "001-01"])
+
+    def mkdir(path: Path, *arguments: Any, **options: Any) -> None:
+        other = next(others, None) if path.name == "001-01" else None
+        if other:
+            make(other)
+        make(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    assert take_claim(tmp_path, 1) == Claim(1, 2)
+
+
+@given(st.builds(Claim, st.integers(0, 10**6), st.integers(0, 10**6)))
+def test_a_claim_is_read_back_as_written(claim: Claim) -> None:
+    assert Claim.parse(str(claim)) == claim
+
+
+@given(st.text(max_size=8) | st.sampled_from(["", "1", "1-", "-1", "1-1-1", "²-1", "1-1\n", " 1-1"]))
+def test_other_text_is_no_claim(text: str) -> None:
+    claim = Claim.parse(text)
+    assert claim is None or text.isascii()
+
+
+def take(writers: Path, barrier: Any, answers: Any, count: int) -> None:
+    barrier.wait(60)
+    answers.put([str(take_claim(writers, 1)) for _ in range(count)])
+
+
+def test_claims_taken_by_four_processes_at_once_are_all_distinct(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    barrier, answers = context.Barrier(4), context.Queue()
+    writers = tmp_path / "writers"
+    processes = [context.Process(target=take, args=(writers, barrier, answers, 40)) for _ in range(4)]
+    for process in processes:
+        process.start()
+    claims = [claim for _ in processes for claim in answers.get(timeout=90)]
+    for process in processes:
+        process.join()
+    assert len(set(claims)) == len(claims) == 160
+    assert sorted(claims) == sorted(path.name for path in writers.iterdir())
