@@ -178,4 +178,4 @@ def test_an_answer_is_a_code_block() -> None:
     assert _cell("# a\n<b>") == "    # a\n    <b>"
     assert _cell(None) == "    –"
     assert _cell("") == "    "
-    assert _cell("x" * 601).endswith("x …")
+    assert _cell("x" * 601).endswith("…")
