@@ -154,7 +154,7 @@ def consolidate_checkpoint(checkpoint: Path, out: Path, *, best: bool = False) -
         CheckpointError: not a neuron checkpoint, not whole, or its ranks disagree.
         StorageError: it cannot be read or written.
     """
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import load_file, save
 
     shape = AdapterShape.read(checkpoint)
     files = [checkpoint / shard_name(tp, best=best) for tp in range(shape.tensor_parallel)]
@@ -162,7 +162,7 @@ def consolidate_checkpoint(checkpoint: Path, out: Path, *, best: bool = False) -
         raise CheckpointError(f"{checkpoint} has no {', '.join(missing)}: expected one file per tensor-parallel rank")
     weights = consolidate([load_file(file) for file in files], shape)
     with storage_errors(f"writing {out}"):
-        save_file(weights, out / ADAPTER, metadata={"format": "pt"})
+        (out / ADAPTER).write_bytes(save(weights, metadata={"format": "pt"}))
         (out / CONFIG).write_bytes((checkpoint / CONFIG).read_bytes())
 
 

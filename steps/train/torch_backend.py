@@ -122,7 +122,7 @@ class TorchBackend:
 
     def save(self, folder: Path) -> None:
         """Adapter, optimizer and schedule; written by rank 0, gathered from all when sharded."""
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         from steps.train.torch_model import adapter_weights, trainable, write_adapter
         from steps.train.torch_state import NUMBERS, OPTIMIZER, numbers, optimizer_tensors
@@ -134,9 +134,9 @@ class TorchBackend:
             return
         with storage_errors(f"writing {folder}"):
             write_adapter(folder, self._model, weights, base_name=self._spec.base_name)
-            save_file(moments, folder / OPTIMIZER)
+            (folder / OPTIMIZER).write_bytes(save(moments))
             if self._best is not None:
-                save_file(self._best, folder / BEST)
+                (folder / BEST).write_bytes(save(self._best))
         write_json(folder / NUMBERS, numbers(optimizer, scheduler))
 
     def export(self, folder: Path, *, best: bool) -> None:

@@ -1,8 +1,8 @@
 """The base model with its adapter in torch, its loss, and its adapter's weights as plain tensors. Used by `torch_backend`.
 
-Attention and masks: rows are padded on the right and attention is causal, so real tokens never see padding and no mask is
-needed. Packed rows get position_ids that start again at each sample, no mask and no cache: then transformers builds the
-block-diagonal mask by itself. With any mask, or a cache, samples would see each other in silence.
+Rows are padded on the right and attention is causal, so real tokens never see padding and no mask is needed. That samples of a
+packed row never see each other is `torch_attention`'s work, or, for models that it does not know, transformers' own: it builds a
+block-diagonal mask when position_ids start again at each sample and there is neither a mask nor a cache.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from steps.errors import ConfigError, ModelError, Problem
 from steps.presets import ALL_LINEAR
 from steps.train.rows import Batch
 from steps.train.spec import TrainSpec
+from steps.train.torch_attention import NAME, choose_attention
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -52,18 +53,19 @@ def load_model(spec: TrainSpec, *, place: device) -> PeftModel:
 
 def _load_base(spec: TrainSpec, place: device) -> Any:
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     options: dict[str, Any] = {
         "dtype": torch.bfloat16 if spec.precision == "bf16" else torch.float32,
-        "attn_implementation": "sdpa",
         "local_files_only": True,
         "use_safetensors": True,
     }
     if spec.quantization == "4bit":
         options |= {"quantization_config": _four_bits(spec), "device_map": {"": place}}
     try:
-        return AutoModelForCausalLM.from_pretrained(spec.base_path, **options)
+        config = AutoConfig.from_pretrained(spec.base_path, local_files_only=True)
+        attention = choose_attention(config, sequence_length=spec.sequence_length)
+        return AutoModelForCausalLM.from_pretrained(spec.base_path, attn_implementation=attention, **options)
     except (OSError, ValueError) as error:
         raise ModelError(f"cannot load the base model in {spec.base_path}: {error}") from error
 
@@ -115,6 +117,7 @@ class TargetLoss:
         head.register_forward_pre_hook(self._select)
         self._at: Tensor | None = None
         self._precision = precision
+        self._by_sample = model.config._attn_implementation == NAME
 
     def _select(self, module: object, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return (inputs[0].flatten(0, -2)[self._at], *inputs[1:])
@@ -127,14 +130,20 @@ class TargetLoss:
         input_ids = torch.from_numpy(batch.input_ids).to(place)
         self._at = torch.from_numpy(batch.predict_at).to(place)
         targets = torch.from_numpy(batch.targets).to(place)
-        isolation: dict[str, Any]
-        if batch.position_ids is not None:
-            isolation = {"position_ids": torch.from_numpy(batch.position_ids).to(place)}
-        else:  # all ones take transformers' shortcut to plain causal attention, no mask at all does not
-            isolation = {"attention_mask": torch.ones_like(input_ids)}
         with torch.autocast(place.type, torch.bfloat16, enabled=self._precision == "bf16"):
-            logits = model(input_ids=input_ids, use_cache=False, **isolation).logits
+            logits = model(input_ids=input_ids, use_cache=False, **self._isolation(batch, input_ids)).logits
         return cross_entropy(logits.float(), targets, reduction="sum")
+
+    def _isolation(self, batch: Batch, input_ids: Tensor) -> dict[str, Any]:
+        """What keeps each token from seeing more than it may."""
+        import torch
+
+        if (
+            batch.position_ids is None
+        ):  # all ones take transformers' shortcut to plain causal attention, no mask does not
+            return {} if self._by_sample else {"attention_mask": torch.ones_like(input_ids)}
+        positions = {"position_ids": torch.from_numpy(batch.position_ids).to(input_ids.device)}
+        return {**positions, "sample_lengths": batch.lengths} if self._by_sample else positions
 
 
 def trainable(model: PeftModel) -> dict[str, Tensor]:
@@ -165,11 +174,12 @@ def write_adapter(folder: Path, model: PeftModel, weights: dict[str, Tensor], *,
     """
     import copy
 
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     config = copy.deepcopy(model.peft_config["default"])
     config.base_model_name_or_path = base_name
     config.revision = None
     config.inference_mode = True
     config.save_pretrained(folder)
-    save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    # Bytes first: safetensors' own file writer hides the errno of a full disk.
+    (folder / "adapter_model.safetensors").write_bytes(save(weights, metadata={"format": "pt"}))

@@ -8,6 +8,7 @@ claim; the supervisor publishes it. Events, checkpoints, failure records and exi
 from __future__ import annotations
 
 import argparse
+import contextlib
 import faulthandler
 import logging
 import os
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from steps import checkpoints
 from steps.checkpoints import Checkpoint, Claim
-from steps.errors import CheckpointError, LoraFlowError
+from steps.errors import CheckpointError, LoraFlowError, StorageError
 from steps.events import EventWriter
 from steps.failure_record import EXIT_OK, EXIT_STOPPED, record_of, write_record
 from steps.records import digest_file
@@ -114,26 +115,38 @@ class Worker:
 
     def _begin(self, backend: Backend) -> tuple[Claim, Checkpoint | None]:
         """Rank 0 claims and chooses, the others follow; its refusal is theirs too."""
-        answer: tuple[Claim, Checkpoint | None] | str = ""
+        answer: tuple[Claim, Checkpoint | None] | LoraFlowError | None = None
         if self.ranks.rank == 0:
             try:
                 answer = self._claim_and_choose(backend)
             except LoraFlowError as error:
-                self.ranks.share(str(error))
+                self.ranks.share(error)
                 raise
         answer = self.ranks.share(answer)
-        if isinstance(answer, str):
-            raise CheckpointError(f"rank 0 refused: {answer}")
-        return answer
+        if isinstance(answer, tuple):
+            return answer
+        raise answer or CheckpointError("rank 0 said neither where to begin nor why not")
 
     def _claim_and_choose(self, backend: Backend) -> tuple[Claim, Checkpoint | None]:
         place = self.spec.place
         with storage_errors(f"claiming {place.writers}"):
             claim = checkpoints.take_claim(place.writers, self.attempt)
-        choice = checkpoints.choose(place.checkpoints, identity=self.spec.identity, fits=backend.fits)
+        misfits: list[str] = []
+
+        def fits(layout: dict[str, Any]) -> str | None:
+            reason = backend.fits(layout)
+            misfits.extend([reason] if reason else [])
+            return reason
+
+        choice = checkpoints.choose(place.checkpoints, identity=self.spec.identity, fits=fits)
         for rejected in choice.rejected:
             logger.warning("not used: %s", rejected.reason)
         checkpoints.set_aside(choice.rejected)
+        if misfits and not choice.checkpoint:
+            raise CheckpointError(
+                f"no checkpoint in {place.checkpoints} can be continued here: {misfits[0]}; run it as it was saved, "
+                "or move the checkpoints away to train from the beginning"
+            )
         if choice.checkpoint:
             logger.info("going on from step %d (%s)", choice.checkpoint.step, choice.checkpoint.path.name)
         return claim, choice.checkpoint
@@ -153,9 +166,8 @@ class Worker:
 
     def _export(self, backend: Backend, claim: Claim) -> dict[str, Any]:
         """Write the final adapter under our claim; what the supervisor has to know to publish it."""
-        place, assert_callbacks = self.spec.place, self.callbacks
-        assert assert_callbacks is not None
-        progress = assert_callbacks.progress
+        assert self.callbacks is not None  # made in `run`
+        place, progress = self.spec.place, self.callbacks.progress
         best = self.spec.keep == "best" and progress.best_loss is not None
         folder = place.writers / str(claim) / "result"
         if self.ranks.rank == 0:
@@ -164,7 +176,7 @@ class Worker:
         backend.export(folder, best=best)
         if self.ranks.rank:
             return {}
-        step = progress.best_step if best else assert_callbacks.step
+        step = progress.best_step if best else self.callbacks.step
         loss = progress.best_loss if best else progress.last_loss
         write_json(folder / "training.json", {"step": step, "validation_loss": loss, "spec": self.spec.to_dict()})
         with storage_errors(f"writing {folder}"):
@@ -199,7 +211,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         step = worker.callbacks.step if worker and worker.callbacks else 0
         record = record_of(error, rank=ranks.rank, node=platform.node(), step=step, time_s=time.time())
         logger.error("%s: %s", record.exception, record.message, exc_info=not isinstance(error, LoraFlowError))
-        write_record(folder, record)
+        try:
+            write_record(folder, record)
+        except (StorageError, OSError) as second:  # the exit code still tells the class
+            logger.error("no failure record: %s", second)
         return record.exit_code
 
 
@@ -232,7 +247,7 @@ def _listen(worker: Worker) -> Path:
 
 if __name__ == "__main__":
     code = main()
-    logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):  # nobody listens any more
+            stream.flush()
     os._exit(code)  # no exit handler, and no thread of a communication library, may hold the process back

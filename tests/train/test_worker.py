@@ -167,8 +167,9 @@ def test_fsdp_has_ddps_losses_and_resumes_on_its_layout_only(whole: Training, tr
     for event in whole.events(kind="step"):
         assert losses[event.step] == pytest.approx(event.data["loss"], abs=1e-4)
     alone = trainings.make("fsdp")
-    assert alone.run(3) == 0
-    assert "fsdp goes on with as many processes as saved it: 2, not 1" in alone.log(3)
+    assert alone.run(3) == EXIT_CONFIG
+    (record,) = read_records(alone.spec.place.attempt(3))
+    assert "fsdp goes on with as many processes as saved it: 2, not 1" in record.message
 
 
 @pytest.mark.slow
@@ -195,8 +196,18 @@ def test_other_methods_and_bf16_train_and_resume(trainings: Trainings, method: s
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_base_of_4_bits_trains_on_a_cpu(trainings: Trainings, precision: str) -> None:
+    training = trainings.make(f"4bit-{precision}", quantization="4bit", precision=precision)
+    assert training.run() == 0, training.log()
+    losses = [event.data["loss"] for event in training.events(kind="step")]
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.slow
 def test_training_starts_from_an_adapter(whole: Training, trainings: Trainings) -> None:
     lora = whole.spec.lora.model_copy(update={"init_adapter": str(whole.result)})
-    training = trainings.make("from-adapter", lora=lora, warmup_ratio=0.0, steps=2)
+    training = trainings.make("from-adapter", lora=lora, warmup_ratio=0.0, steps=2, report_to=("tensorboard",))
     assert training.run() == 0, training.log()
+    assert list(training.path.rglob("*tfevents*"))
     assert training.events(kind="step")[0].data["loss"] < whole.events(kind="step")[0].data["loss"]

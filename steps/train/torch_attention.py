@@ -1,0 +1,59 @@
+"""Causal attention within each sample of a packed row, one sample after the other. Used by `torch_model`.
+
+The usual way is one attention over the whole row under a block-diagonal mask: most of its work is masked away (a row of 1,024
+tokens with samples of 150 computes seven times as many scores as it needs), and a mask or a cache too many lets samples see
+each other in silence. Here a sample is all that the kernel is given. `sample_lengths` is an argument of the model's forward,
+which models of these types hand on to every attention layer; without it, rows are one sample each, padded on the right.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+NAME = "by_sample"
+PLAIN_CAUSAL = frozenset({"llama", "mistral", "qwen2", "qwen3", "granite"})
+"""model_type values whose attention is causal softmax and no more: no soft cap, no sinks; a sliding window is looked at apart."""
+
+
+def choose_attention(config: Any, *, sequence_length: int) -> str:
+    """The `attn_implementation` for a model: ours where the model's attention is plain, else transformers' own for torch."""
+    window = getattr(config, "sliding_window", None)
+    if config.model_type not in PLAIN_CAUSAL or (window and window < sequence_length):
+        return "sdpa"
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(NAME, attend_by_sample)
+    return NAME
+
+
+def attend_by_sample(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sample_lengths: tuple[tuple[int, ...], ...] | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention as transformers calls it: query (b, heads, L, d), key and value (b, key heads, L, d) → (b, L, heads, d)."""
+    import torch
+    from torch.nn.functional import scaled_dot_product_attention
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scaling, is_causal=True, enable_gqa=True)
+
+    if sample_lengths is None:
+        return attend(query, key, value).transpose(1, 2).contiguous(), None
+    rows = []
+    for number, lengths in enumerate(sample_lengths):
+        whole = [tensor[number : number + 1] for tensor in (query, key, value)]
+        cuts = [*lengths, padding] if (padding := query.shape[2] - sum(lengths)) else list(lengths)
+        samples = zip(*(tensor.split(cuts, dim=2) for tensor in whole), strict=True)
+        rows.append(torch.cat([attend(*sample) for sample in samples], dim=2))
+    return torch.cat(rows).transpose(1, 2).contiguous(), None
