@@ -51,7 +51,7 @@ def run(name: str) -> tuple[list[dict[str, object]], int]:
     code = f"import sys; from bench.{name} import main; sys.exit(main(sys.argv[1:]))"
     child = subprocess.Popen([sys.executable, "-c", code], cwd=HERE.parent, stdout=subprocess.PIPE, text=True)
     found: list[dict[str, object]] = []
-    assert child.stdout is not None  # noqa: S101  (for the type checker)
+    assert child.stdout is not None
     for line in child.stdout:
         print(line, end="", flush=True)
         try:

@@ -232,7 +232,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=0, help="0: enough for the kills")
     given = parser.parse_args(argv)
     folder = Path(tempfile.mkdtemp(prefix="soak-"))
-    steps = given.steps or max(40, given.kills * 40)
+    steps = given.steps or max(40, given.kills * 12)
     try:
         told = soak(folder, kills=given.kills, seed=given.seed, processes=given.processes, steps=steps)
     except AssertionError:
