@@ -7,6 +7,7 @@ only metadata and bytes are looked at, never a tensor.
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterable
@@ -169,12 +170,13 @@ def directories(folder: Path) -> list[Path]:
     """All checkpoint directories in `folder`, newest step and claim first (compared as integers)."""
     if not folder.is_dir():
         return []
-    found = [
-        (match, path) for path in folder.iterdir() if (match := _NAME.fullmatch(path.name)) and not path.is_symlink()
-    ]
-    return [
-        path for match, path in sorted(found, key=lambda item: [int(part) for part in item[0].groups()], reverse=True)
-    ]
+    with os.scandir(folder) as entries:
+        found = [
+            (tuple(int(part) for part in match.groups()), entry.name)
+            for entry in entries
+            if (match := _NAME.fullmatch(entry.name)) and not entry.is_symlink()
+        ]
+    return [folder / name for _, name in sorted(found, reverse=True)]
 
 
 def choose(
