@@ -57,11 +57,12 @@ def take(writers: Path, barrier: Any, answers: Any, count: int) -> None:
     answers.put([str(take_claim(writers, 1)) for _ in range(count)])
 
 
-def test_claims_taken_by_four_processes_at_once_are_all_distinct(tmp_path: Path) -> None:
+@pytest.mark.parametrize("writing", [4, pytest.param(8, marks=pytest.mark.slow)])
+def test_claims_taken_by_several_processes_at_once_are_all_distinct(tmp_path: Path, writing: int) -> None:
     context = multiprocessing.get_context("spawn")
-    barrier, answers = context.Barrier(4), context.Queue()
+    barrier, answers = context.Barrier(writing), context.Queue()
     writers = tmp_path / "writers"
-    processes = [context.Process(target=take, args=(writers, barrier, answers, 40)) for _ in range(4)]
+    processes = [context.Process(target=take, args=(writers, barrier, answers, 160 // writing)) for _ in range(writing)]
     for process in processes:
         process.start()
     claims = [claim for _ in processes for claim in answers.get(timeout=90)]

@@ -25,7 +25,7 @@ class ClosedStream(io.StringIO):
 
 
 def writer_of(path: Path, **more: Any) -> EventWriter:
-    return EventWriter(path, attempt=1, clock=lambda: 1000.0, **{"stream": io.StringIO(), **more})
+    return EventWriter(path, attempt=1, **{"clock": lambda: 1000.0, "stream": io.StringIO(), **more})
 
 
 def test_events_are_written_to_the_file_and_printed_behind_the_prefix(tmp_path: Path) -> None:
@@ -47,6 +47,23 @@ def test_a_closed_terminal_does_not_end_a_training(tmp_path: Path) -> None:
     writer.emit("step", 1)
     writer.emit("step", 2)
     assert [event.step for event in EventTail(tmp_path / "events.jsonl").read_new()] == [1, 2]
+
+
+def test_a_clock_that_goes_backwards_changes_neither_the_order_nor_the_steps(tmp_path: Path) -> None:
+    times = iter([1000.0, 400.0, -3.0])
+    writer = writer_of(tmp_path / "events.jsonl", clock=lambda: next(times))
+    for step in (1, 2, 3):
+        writer.emit("step", step)
+    found = EventTail(tmp_path / "events.jsonl").read_new()
+    assert [(event.step, event.time_s) for event in found] == [(1, 1000.0), (2, 400.0), (3, -3.0)]
+
+
+def test_binary_lines_between_events_are_counted_and_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_bytes(b"\x00\xff\xfe\n" + STEP.encode() + b"\n\x1b[0m\x80\n\n" + STEP.encode() + b"\n")
+    tail = EventTail(path)
+    assert [event.step for event in tail.read_new()] == [3, 3]
+    assert tail.foreign == 3
 
 
 def test_a_torn_line_of_an_earlier_writer_costs_only_itself(tmp_path: Path) -> None:
