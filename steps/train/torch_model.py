@@ -138,9 +138,8 @@ class TargetLoss:
         """What keeps each token from seeing more than it may."""
         import torch
 
-        if (
-            batch.position_ids is None
-        ):  # all ones take transformers' shortcut to plain causal attention, no mask does not
+        if batch.position_ids is None:
+            # For transformers' own attention: all ones take its shortcut to plain causal attention, no mask does not.
             return {} if self._by_sample else {"attention_mask": torch.ones_like(input_ids)}
         positions = {"position_ids": torch.from_numpy(batch.position_ids).to(input_ids.device)}
         return {**positions, "sample_lengths": batch.lengths} if self._by_sample else positions

@@ -166,7 +166,7 @@ def test_fsdp_has_ddps_losses_and_resumes_on_its_layout_only(whole: Training, tr
     losses = {event.step: event.data["loss"] for attempt in (1, 2) for event in training.events(attempt, "step")}
     for event in whole.events(kind="step"):
         assert losses[event.step] == pytest.approx(event.data["loss"], abs=1e-4)
-    alone = trainings.make("fsdp")
+    alone = trainings.make("fsdp", sharding="fsdp")
     assert alone.run(3) == EXIT_CONFIG
     (record,) = read_records(alone.spec.place.attempt(3))
     assert "fsdp goes on with as many processes as saved it: 2, not 1" in record.message
