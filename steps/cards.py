@@ -95,7 +95,7 @@ class TrainCard:
             f"{speed:,.0f}",
         )
         for name, value in zip(self._boxes, (*values, seconds_in_words(left)), strict=True):
-            self._boxes[name].update(value=value[:BOX_CHARACTERS])
+            self._boxes[name].update(value=value[:BOX_CHARACTERS].strip() or "–")
         self._draw()
 
     def _on_checkpoint(self, event: Event) -> None:

@@ -37,10 +37,15 @@ def bucket(server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         monkeypatch.setenv(name, value)
     client = boto3.client("s3")
     client.create_bucket(Bucket="data")
+    empty(client)  # the stand-in's state is the process's: another test file may have filled a bucket of this name
     yield client
+    empty(client)
+    client.delete_bucket(Bucket="data")
+
+
+def empty(client: Any) -> None:
     for item in client.list_objects_v2(Bucket="data").get("Contents", ()):
         client.delete_object(Bucket="data", Key=item["Key"])
-    client.delete_bucket(Bucket="data")
 
 
 def put(client: Any, **objects: bytes) -> None:
