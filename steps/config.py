@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from steps.cluster import Cluster, cluster_problems
+from steps.errors import ConfigError
 from steps.validation import Section, suggest, validate
 
 __all__ = ["Section", "suggest", "validate"]  # used from here by the rooms
@@ -38,8 +40,8 @@ class Storage(Section):
 class Launcher(Section):
     """What runs the workers."""
 
-    kind: Literal["local"] = "local"
-    """`local`: torchrun on this machine."""
+    kind: Literal["local", "pytorchjob"] = "local"
+    """`local`: torchrun on this machine; `pytorchjob`: a Kubeflow PyTorchJob on the cluster that `cluster` describes."""
     backend: Literal["torch", "neuron"] = "torch"
     """`torch`: CPUs and GPUs; `neuron`: Trainium, one process per NeuronCore."""
     tensor_parallel: int = Field(default=1, ge=1)
@@ -154,6 +156,7 @@ class Settings(Section):
 
     storage: Storage = Storage()
     launcher: Launcher = Launcher()
+    cluster: Cluster = Cluster()
     deadlines: Deadlines = Deadlines()
     retry: Retry = Retry()
     checkpoints: Checkpoints = Checkpoints()
@@ -214,8 +217,8 @@ class Options(Section):
     """4bit: the frozen base in NF4 through bitsandbytes; auto: none."""
     sharding: Literal["auto", Sharding] = "auto"
     """fsdp: shard the base model over processes; auto: ddp."""
-    processes: int = Field(default=1, ge=1, le=4096)
-    """Worker processes per node."""
+    processes: int = Field(default=0, ge=0, le=4096)
+    """Worker processes per node; 0: every NeuronCore of the cluster's instance type, elsewhere 1."""
     seed: int = Field(default=42, ge=0, lt=2**31)
     """Of the split, the order, the adapter's start and dropout."""
     validation_fraction: float = Field(default=0.1, gt=0, lt=1)
@@ -230,9 +233,15 @@ def parse_settings(raw: object) -> Settings:
     """Build Settings from parsed YAML.
 
     Raises:
-        ConfigError: with every unknown key, wrong type and out-of-range value.
+        ConfigError: with every unknown key, wrong type and out-of-range value, or with every contradiction.
     """
-    return validate(Settings, {} if raw is None else raw, prefix="")
+    settings = validate(Settings, {} if raw is None else raw, prefix="")
+    storage = settings.storage
+    if settings.launcher.kind == "pytorchjob":
+        problems = cluster_problems(settings.cluster, root=storage.root, cache=storage.cache)
+        if problems:
+            raise ConfigError(problems)
+    return settings
 
 
 def parse_options(raw: Mapping[str, Any]) -> Options:

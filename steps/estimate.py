@@ -22,7 +22,7 @@ FILE = "throughput.json"
 def plan_line(plan: Plan, base: BaseModel, prepared: PreparedData, *, cache: Path) -> str:
     """One sentence for a person who may still press Ctrl-C."""
     tokens = tokens_of_run(prepared)
-    layout = f"{plan.processes} process(es) × {plan.accumulation} accumulated × {plan.micro_batch} rows"
+    layout = f"{plan.world} process(es) × {plan.accumulation} accumulated × {plan.micro_batch} rows"
     line = (
         f"plan: {prepared.steps:,} steps of {plan.global_batch} rows ({layout}), about {tokens:,} tokens, "
         f"{plan.lora.method} rank {plan.lora.rank} on {', '.join(plan.lora.targets)}, {plan.precision}"
@@ -69,7 +69,7 @@ def _key(plan: Plan, base: BaseModel) -> str:
             plan.precision,
             plan.quantization,
             plan.sharding,
-            plan.processes,
+            plan.world,
             plan.micro_batch,
             plan.packing,
             plan.sequence_length,

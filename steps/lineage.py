@@ -81,7 +81,7 @@ def plan_facts(plan: Plan, prepared: PreparedData) -> dict[str, object]:
         "data": f"{prepared.train_samples:,} samples of {prepared.source}",
         "method": f"{plan.lora.method}, rank {plan.lora.rank}, alpha {plan.lora.alpha:g}, dropout {plan.lora.dropout:g}",
         "targets": ", ".join(plan.lora.targets),
-        "batch": f"{plan.global_batch} rows = {plan.processes} process(es) × {plan.accumulation} × {plan.micro_batch}",
+        "batch": f"{plan.global_batch} rows = {plan.world} process(es) × {plan.accumulation} × {plan.micro_batch}",
         "sequence length": f"{plan.sequence_length}, {'packed' if prepared.packed else 'not packed'}",
         "learning rate": f"{plan.learning_rate:g}, {plan.scheduler}, warm-up {plan.warmup_ratio:.0%}",
         "precision": plan.precision + (f", base in {plan.quantization}" if plan.quantization != "none" else ""),

@@ -23,6 +23,7 @@ from steps.catalog import (
 )
 from steps.config import AUTO, Method, Options, Precision, Quantization, Scheduler, Settings, Sharding
 from steps.errors import ConfigError, Problem
+from steps.instances import find_instance
 from steps.validation import Section, suggest
 
 __all__ = [
@@ -92,9 +93,27 @@ class Plan(Section):
         return self.global_batch // (self.replicas * self.micro_batch)
 
     @property
+    def nodes(self) -> int:
+        """Machines of the training."""
+        return self.settings.cluster.nodes if self.settings.launcher.kind == "pytorchjob" else 1
+
+    @property
+    def world(self) -> int:
+        """Processes in all."""
+        return self.nodes * self.processes
+
+    @property
     def replicas(self) -> int:
         """Copies of the model that take rows of their own."""
-        return self.processes // self.settings.launcher.tensor_parallel
+        return self.world // self.settings.launcher.tensor_parallel
+
+    @property
+    def node_choices(self) -> tuple[int, ...]:
+        """Numbers of nodes between `cluster.nodes` and `cluster.min_nodes` that the global batch can feed, the largest first."""
+        if self.nodes == 1:
+            return (1,)
+        rows = self.processes * self.micro_batch // self.settings.launcher.tensor_parallel
+        return tuple(nodes for nodes in self.settings.cluster.node_choices if self.global_batch % (nodes * rows) == 0)
 
 
 def resolve(settings: Settings, options: Options) -> Plan:
@@ -154,7 +173,7 @@ def _decide(settings: Settings, options: Options, model: ModelPreset, dataset: D
         packing=dataset.packing if options.packing == AUTO else options.packing == "on",
         global_batch=options.global_batch or dataset.global_batch or model.global_batch,
         micro_batch=options.micro_batch or model.micro_batch,
-        processes=options.processes,
+        processes=options.processes or _default_processes(settings),
         gradient_checkpointing=model.gradient_checkpointing
         if options.gradient_checkpointing == AUTO
         else options.gradient_checkpointing == "on",
@@ -166,6 +185,13 @@ def _decide(settings: Settings, options: Options, model: ModelPreset, dataset: D
         continue_from="" if options.continue_from == AUTO else options.continue_from,
         dry_run=options.dry_run,
     )
+
+
+def _default_processes(settings: Settings) -> int:
+    """One process on each NeuronCore of the cluster's nodes, one elsewhere."""
+    instance = find_instance(settings.cluster.instance_type)
+    on_neuron = settings.launcher.kind == "pytorchjob" and settings.launcher.backend == "neuron"
+    return instance.cores if on_neuron and instance else 1
 
 
 def _contradictions(plan: Plan, options: Options) -> list[Problem]:
@@ -201,7 +227,7 @@ def _contradictions(plan: Plan, options: Options) -> list[Problem]:
         "give either --max-steps or --epochs, not both: got both",
     )
     refuse(
-        plan.sharding == "fsdp" and plan.processes == 1,
+        plan.sharding == "fsdp" and plan.world == 1,
         "--sharding",
         "fsdp shards over processes and there is 1; use --sharding ddp, or --processes 2 or more",
     )

@@ -2,10 +2,11 @@
 
     python -m steps.job.keeper <attempt directory>
 
-Started by `local`. It is the workers' subreaper: a rank whose torchrun is killed becomes its child, so none is ever lost from
-sight. It sends SIGTERM to the ranks themselves (torchrun would kill them after a time-out of its own), and kills what is left
-after the grace period. If the keeper itself is killed, the kernel sends torchrun a SIGTERM, which stops the ranks; what survives
-even that is found by its marker. It ends the workers when the supervisor's lease no longer moves. It decides nothing else.
+Started by `local`; in a pod, `node` is the same keeper, one on each node, with a directory of its own. It is the workers'
+subreaper: a rank whose torchrun is killed becomes its child, so none is ever lost from sight. It sends SIGTERM to the ranks
+themselves (torchrun would kill them after a time-out of its own), and kills what is left after the grace period. If the keeper
+itself is killed, the kernel sends torchrun a SIGTERM, which stops the ranks; what survives even that is found by its marker. It
+ends the workers when the supervisor's lease no longer moves. It decides nothing else.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +30,26 @@ POLL_S = 0.1
 ORPHAN_GRACE_S = 5.0
 """For helpers of the workers (data loaders, say) that are left when torchrun has ended in order."""
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+STOP = "stop.json"
+"""The supervisor's wish that the workers stop, with the seconds of grace: `{"grace_s": 60}`."""
+DETACHED = "detached\n"
+"""A lease that never ends: a person started this attempt by hand, or left it running."""
 TORCHRUN_EVENT = '{"name": "torchelastic.worker.status.'
 OOM_COUNTERS = (Path("/sys/fs/cgroup/memory.events"), Path("/sys/fs/cgroup/memory/memory.oom_control"))
 
 
 class Keeper:
-    """One attempt's keeper; `plan` is what `local` wrote to keeper.json."""
+    """One attempt's keeper on one machine.
+
+    `folder`: what only this keeper writes. `plan`: module, spec, attempt, processes, grace_s, lease_s; where there are several
+    nodes also nodes, node_rank, master_addr, master_port; and `shared`, the attempt's directory, if that is another.
+    """
 
     def __init__(self, folder: Path, plan: dict[str, Any]) -> None:
         self._folder = folder
+        self._shared = Path(plan.get("shared", folder))
         self._plan = plan
+        self._shared_look_s = float("-inf")
         self._stop_reason = ""
         self._grace_s = float(plan["grace_s"])
         self._statuses: dict[int, int] = {}
@@ -69,11 +80,10 @@ class Keeper:
     def _start_torchrun(self, before_exec: Callable[[], object]) -> int:
         plan = self._plan
         command = [
-            *(sys.executable, "-m", "torch.distributed.run", "--nnodes=1", f"--nproc-per-node={plan['processes']}"),
-            # A free port of the kernel's choice, on this machine only; its name need not resolve.
-            *("--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1"),
+            *(sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={plan['processes']}"),
+            *rendezvous(plan),
             *("--max-restarts=0", "--event-log-handler=console", "-m", "steps.job.rank"),
-            *(str(self._folder), plan["module"], plan["spec"], "--attempt", str(plan["attempt"])),
+            *(str(self._folder), str(self._shared), plan["module"], plan["spec"], "--attempt", str(plan["attempt"])),
         ]
         with (self._folder / "torchrun.log").open("ab") as log:
             # start_new_session: the keeper's process group can then be signalled without torchrun.
@@ -90,11 +100,19 @@ class Keeper:
     def _look(self) -> None:
         self._reap()
         self._note_ends()
+        if time.monotonic() - self._shared_look_s >= self._plan.get("shared_poll_s", 0.0):
+            self._shared_look_s = time.monotonic()
+            self._look_at_shared()
+
+    def _look_at_shared(self) -> None:
+        """What the supervisor says: its lease, a wish for stacks, a wish to stop."""
         self._watch_lease()
-        if not self._stacks_sent and (self._folder / "stacks-wanted").exists():
+        if not self._stacks_sent and (self._shared / "stacks-wanted").exists():
             self._stacks_sent = True
             for pid in self._ranks():
                 processes.send(pid, signal.SIGUSR1)
+        if (self._shared / STOP).exists():
+            self._stop("stopped")
 
     def _note_ends(self) -> None:
         """When each rank ended: torchrun does not tell, and the first to go is the one to listen to."""
@@ -105,17 +123,17 @@ class Keeper:
     def _watch_lease(self) -> None:
         """By our own clock: the supervisor's is never looked at."""
         try:
-            content = (self._folder / "lease").read_text()
+            content = (self._shared / "lease").read_text()
         except OSError:
             content = ""
-        if content != self._lease[0]:
+        if content != self._lease[0] or content == DETACHED:
             self._lease = (content, time.monotonic())
         elif time.monotonic() - self._lease[1] > self._plan["lease_s"]:
             self._stop("lease")
 
     def _stop(self, reason: str) -> None:
         self._stop_reason = self._stop_reason or reason
-        wanted = read_or_empty(self._folder / "stop.json")
+        wanted = read_or_empty(self._shared / STOP)
         self._grace_s = float(wanted.get("grace_s", self._grace_s))
 
     def _reap(self) -> None:
@@ -175,6 +193,17 @@ class Keeper:
             for rank, found in sorted(codes.items())
         }
         return {"exit_code": code, "reason": reason, "message": message, "ranks": ranks, "finished_s": now_s}
+
+
+def rendezvous(plan: Mapping[str, Any]) -> list[str]:
+    """torchrun's words on how the nodes find each other."""
+    if int(plan.get("nodes", 1)) == 1:
+        # A free port of the kernel's choice, on this machine only; its name need not resolve.
+        return ["--nnodes=1", "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1"]
+    return [
+        *(f"--nnodes={plan['nodes']}", f"--node-rank={plan['node_rank']}", "--rdzv-backend=static"),
+        *(f"--master-addr={plan['master_addr']}", f"--master-port={plan['master_port']}"),
+    ]
 
 
 def ranks_of_log(text: str) -> dict[int, int]:

@@ -1,6 +1,6 @@
 """What torchrun starts on every rank: takes the rank's log and stack file in hand, then becomes the module.
 
-    python -m steps.job.rank <attempt directory> <module> <arguments of the module…>
+    python -m steps.job.rank <keeper's directory> <attempt directory> <module> <arguments of the module…>
 
 Light on purpose: the module's imports are the first heavy ones, and a hang in them can be seen in the stack already.
 """
@@ -20,13 +20,13 @@ from steps.job.processes import identify
 
 def main(argv: list[str]) -> None:
     """Redirect output, leave this process's identity, run the module as `__main__`; its exit is ours."""
-    folder, module, arguments = Path(argv[0]), argv[1], argv[2:]
+    folder, shared, module, arguments = Path(argv[0]), Path(argv[1]), argv[2], argv[3:]
     rank = int(os.environ["RANK"])
-    log = os.open(folder / f"rank-{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    log = os.open(shared / f"rank-{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(log, 1)
     os.dup2(log, 2)
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-    stack = (folder / f"stack-{rank}.txt").open("w")
+    stack = (shared / f"stack-{rank}.txt").open("w")
     faulthandler.register(signal.SIGUSR1, file=stack, all_threads=True)
     beside = folder / f".rank-{rank}.json"
     beside.write_text(json.dumps(identify(os.getpid())))

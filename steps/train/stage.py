@@ -79,7 +79,7 @@ def build(plan: Plan, base: BaseModel, prepared: PreparedData, run: RunDir) -> t
         threads_per_process=settings.launcher.threads_per_process,
     )
     if spec.backend == "neuron":
-        check_spec(spec, read_json(Path(base.path) / "config.json"), world=plan.processes)
+        check_spec(spec, read_json(Path(base.path) / "config.json"), world=plan.world)
     return spec, place
 
 

@@ -1,0 +1,189 @@
+"""Settings of a cluster run: the workers' pods, the queue they wait in, and the pods of the flow's other steps.
+
+A part of `config.Settings`; the manifest is made from it by `job/request`, the steps' pods by `step_pods`. Nothing here talks
+to a cluster.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import PurePosixPath
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from steps.errors import Problem
+from steps.instances import find_instance, unknown_instance
+from steps.validation import Section
+
+Name = Annotated[str, Field(pattern=r"^$|^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=253)]
+"""Of a Kubernetes object; empty: none."""
+ENVIRONMENT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*", re.ASCII)
+SECRET_WORDS = re.compile(r"TOKEN|SECRET|PASSWORD|API_?KEY|ACCESS_KEY|CREDENTIAL", re.IGNORECASE)
+OWN_ENVIRONMENT = frozenset({"NODE_RANK", "POD_NAME", "POD_UID", "NODE_NAME", "MASTER_ADDR", "MASTER_PORT", "HF_TOKEN"})
+"""Set by the manifest itself."""
+
+
+class Volume(Section):
+    """One more volume of the workers' pods: give exactly one of `claim`, `host_path`, `config_map`, `secret`."""
+
+    name: Name
+    mount_path: str = Field(pattern="^/")
+    read_only: bool = True
+    claim: Name = ""
+    """A PersistentVolumeClaim."""
+    host_path: str = Field(default="", pattern="^$|^/")
+    """A folder of the node itself."""
+    config_map: Name = ""
+    secret: Name = ""
+    """A Secret, mounted as files."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Volume:
+        if sum(bool(given) for given in (self.claim, self.host_path, self.config_map, self.secret)) != 1:
+            raise ValueError("give exactly one of claim, host_path, config_map, secret")
+        return self
+
+
+class StepPods(Section):
+    """The pods of the flow's own steps (start, prepare, merge, evaluate, and the light one that launches training)."""
+
+    enabled: bool = True
+    """False: the steps run where the flow was started, which must see `cluster.mount_path`."""
+    image: str = ""
+    """Empty: `cluster.image`."""
+    service_account: Name = ""
+    """Of the steps: creates PyTorchJobs, reads pods and logs. Empty: the namespace's default."""
+    cpu: float = Field(default=8.0, gt=0)
+    """Cores of prepare, merge and evaluate; start and train take one."""
+    memory_gib: float = Field(default=32.0, gt=0)
+    """GiB of prepare, merge and evaluate; start and train take four."""
+    secrets: tuple[str, ...] = ()
+    """Secrets whose keys become environment variables of the steps' pods: object storage, say."""
+    node_selector: dict[str, str] = Field(default_factory=dict)
+    """Keeps the steps off (or on) some nodes; empty: anywhere."""
+
+
+class Cluster(Section):
+    """A namespace on an EKS cluster that SageMaker HyperPod manages, and what one job takes of it."""
+
+    namespace: Name = ""
+    """Where the PyTorchJobs are made."""
+    context: str = ""
+    """Context of the kubeconfig; empty: the current one, or the pod's own account inside the cluster."""
+    image: str = ""
+    """Of the workers; holds dependencies only, the code comes with the run."""
+    image_pull_policy: Literal["IfNotPresent", "Always", "Never"] = "IfNotPresent"
+    instance_type: str = ""
+    """trn1.32xlarge and its like: node selector, devices, EFA, cores. Empty: any node, and no devices."""
+    nodes: int = Field(default=1, ge=1, le=999)
+    """Pods of one job, one on each node."""
+    min_nodes: int = Field(default=0, ge=0, le=999)
+    """Go on with fewer nodes, down to this, when not all could start; 0: never fewer."""
+    cpu: float = Field(default=0.0, ge=0)
+    """Cores of one worker pod; 0: the instance type's, less some for the node itself."""
+    memory_gib: float = Field(default=0.0, ge=0)
+    """GiB of one worker pod; 0: the instance type's, less some for the node itself."""
+    shared_memory_gib: float = Field(default=64.0, gt=0)
+    """Size of /dev/shm."""
+    claim: Name = "fsx-claim"
+    """The shared file system's PersistentVolumeClaim, ReadWriteMany."""
+    mount_path: str = Field(default="/fsx", pattern="^/")
+    """Where it is mounted; `storage.root` and `storage.cache` lie below."""
+    service_account: Name = ""
+    """Of the workers, which need no permission; empty: the namespace's default."""
+    run_as_user: int = Field(default=1000, ge=0)
+    """User and group id of all pods; files on the shared file system belong to it. 0: root."""
+    queue: Name = ""
+    """Kueue's LocalQueue; empty: no queue."""
+    priority: Name = ""
+    """Kueue's WorkloadPriorityClass; needs `queue`."""
+    topology: Literal["", "preferred", "required"] = ""
+    """Ask for nodes near each other; only where the queue's flavor has a topology, else the job waits for ever."""
+    topology_level: str = "topology.k8s.aws/network-node-layer-3"
+    """How near: 3 is nearest."""
+    token_secret: Name = ""
+    """Secret with the key HF_TOKEN, for gated models; the token itself never enters a manifest."""
+    labels: dict[str, str] = Field(default_factory=dict)
+    """Added to job and pods."""
+    annotations: dict[str, str] = Field(default_factory=dict)
+    """Added to job and pods."""
+    node_selector: dict[str, str] = Field(default_factory=dict)
+    """Added to the instance type's."""
+    tolerations: tuple[dict[str, Any], ...] = ()
+    """As Kubernetes writes them, added to our own."""
+    environment: dict[str, str] = Field(default_factory=dict)
+    """Of the workers, and stronger than our own. Not for secrets: it stands in the manifest."""
+    volumes: tuple[Volume, ...] = ()
+    image_pull_secrets: tuple[str, ...] = ()
+    require_healthy_nodes: bool = True
+    """Only on nodes that HyperPod labels Schedulable; false on a cluster that HyperPod does not manage."""
+    recovery: Literal["client", "hyperpod"] = "client"
+    """Who starts failed workers again: this project, or HyperPod's auto-resume. Never both."""
+    hyperpod_retries: int = Field(default=2, ge=1)
+    """Retries of HyperPod's auto-resume, where it owns the recovery."""
+    lease_s: float = Field(default=600.0, ge=30)
+    """Workers that nobody has watched for so long save, stop, and give their nodes back."""
+    detach: bool = False
+    """Ctrl-C leaves the job running (until `deadlines.total_s`); `resume` adopts it."""
+    name_wait_s: float = Field(default=900.0, gt=0)
+    """How long a pod waits until worker 0's name can be resolved."""
+    api_patience_s: float = Field(default=1800.0, gt=0)
+    """How long the API may be away before the step gives up (the workers go on; a retry adopts them)."""
+    hyperpod_cluster: str = ""
+    """Name of the HyperPod cluster, for the preflight's look at its state; empty: not looked at."""
+    region: str = ""
+    """AWS region of it; empty: the environment's."""
+    preflight: bool = True
+    """`start` checks the cluster before anything runs."""
+    steps: StepPods = StepPods()
+
+    @field_validator("environment")
+    @classmethod
+    def _no_secret(cls, given: dict[str, str]) -> dict[str, str]:
+        for name in given:
+            if name in OWN_ENVIRONMENT:
+                raise ValueError(f"{name} is set by the job itself")
+            if not ENVIRONMENT_NAME.fullmatch(name):
+                raise ValueError(f"{name[:80]!r} is no name of an environment variable")
+            if SECRET_WORDS.search(name) and given[name]:
+                raise ValueError(
+                    f"{name} looks like a secret, and this stands in the manifest: use token_secret, or a volume of a secret"
+                )
+        return given
+
+    @property
+    def node_choices(self) -> tuple[int, ...]:
+        """Numbers of nodes that are allowed, the largest first."""
+        return tuple(range(self.nodes, (self.min_nodes or self.nodes) - 1, -1))
+
+
+def cluster_problems(cluster: Cluster, *, root: str, cache: str) -> list[Problem]:
+    """What contradicts what in a run on this cluster; `root` and `cache` are storage's."""
+    required = {"namespace": cluster.namespace, "image": cluster.image, "claim": cluster.claim}
+    problems = [
+        Problem(f"cluster.{key}", "must be given when launcher.kind is pytorchjob")
+        for key, value in required.items()
+        if not value
+    ]
+
+    def refuse(wrong: bool, path: str, message: str) -> None:
+        if wrong:
+            problems.append(Problem(path, message))
+
+    mount = PurePosixPath(cluster.mount_path)
+    for key, value in (("root", root), ("cache", cache)):
+        what = f"must lie below cluster.mount_path, {mount}, which all pods share; got {value!r}"
+        refuse(not PurePosixPath(value).is_relative_to(mount), f"storage.{key}", what)
+    known = not cluster.instance_type or find_instance(cluster.instance_type)
+    refuse(not known, "cluster.instance_type", unknown_instance(cluster.instance_type))
+    fewer = f"must be <= cluster.nodes, {cluster.nodes}, got {cluster.min_nodes}"
+    refuse(cluster.min_nodes > cluster.nodes, "cluster.min_nodes", fewer)
+    for key, value in (("priority", cluster.priority), ("topology", cluster.topology)):
+        refuse(bool(value) and not cluster.queue, f"cluster.{key}", "needs cluster.queue, which is empty")
+    if cluster.recovery == "hyperpod":
+        where = f"auto-resume acts in the namespaces kubeflow and hyperpod* only, got {cluster.namespace!r}"
+        refuse(not re.match(r"kubeflow$|hyperpod", cluster.namespace), "cluster.namespace", where)
+        one_owner = "cannot be used with recovery: hyperpod, which owns the pods; leave it 0"
+        refuse(0 < cluster.min_nodes < cluster.nodes, "cluster.min_nodes", one_owner)
+    return problems

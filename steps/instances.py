@@ -1,0 +1,54 @@
+"""What a Trainium instance has: cores, memory, devices, network adapters. Pure; used by `presets` and by the manifest.
+
+Sources: the tables of SageMaker HyperPod's own command line (vCPU, memory, devices, EFA) and the Neuron documentation (cores).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from steps.validation import suggest
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """One node."""
+
+    name: str
+    vcpus: int
+    memory_gib: int
+    devices: int
+    """`aws.amazon.com/neuron`."""
+    cores: int
+    """Processes: one on each (logical) NeuronCore."""
+    adapters: int
+    """`vpc.amazonaws.com/efa`."""
+
+    @property
+    def label(self) -> str:
+        """Value of HyperPod's label `node.kubernetes.io/instance-type`."""
+        return f"ml.{self.name}"
+
+
+INSTANCES = {
+    item.name: item
+    for item in (
+        Instance("trn1.2xlarge", 8, 32, devices=1, cores=2, adapters=0),
+        Instance("trn1.32xlarge", 128, 512, devices=16, cores=32, adapters=8),
+        Instance("trn1n.32xlarge", 128, 512, devices=16, cores=32, adapters=16),
+        Instance("trn2.3xlarge", 12, 128, devices=1, cores=4, adapters=1),
+        Instance("trn2.48xlarge", 192, 2048, devices=16, cores=64, adapters=16),
+    )
+}
+"""trn2 with its default of two physical cores to a logical one (LNC=2)."""
+
+
+def find_instance(name: str) -> Instance | None:
+    """The instance type; SageMaker's `ml.` in front is ignored. None if it is not in the table."""
+    return INSTANCES.get(name.removeprefix("ml."))
+
+
+def unknown_instance(name: str) -> str:
+    """What to say about a type that the table lacks."""
+    known = list(INSTANCES)
+    return f"unknown instance type {name!r}{suggest(name.removeprefix('ml.'), known)}; known: {', '.join(known)}"

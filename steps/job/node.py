@@ -1,0 +1,214 @@
+"""The entry program of a pod (its PID 1): a keeper for this node of the job, with what only a pod needs around it.
+
+    python -m steps.job.node --directory <train directory> --module steps.train.worker --attempt 1 --nodes 2 --processes 32 …
+
+Started by `bootstrap` with the arguments of `pod`. It waits for worker 0's name, copies the ranks' logs to the pod's log, and
+ends with the failing rank's exit code and a termination message that says why. Of other nodes and attempts it knows nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from steps.failure_record import EXIT_NETWORK, EXIT_STOPPED, FailureClass, FailureRecord, read_records
+from steps.job import processes
+from steps.job.echo import Echo
+from steps.job.keeper import Keeper, read_or_empty
+from steps.rundir import TrainDir
+
+SHARED_POLL_S = 1.0
+"""Between two looks at the shared file system: it serves many nodes."""
+NAME_POLL_S = 0.5
+SAY_AGAIN_S = 10.0
+TERMINATION_LOG = Path("/dev/termination-log")
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """This pod's place in the job."""
+
+    rank: int
+    pod: str
+    uid: str
+    name: str
+    """Of the machine."""
+    master: str
+    port: int
+
+    @classmethod
+    def of(cls, environment: dict[str, str]) -> Node:
+        """From the variables that `pod` sets."""
+        return cls(
+            int(environment["NODE_RANK"]),
+            environment["POD_NAME"],
+            environment["POD_UID"],
+            environment["NODE_NAME"],
+            environment["MASTER_ADDR"],
+            int(environment["MASTER_PORT"]),
+        )
+
+
+def main(argv: Sequence[str], termination: Path = TERMINATION_LOG) -> int:
+    """Run this node of the job; returns the pod's exit code."""
+    given, node = _arguments(argv), Node.of(dict(os.environ))
+    signal.signal(signal.SIGTERM, _leave)  # PID 1 would ignore it until the keeper takes it over
+    shared = TrainDir(given.directory).attempt(given.attempt)
+    folder = claim_folder(shared, node.rank)
+    if given.recovery == "client" and folder.name != f"{node.rank:03d}":
+        return _end(EXIT_STOPPED, recreated(node, shared), termination)
+    if not wait_for_name(node, limit_s=given.name_wait_s):
+        return _end(EXIT_NETWORK, unresolved(node, given.name_wait_s), termination)
+    os.environ.update(processes_environment(given, shared))
+    keeper = Keeper(folder, _plan(given, node, shared))
+    with Echo(shared, ranks=range(node.rank * given.processes, (node.rank + 1) * given.processes)):
+        keeper.run()
+    code, words = last_words(read_or_empty(folder / "exit.json"), shared, node)
+    return _end(code, words, termination)
+
+
+def _arguments(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m steps.job.node", description="Run one node of a job.")
+    parser.add_argument(
+        "--directory", type=Path, required=True, help="the training's directory, on the shared file system"
+    )
+    parser.add_argument("--module", required=True)
+    parser.add_argument("--recovery", choices=("client", "hyperpod"), default="client")
+    for name in ("attempt", "nodes", "processes", "threads"):
+        parser.add_argument(f"--{name}", type=int, required=True)
+    for name in ("grace-s", "lease-s", "name-wait-s"):
+        parser.add_argument(f"--{name}", type=float, required=True)
+    return parser.parse_args(argv)
+
+
+def _leave(number: int, frame: object) -> None:
+    sys.exit(EXIT_STOPPED)
+
+
+def _plan(given: argparse.Namespace, node: Node, shared: Path) -> dict[str, Any]:
+    return {
+        "module": given.module,
+        "spec": str(TrainDir(given.directory).spec),
+        "attempt": given.attempt,
+        "processes": given.processes,
+        "grace_s": given.grace_s,
+        "lease_s": given.lease_s,
+        "nodes": given.nodes,
+        "node_rank": node.rank,
+        "master_addr": node.master,
+        "master_port": node.port,
+        "shared": str(shared),
+        "shared_poll_s": SHARED_POLL_S,
+    }
+
+
+def claim_folder(shared: Path, rank: int) -> Path:
+    """This keeper's own directory, by an exclusive mkdir: `nodes/<rank>`, or `nodes/<rank>.<n>` for a pod that was recreated."""
+    (shared / "nodes").mkdir(parents=True, exist_ok=True)
+    incarnation = 0
+    while True:
+        folder = shared / "nodes" / (f"{rank:03d}.{incarnation}" if incarnation else f"{rank:03d}")
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            incarnation += 1
+            continue
+        return folder
+
+
+def wait_for_name(node: Node, *, limit_s: float) -> bool:
+    """Wait until worker 0's name can be resolved, which is when its pod is ready; it does not wait for itself."""
+    begun_s = said_s = time.monotonic()
+    while node.rank:
+        try:
+            socket.getaddrinfo(node.master, node.port)
+        except OSError as error:
+            now_s = time.monotonic()
+            if now_s - begun_s > limit_s:
+                return False
+            if now_s - said_s > SAY_AGAIN_S:
+                said_s = now_s
+                print(
+                    f"waiting for {node.master} ({error.strerror}), {now_s - begun_s:.0f} s of {limit_s:.0f} s",
+                    flush=True,
+                )
+            time.sleep(NAME_POLL_S)
+        else:
+            break
+    return True
+
+
+def processes_environment(given: argparse.Namespace, shared: Path) -> dict[str, str]:
+    """Of torchrun and the ranks: threads, and the marker by which they are found."""
+    threads = given.threads or max(1, len(os.sched_getaffinity(0)) // given.processes)
+    return {"OMP_NUM_THREADS": str(threads), processes.MARKER: processes.marker_of(given.directory, given.attempt)}
+
+
+def last_words(ended: dict[str, Any], shared: Path, node: Node) -> tuple[int, str]:
+    """(exit code, termination message) of this node's end: those of its first rank that failed by itself."""
+    if ended.get("reason"):
+        message = {"reason": ended["reason"], "message": ended.get("message", "")}
+        return EXIT_STOPPED, json.dumps(message)
+    failed = {
+        int(rank): item
+        for rank, item in ended.get("ranks", {}).items()
+        if item["exit_code"] not in (0, -signal.SIGTERM)
+    }
+    if ended.get("exit_code") == 0:
+        return 0, ""
+    first = min(failed, key=lambda rank: failed[rank]["finished_s"], default=None)
+    if first is None:
+        return EXIT_STOPPED, json.dumps(
+            {"reason": "", "message": "its ranks were stopped: another node's failed first"}
+        )
+    code = int(failed[first]["exit_code"])
+    record = next((item for item in read_records(shared) if item.rank == first), None)
+    code = code if code > 0 else 128 - code
+    return code, record.short() if record else f"rank {first} ended with code {code} and left no failure record"
+
+
+def recreated(node: Node, shared: Path) -> str:
+    """The words of a pod that the operator made anew: its peers wait for a rank that can never join them."""
+    message = f"pod {node.pod} was deleted from outside, and made anew with UID {node.uid}; {shared.name} ends here"
+    return json.dumps({"reason": "recreated", "message": message})
+
+
+def unresolved(node: Node, limit_s: float) -> str:
+    """The words of a pod whose worker 0 never came."""
+    message = (
+        f"the name {node.master} could not be resolved for {limit_s:.0f} s (cluster.name_wait_s): worker 0 did not start, or the "
+        "cluster's DNS does not answer"
+    )
+    record = FailureRecord(
+        FailureClass.NETWORK.value, message, "NameError", -1, node.name, 0, EXIT_NETWORK, time.time()
+    )
+    return record.short()
+
+
+def _end(code: int, words: str, termination: Path) -> int:
+    """Leave the words where the kubelet finds them, and in the log."""
+    if words:
+        print(words, flush=True)
+        try:
+            termination.write_text(words)
+        except OSError as error:  # the log's last lines take its place
+            print(f"no termination message: {error}", file=sys.stderr, flush=True)
+    return code
+
+
+if __name__ == "__main__":
+    code = main(sys.argv[1:])
+    sys.stdout.flush()
+    # No exit handler may hold the pod back; the echo's thread is the only other one.
+    assert threading.main_thread() is threading.current_thread()
+    os._exit(code)
