@@ -93,7 +93,7 @@ class Cluster(Section):
     service_account: Name = ""
     """Of the workers, which need no permission; empty: the namespace's default."""
     run_as_user: int = Field(default=1000, ge=0)
-    """User and group id of all pods; files on the shared file system belong to it. 0: root."""
+    """User and group id of all pods; files on the shared file system belong to it. 0: as the image says."""
     queue: Name = ""
     """Kueue's LocalQueue; empty: no queue."""
     priority: Name = ""

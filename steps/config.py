@@ -165,6 +165,21 @@ class Settings(Section):
     merge: Merge = Merge()
     reporting: Reporting = Reporting()
 
+    @property
+    def is_on_cluster(self) -> bool:
+        """Training runs as a PyTorchJob."""
+        return self.launcher.kind == "pytorchjob"
+
+    @property
+    def detaches(self) -> bool:
+        """Ctrl-C leaves the job running."""
+        return self.is_on_cluster and self.cluster.detach
+
+    @property
+    def recovery_is_foreign(self) -> bool:
+        """HyperPod starts failed workers again, not this project."""
+        return self.is_on_cluster and self.cluster.recovery == "hyperpod"
+
 
 class Options(Section):
     """The Parameters: what to train. 'auto' or 0 means "from the preset"; Argo would turn a None into the word null."""
@@ -237,7 +252,7 @@ def parse_settings(raw: object) -> Settings:
     """
     settings = validate(Settings, {} if raw is None else raw, prefix="")
     storage = settings.storage
-    if settings.launcher.kind == "pytorchjob":
+    if settings.is_on_cluster:
         problems = cluster_problems(settings.cluster, root=storage.root, cache=storage.cache)
         if problems:
             raise ConfigError(problems)

@@ -7,6 +7,7 @@ LoraFlowError
 ├── StorageError           no room on a disk, no permission, a file that vanished
 ├── CheckpointError        a checkpoint or an adapter that is damaged or belongs to another run
 ├── ClusterError           the cluster's API refused or could not be reached
+│   └── ClusterForbidden       the account lacks a permission
 └── JobError               the training job ended badly
     ├── JobPermanentError      trying again cannot help: a person has to change something
     ├── JobRetriesExhausted    it failed too often, or without progress
@@ -78,6 +79,12 @@ class ClusterError(LoraFlowError):
     """The cluster's API refused or could not be reached."""
 
     headline = "Cluster unavailable"
+
+
+class ClusterForbidden(ClusterError):
+    """The account lacks a permission."""
+
+    headline = "Permission missing"
 
 
 class JobError(LoraFlowError):

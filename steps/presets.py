@@ -95,7 +95,7 @@ class Plan(Section):
     @property
     def nodes(self) -> int:
         """Machines of the training."""
-        return self.settings.cluster.nodes if self.settings.launcher.kind == "pytorchjob" else 1
+        return self.settings.cluster.nodes if self.settings.is_on_cluster else 1
 
     @property
     def world(self) -> int:
@@ -190,7 +190,7 @@ def _decide(settings: Settings, options: Options, model: ModelPreset, dataset: D
 def _default_processes(settings: Settings) -> int:
     """One process on each NeuronCore of the cluster's nodes, one elsewhere."""
     instance = find_instance(settings.cluster.instance_type)
-    on_neuron = settings.launcher.kind == "pytorchjob" and settings.launcher.backend == "neuron"
+    on_neuron = settings.is_on_cluster and settings.launcher.backend == "neuron"
     return instance.cores if on_neuron and instance else 1
 
 

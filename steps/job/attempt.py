@@ -41,6 +41,13 @@ class Ending:
     """The total deadline has passed."""
 
     @property
+    def started_nodes(self) -> int | None:
+        """How many nodes had started when the startup deadline passed; None if it was kept."""
+        if self.passed is None or self.passed.work is not Work.STARTUP:
+            return None
+        return sum(worker.started_s is not None for worker in self.snapshot.workers)
+
+    @property
     def ready_s(self) -> float | None:
         """Seconds until its first training step was seen."""
         trained_at_s = self.progress.trained_at_s
@@ -98,9 +105,7 @@ class Watch:
         """
         failure = self._failure(number, ending)
         if failure:
-            save_evidence(
-                self.job, number, ending.snapshot, failure, lambda rank: self.launcher.logs(self.job, number, rank)
-            )
+            save_evidence(self.job, number, ending.snapshot, failure, self.launcher)
         self.clear(number, grace_s=HANG_GRACE_S if ending.passed else self.limits.grace_s)
         return failure
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from steps.job.failures import Failure
 from steps.job.job import Job
+from steps.job.launcher import Launcher
 from steps.job.status import JobSnapshot
 from steps.rundir import storage_errors, write_json
 
@@ -33,10 +34,8 @@ def collect_stacks(job: Job, attempt: int, *, sleep: Callable[[float], None]) ->
         sleep(0.25)
 
 
-def save_evidence(
-    job: Job, attempt: int, snapshot: JobSnapshot, failure: Failure, read_log: Callable[[int], str]
-) -> Path:
-    """Write the snapshot, the failure, the first failing rank's log and rank 0's, and the stacks there are.
+def save_evidence(job: Job, attempt: int, snapshot: JobSnapshot, failure: Failure, launcher: Launcher) -> Path:
+    """Write the snapshot, the failure, the first failing rank's log and rank 0's, the platform's own words, and the stacks.
 
     Raises:
         StorageError: the disk refused.
@@ -46,7 +45,9 @@ def save_evidence(
     write_json(folder / "failure.json", asdict(failure))
     with storage_errors(f"writing {folder}"):
         for rank in sorted({0, failure.rank or 0}):
-            (folder / f"rank-{rank}.log").write_text(read_log(rank))
+            (folder / f"rank-{rank}.log").write_text(launcher.logs(job, attempt, rank))
+        for name, text in launcher.evidence(job, attempt).items():
+            (folder / name).write_text(text)
         for stack in folder.parent.glob("stack-*.txt"):
             if stack.stat().st_size:
                 shutil.copyfile(stack, folder / stack.name)

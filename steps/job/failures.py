@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from steps.failure_record import CLASS_OF_EXIT, FailureClass, FailureRecord
-from steps.job.deadlines import Passed, Progress
+from steps.job.deadlines import Passed, Progress, Work
 from steps.job.status import JobSnapshot, Phase, Reason, WorkerState, signal_name
 
 TRACEBACK_LINES = 12
@@ -20,7 +20,7 @@ PERMANENT: frozenset[FailureClass] = frozenset({FailureClass.USER, FailureClass.
 """Trying again gives the same."""
 SYMPTOMS: frozenset[str] = frozenset({FailureClass.NETWORK, FailureClass.HANG, FailureClass.PREEMPTED})
 """Classes that a healthy worker also reports when another one has died."""
-ON_REQUEST = (Reason.STOPPED, Reason.LEASE, Reason.PREEMPTED)
+ON_REQUEST = (Reason.STOPPED, Reason.LEASE, Reason.PREEMPTED, Reason.CANCELLED)
 """The job as a whole was ended from outside: how each worker went then says nothing."""
 SIGTERM = 15
 T = TypeVar("T")
@@ -34,6 +34,9 @@ CLASS_OF_REASON: dict[Reason, FailureClass] = {
     Reason.STOPPED: FailureClass.PREEMPTED,
     Reason.LEASE: FailureClass.PREEMPTED,
     Reason.KEEPER: FailureClass.UNKNOWN,
+    Reason.CANCELLED: FailureClass.PREEMPTED,
+    Reason.RECREATED: FailureClass.PREEMPTED,
+    Reason.UNSCHEDULABLE: FailureClass.NODE,
 }
 WORDS_OF_REASON: dict[Reason, str] = {
     Reason.OUT_OF_MEMORY: "the platform killed it: out of memory",
@@ -44,6 +47,9 @@ WORDS_OF_REASON: dict[Reason, str] = {
     Reason.STOPPED: "it was asked to stop",
     Reason.LEASE: "no supervisor watched over it any more, so it was ended",
     Reason.KEEPER: "the process that watched over the workers was killed",
+    Reason.CANCELLED: "somebody deleted it",
+    Reason.RECREATED: "its pod was deleted from outside",
+    Reason.UNSCHEDULABLE: "no node has room for it",
 }
 
 
@@ -82,8 +88,8 @@ def classify(
     symptom = _first(record for record in records if record.failure_class != FailureClass.PREEMPTED)
     if cause:
         return _of_record(cause, snapshot, step)
-    if passed:
-        return _of_deadline(passed, step)
+    if passed and not (by_platform and passed.work is Work.STARTUP):
+        return _of_deadline(passed, step, snapshot.message)
     if by_platform:
         return _of_reason(by_platform.reason, by_platform, by_platform.message, step)
     if snapshot.reason in ON_REQUEST:
@@ -93,7 +99,7 @@ def classify(
     if symptom:
         return _of_record(symptom, snapshot, step)
     if coded and coded.exit_code is not None:
-        message = f"rank {coded.rank} exited with code {coded.exit_code}"
+        message = f"rank {coded.rank} exited with code {coded.exit_code}{_said(coded)}"
         return Failure(CLASS_OF_EXIT[coded.exit_code], message, coded.rank, coded.node, step)
     return _of_the_whole(snapshot, progress, step)
 
@@ -116,7 +122,7 @@ def _of_the_whole(snapshot: JobSnapshot, progress: Progress, step: int | None) -
         return Failure(FailureClass.PREEMPTED, f"the workers were stopped: {why}", rank, step=step)
     worker = _first(_ended(snapshot))
     if worker:
-        message = f"rank {worker.rank} exited with code {worker.exit_code} and left no failure record"
+        message = f"rank {worker.rank} exited with code {worker.exit_code} and left no failure record{_said(worker)}"
         return Failure(FailureClass.UNKNOWN, message, worker.rank, worker.node, step)
     return Failure(FailureClass.UNKNOWN, snapshot.message or "the workers ended, nobody knows how", step=step)
 
@@ -133,8 +139,9 @@ def _of_record(record: FailureRecord, snapshot: JobSnapshot, step: int | None) -
     )
 
 
-def _of_deadline(passed: Passed, step: int | None) -> Failure:
+def _of_deadline(passed: Passed, step: int | None, hint: str) -> Failure:
     words = f"nothing was heard for {passed.waited_s:.0f} s during {passed.work}; the limit is {passed.limit_s:.0f} s"
+    words += f" ({hint})" if hint else ""
     return Failure(passed.failure_class, words, step=step)
 
 
@@ -154,6 +161,12 @@ def _of_signal(worker: WorkerState, snapshot: JobSnapshot, step: int | None) -> 
             FailureClass.OUT_OF_MEMORY, f"{who}: {WORDS_OF_REASON[snapshot.reason]}", worker.rank, worker.node, step
         )
     return Failure(FailureClass.UNKNOWN, f"{who} was killed by {name}", worker.rank, worker.node, step)
+
+
+def _said(worker: WorkerState) -> str:
+    """The last line of what its platform kept of it."""
+    lines = worker.message.strip().splitlines()
+    return f": {lines[-1][:400]}" if lines else ""
 
 
 def _died_by_signal(worker: WorkerState) -> bool:

@@ -40,6 +40,8 @@ class Attempt:
     """Steps done at its end."""
     complete_step: int = 0
     """Step of the newest complete checkpoint at its end."""
+    nodes: int = 0
+    """That it asked for; 0: as the job says."""
     ready_s: float | None = None
     """Seconds from its creation to its first training step."""
 

@@ -29,6 +29,8 @@ class Job:
     threads_per_process: int = 1
     environment: Mapping[str, str] = field(default_factory=dict)
     """Added to the workers' environment; never written to disk."""
+    node_choices: tuple[int, ...] = ()
+    """Numbers of nodes to go on with when not all could start, the largest first; empty: `nodes` alone."""
     label: str = "training"
     """For people: model and data set."""
 

@@ -1,8 +1,8 @@
-"""What the supervisor asks of a launcher: four methods. `local` satisfies it here, `kube` on a cluster; neither is imported."""
+"""What the supervisor asks of a launcher. `local` satisfies it here, `kube_launcher` on a cluster; neither is imported."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from steps.job.job import Job
@@ -28,4 +28,8 @@ class Launcher(Protocol):
 
     def logs(self, job: Job, attempt: int, rank: int, *, lines: int = 400) -> str:
         """The end of a rank's log; empty if there is none."""
+        ...
+
+    def evidence(self, job: Job, attempt: int) -> Mapping[str, str]:
+        """What only this platform knows about an attempt, as file name → text."""
         ...

@@ -21,8 +21,9 @@ from steps.errors import JobTimeout, StorageError
 from steps.events import Event, EventTail
 from steps.job import words
 from steps.job.job import Job
+from steps.job.keeper import DETACHED
 from steps.job.processes import identify
-from steps.rundir import read_json, storage_errors, write_json
+from steps.rundir import read_json, storage_errors, write_atomic, write_json
 
 LEASE = "lease"
 HOLDER = "supervisor.json"
@@ -61,6 +62,14 @@ class Lease:
             self.counter += 1
             path.write_text(f"{os.getpid()} {self.counter}\n")
         self.advanced_at_s = self.clock()
+
+    def detach(self, attempt: int) -> None:
+        """Let the workers go on unwatched until their own deadline.
+
+        Raises:
+            StorageError: the disk refused.
+        """
+        write_atomic(self.job.directory.attempt(attempt) / LEASE, DETACHED.encode())
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import steps
@@ -99,10 +99,15 @@ class LocalLauncher:
         """The end of rank-<r>.log, or of torchrun's own log if the rank never came to write one."""
         folder = job.directory.attempt(attempt)
         for name in (f"rank-{rank}.log", "torchrun.log", "keeper.log"):
-            text = _tail(folder / name, lines)
+            text = tail(folder / name, lines)
             if text:
                 return text
         return ""
+
+    def evidence(self, job: Job, attempt: int) -> Mapping[str, str]:
+        """The ends of torchrun's own log and of the keeper's."""
+        folder = job.directory.attempt(attempt)
+        return {name: text for name in ("torchrun.log", "keeper.log") if (text := tail(folder / name, 400))}
 
     def _keeper(self, job: Job, attempt: int) -> tuple[bool, bool]:
         """(whether the keeper lives, whether the machine was restarted since it did)."""
@@ -147,7 +152,7 @@ def _environment(job: Job, attempt: int) -> dict[str, str]:
     }
 
 
-def _tail(path: Path, lines: int) -> str:
+def tail(path: Path, lines: int) -> str:
     """The last lines of a file, at most 1 MiB of it."""
     try:
         with path.open("rb") as file:

@@ -21,11 +21,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from steps.failure_record import EXIT_NETWORK, EXIT_STOPPED, FailureClass, FailureRecord, read_records
+from steps.failure_record import EXIT_NETWORK, EXIT_STOPPED, FailureClass, FailureRecord, read_records, record_of
 from steps.job import processes
 from steps.job.echo import Echo
 from steps.job.keeper import Keeper, read_or_empty
-from steps.rundir import TrainDir
+from steps.rundir import TrainDir, storage_errors
 
 SHARED_POLL_S = 1.0
 """Between two looks at the shared file system: it serves many nodes."""
@@ -60,8 +60,22 @@ class Node:
 
 
 def main(argv: Sequence[str], termination: Path = TERMINATION_LOG) -> int:
-    """Run this node of the job; returns the pod's exit code."""
+    """Run this node of the job; returns the pod's exit code, and never raises: the last words say what went wrong."""
     given, node = _arguments(argv), Node.of(dict(os.environ))
+    try:
+        with storage_errors(f"working in {given.directory}"):
+            return run(given, node, termination)
+    except Exception as error:
+        record = record_of(error, rank=-1, node=node.name, step=0, time_s=time.time())
+        return _end(record.exit_code, record.short(), termination)
+
+
+def run(given: argparse.Namespace, node: Node, termination: Path) -> int:
+    """Keep this node's ranks to their end.
+
+    Raises:
+        StorageError: the shared directory cannot be used.
+    """
     signal.signal(signal.SIGTERM, _leave)  # PID 1 would ignore it until the keeper takes it over
     shared = TrainDir(given.directory).attempt(given.attempt)
     folder = claim_folder(shared, node.rank)
@@ -196,7 +210,7 @@ def unresolved(node: Node, limit_s: float) -> str:
 
 
 def _end(code: int, words: str, termination: Path) -> int:
-    """Leave the words where the kubelet finds them, and in the log."""
+    """Leave the words where the kubelet finds them, and in the log; `code` is returned as it is."""
     if words:
         print(words, flush=True)
         try:

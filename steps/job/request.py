@@ -53,7 +53,6 @@ class Request:
     """After so long the kubelet ends the pods, whoever lives."""
     owner: Mapping[str, Any] | None = None
     """Owner reference: the workflow or batch job that this run lives in; with it the job is removed."""
-    backend: str = "torch"
 
 
 def build(request: Request, job: Job, attempt: int, *, exclude_nodes: Sequence[str] = ()) -> dict[str, Any]:

@@ -8,6 +8,7 @@ while there is progress. Attempts in a row without a new complete checkpoint, at
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -39,7 +40,7 @@ class Resubmit:
 class GiveUp:
     """Stop."""
 
-    kind: Literal["permanent", "exhausted", "timeout"]
+    kind: Literal["permanent", "exhausted", "timeout", "cancelled"]
     reason: str
 
 
@@ -73,6 +74,15 @@ def _look_ahead(history: History, delay_s: float, spent_s: float, total_s: float
         return None
     needed = f"another attempt needs {delay_s + ready_s:.0f} s to its first step"
     return GiveUp("timeout", f"{spent_s:.0f} s of {total_s:.0f} s (deadlines.total_s) are used, and {needed}")
+
+
+def fewer_nodes(choices: Sequence[int], nodes: int, started: int) -> int:
+    """With how many nodes to go on after only `started` of `nodes` came up in time: the largest allowed number that did.
+
+    None of `choices` that small: the smallest. `nodes` where there is no smaller choice.
+    """
+    smaller = [choice for choice in choices if choice < nodes]
+    return max((choice for choice in smaller if choice <= started), default=min(smaller, default=nodes))
 
 
 def resume_step(history: History) -> int:

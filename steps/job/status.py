@@ -42,6 +42,12 @@ class Reason(StrEnum):
     """Ended because no supervisor had watched it for the length of its lease."""
     KEEPER = "keeper"
     """The process that watched over the workers is gone, and did not say how they ended."""
+    CANCELLED = "cancelled"
+    """Somebody deleted the job while we watched it."""
+    RECREATED = "recreated"
+    """Somebody deleted a pod; the operator made it anew, and it can never join its peers."""
+    UNSCHEDULABLE = "unschedulable"
+    """No node has room for it."""
 
 
 REASONS: dict[str, Reason] = {
@@ -56,6 +62,7 @@ REASONS: dict[str, Reason] = {
     "CreateContainerConfigError": Reason.CONFIG,  # a secret or config map that is not there
     "CreateContainerError": Reason.CONFIG,
     "RunContainerError": Reason.CONFIG,
+    "Unschedulable": Reason.UNSCHEDULABLE,  # the PodScheduled condition's reason
     # Pods (status.reason).
     "Evicted": Reason.NODE,  # disk or memory pressure on the node
     "NodeLost": Reason.NODE,
@@ -75,6 +82,7 @@ REASONS: dict[str, Reason] = {
     "lease": Reason.LEASE,
     "reboot": Reason.NODE,
     "keeper": Reason.KEEPER,
+    "recreated": Reason.RECREATED,  # `node`, in a termination message
 }
 
 
@@ -124,7 +132,7 @@ class JobSnapshot:
     """Of the job as a whole."""
     message: str = ""
     remaining: int = 0
-    """Processes or pods that could still write."""
+    """Processes or pods that could still write, and the job itself."""
 
     @property
     def is_over(self) -> bool:

@@ -27,8 +27,8 @@ from steps.job.job import Job
 from steps.job.launcher import Launcher
 from steps.job.lease import Lease, acting
 from steps.job.publish import publish
-from steps.job.retry import GiveUp, decide, resume_step
-from steps.job.status import Phase
+from steps.job.retry import GiveUp, Resubmit, decide, fewer_nodes, resume_step
+from steps.job.status import Phase, Reason
 from steps.rundir import write_json
 
 __all__ = ["Job", "JobResult", "Launcher", "supervise"]
@@ -115,7 +115,7 @@ class _Supervisor:
             self._close(failure, ending, is_fresh=is_fresh)
             if failure is None:
                 return self._finish(ending)
-            excluded = self._answer(number, failure)
+            excluded = self._answer(number, failure, ending)
 
     def _watch(self, number: int) -> Ending:
         """Watch to the end; time in a queue is noted."""
@@ -128,12 +128,16 @@ class _Supervisor:
     def _begin(self, excluded: tuple[str, ...]) -> tuple[int, bool]:
         """(number of the attempt to watch, whether it is new): the open one if there is one."""
         last = self.history.last
+        if last and last.is_open and last.nodes in self.job.node_choices:
+            self._use_nodes(last.nodes)
         if last and last.is_open and last.spec_digest == self.job.spec_digest:
             return last.number, self._adopt(last.number, excluded)
         if last and last.is_open:
             self._replace(last.number)
         number = last.number + 1 if last else 1
-        begun = Attempt(number, self.wall(), self.job.spec_digest, begins_session=not self.has_begun)
+        begun = Attempt(
+            number, self.wall(), self.job.spec_digest, begins_session=not self.has_begun, nodes=self.job.nodes
+        )
         self.has_begun = True
         self._remember(replace(self.history, attempts=(*self.history.attempts, begun)))
         self._create(number, excluded)
@@ -165,6 +169,10 @@ class _Supervisor:
 
     def _interrupt(self, number: int) -> None:
         """A person pressed Ctrl-C: the workers save and stop; a second Ctrl-C leaves that to the keeper."""
+        if self.settings.detaches:
+            self.watch.lease.detach(number)
+            self.notice(f"{self.job.label}: left running (cluster.detach); `resume` watches over it again")
+            return
         self.notice(f"{self.job.label}: interrupted; the workers save and stop, then `resume` goes on from there")
         self.watch.clear(number, grace_s=self.settings.deadlines.grace_s)
         self._close(Failure(FailureClass.PREEMPTED, "interrupted by a person"), None)
@@ -189,27 +197,44 @@ class _Supervisor:
             }
         self._remember(self.history.with_last(**changes))
 
-    def _answer(self, number: int, failure: Failure) -> tuple[str, ...]:
+    def _answer(self, number: int, failure: Failure, ending: Ending) -> tuple[str, ...]:
         """Act on the decision: wait for the next attempt (returns the nodes to leave out), or give up.
 
         Raises:
             JobError: no further attempt.
         """
-        decision = decide(
-            self.history,
-            self.settings.retry,
-            spent_s=self.clock() - self.begun_s,
-            total_s=self.settings.deadlines.total_s,
-        )
+        decision = self._decide(ending)
         if isinstance(decision, GiveUp):
             text = words.final_message(self.job, number, failure, decision, resume_step(self.history))
             verdict = Verdict(decision.kind, failure.failure_class.value, number, text)
             self._remember(replace(self.history, verdict=verdict))
             raise words.error_of(verdict)
         self.notice(words.describe_retry(self.job, number, failure, decision))
+        if ending.started_nodes is not None:
+            self._use_nodes(fewer_nodes(self.job.node_choices, self.job.nodes, ending.started_nodes))
         if decision.delay_s:
             self.sleep(decision.delay_s)
         return decision.exclude_nodes
+
+    def _decide(self, ending: Ending) -> Resubmit | GiveUp:
+        """What follows: `retry.decide`, unless the retries are not ours, or somebody cancelled."""
+        if ending.snapshot.reason is Reason.CANCELLED:
+            return GiveUp("cancelled", "somebody deleted the job, which means: stop")
+        if self.settings.recovery_is_foreign:
+            return GiveUp("exhausted", "cluster.recovery is hyperpod: its auto-resume owns the retries, and it gave up")
+        return decide(
+            self.history,
+            self.settings.retry,
+            spent_s=self.clock() - self.begun_s,
+            total_s=self.settings.deadlines.total_s,
+        )
+
+    def _use_nodes(self, nodes: int) -> None:
+        """Go on with another number of nodes."""
+        if nodes != self.job.nodes:
+            self.notice(f"{self.job.label}: going on with {nodes} of {self.job.nodes} nodes")
+            self.job = replace(self.job, nodes=nodes)
+            self.watch = replace(self.watch, job=self.job)
 
     def _finish(self, ending: Ending) -> JobResult:
         """Publish the result and write the account."""

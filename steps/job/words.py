@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from steps.errors import JobError, JobPermanentError, JobRetriesExhausted, JobTimeout
+from steps.errors import JobCancelled, JobError, JobPermanentError, JobRetriesExhausted, JobTimeout
 from steps.failure_record import FailureClass
 from steps.job.failures import Failure
 from steps.job.history import Verdict
@@ -30,6 +30,7 @@ ERRORS: dict[str, type[JobError]] = {
     "permanent": JobPermanentError,
     "exhausted": JobRetriesExhausted,
     "timeout": JobTimeout,
+    "cancelled": JobCancelled,
 }
 
 

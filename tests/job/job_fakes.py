@@ -125,3 +125,6 @@ class ScriptedLauncher:
 
     def logs(self, job: Job, attempt: int, rank: int, *, lines: int = 400) -> str:
         return f"log of rank {rank}"
+
+    def evidence(self, job: Job, attempt: int) -> dict[str, str]:
+        return {"platform.txt": f"attempt {attempt}"}

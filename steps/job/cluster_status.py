@@ -1,0 +1,216 @@
+"""What the cluster says, in the project's own words: a PyTorchJob and its pods → a `JobSnapshot`. Pure.
+
+Sources: the operator's code at v1.7.0 for the conditions, the kubelet's and the scheduler's for the pods. The rules in order:
+
+| seen | phase |
+|---|---|
+| no job | GONE |
+| condition Succeeded | SUCCEEDED |
+| condition Failed | FAILED |
+| suspended, and it never ran | QUEUED |
+| suspended after it ran | FAILED, preempted: the attempt ends, the next one waits in the queue |
+| a pod ended badly, or can never start | FAILED: not waiting for an operator that may be away |
+| every pod runs | RUNNING |
+| anything else | STARTING, with what the platform says about it |
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from steps.failure_record import parse_record
+from steps.job.status import REASONS, JobSnapshot, Phase, Reason, WorkerState, reason_of
+
+CONTAINER = "pytorch"
+INDEX = "training.kubeflow.org/replica-index"
+NEVER_STARTS = frozenset({"InvalidImageName", "ErrImageNeverPull", "CreateContainerConfigError"})
+"""Waiting reasons that no patience mends."""
+NO_SUCH_IMAGE = re.compile(
+    r"not found|manifest unknown|denied|unauthorized|forbidden|no such host|invalid reference", re.I
+)
+"""In a pull's message: a registry that is slow or away says other things."""
+GONE_WITH_NODE = frozenset({"DeletionByTaintManager", "DeletionByPodGC"})
+"""DisruptionTarget reasons of pods whose node does not answer."""
+DEFINITE_PENDING = {
+    re.compile(r'persistentvolumeclaim "[^"]*" not found', re.I): Reason.CONFIG,
+    re.compile(r"exceeded quota", re.I): Reason.CONFIG,
+}
+"""What the scheduler or the quota says, and waiting alone will not change."""
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What was seen at one moment."""
+
+    job: Mapping[str, Any] | None
+    pods: tuple[Mapping[str, Any], ...]
+    nodes: int
+    processes: int
+    dead_pods: frozenset[str] = frozenset()
+    """UIDs of pods that cannot be asked any more, since their node does not answer."""
+    hint: str = ""
+    """What the events say about pods that do not come."""
+    recovery: str = "client"
+
+
+def snapshot_of_cluster(view: View) -> JobSnapshot:
+    """The attempt, by the table above."""
+    workers = tuple(sorted((_worker(pod, view) for pod in view.pods), key=lambda worker: worker.rank))
+    remaining = _remaining(view)
+    if view.job is None:
+        return JobSnapshot(Phase.GONE, workers, remaining=remaining)
+    succeeded, failed = _condition(view.job, "Succeeded"), _condition(view.job, "Failed")
+    if _is_true(succeeded):
+        return JobSnapshot(Phase.SUCCEEDED, workers, remaining=remaining)
+    if _is_true(failed):
+        return JobSnapshot(Phase.FAILED, workers, Reason.NONE, str((failed or {}).get("message", "")), remaining)
+    if is_suspended(view.job):
+        return _suspended(view, workers, remaining)
+    if view.recovery == "client" and any(_is_definite(pod, worker) for pod, worker in _pairs(view, workers)):
+        return JobSnapshot(Phase.FAILED, workers, remaining=remaining)
+    if len(workers) >= view.nodes and all(_is_running(pod) for pod in view.pods):
+        return JobSnapshot(Phase.RUNNING, workers, remaining=remaining)
+    message = _why_pending(view)
+    reason = next((found for pattern, found in DEFINITE_PENDING.items() if pattern.search(message)), Reason.NONE)
+    return JobSnapshot(Phase.STARTING, workers, reason, message, remaining)
+
+
+def is_suspended(job: Mapping[str, Any]) -> bool:
+    """Kueue, or a person, holds it back."""
+    policy = job.get("spec", {}).get("runPolicy") or {}
+    return bool(policy.get("suspend")) or _is_true(_condition(job, "Suspended"))
+
+
+def _suspended(view: View, workers: tuple[WorkerState, ...], remaining: int) -> JobSnapshot:
+    # The operator writes Running=False when it suspends a job that ran, and no Running condition at all before.
+    if view.job is not None and _condition(view.job, "Running"):
+        words = "the queue suspended it: something of higher priority took its place"
+        return JobSnapshot(Phase.FAILED, (), Reason.PREEMPTED, words, remaining)
+    return JobSnapshot(Phase.QUEUED, workers, Reason.NONE, "suspended: waits to be admitted", remaining)
+
+
+def _remaining(view: View) -> int:
+    """Pods that could write, and the job while nobody has asked for its deletion."""
+    alive = sum(pod["metadata"]["uid"] not in view.dead_pods for pod in view.pods)
+    stays = view.job is not None and not view.job["metadata"].get("deletionTimestamp")
+    return alive + stays
+
+
+def _condition(job: Mapping[str, Any], kind: str) -> Mapping[str, Any] | None:
+    conditions = (job.get("status") or {}).get("conditions") or []
+    return next((item for item in conditions if item["type"] == kind), None)
+
+
+def _is_true(condition: Mapping[str, Any] | None) -> bool:
+    return condition is not None and condition["status"] == "True"
+
+
+def has_conditions(job: Mapping[str, Any]) -> bool:
+    """The operator has taken notice of it."""
+    return bool((job.get("status") or {}).get("conditions"))
+
+
+def _pairs(view: View, workers: tuple[WorkerState, ...]) -> list[tuple[Mapping[str, Any], WorkerState]]:
+    by_rank = {index_of(pod) * view.processes: pod for pod in view.pods}
+    return [(by_rank[worker.rank], worker) for worker in workers]
+
+
+def index_of(pod: Mapping[str, Any]) -> int:
+    """Which node of the job a pod is."""
+    return int(pod["metadata"].get("labels", {}).get(INDEX, 0))
+
+
+def _container(pod: Mapping[str, Any]) -> Mapping[str, Any]:
+    statuses = (pod.get("status") or {}).get("containerStatuses") or []
+    return next((item for item in statuses if item["name"] == CONTAINER), {})
+
+
+def _is_running(pod: Mapping[str, Any]) -> bool:
+    return pod["status"].get("phase") == "Running" and not pod["metadata"].get("deletionTimestamp")
+
+
+def _worker(pod: Mapping[str, Any], view: View) -> WorkerState:
+    state = _container(pod).get("state") or {}
+    ended, waiting = state.get("terminated") or {}, state.get("waiting") or {}
+    reason, message = _reason(pod, ended, waiting)
+    return WorkerState(
+        rank=index_of(pod) * view.processes,
+        name=pod["metadata"]["name"],
+        node=str(pod["spec"].get("nodeName") or ""),
+        exit_code=ended.get("exitCode"),
+        reason=reason,
+        message=message,
+        started_s=_seconds((state.get("running") or ended).get("startedAt")),
+        finished_s=_seconds(ended.get("finishedAt")),
+    )
+
+
+def _reason(pod: Mapping[str, Any], ended: Mapping[str, Any], waiting: Mapping[str, Any]) -> tuple[Reason, str]:
+    """The most telling word of the platform about a pod, and its message."""
+    status = pod.get("status") or {}
+    conditions = {item["type"]: item for item in status.get("conditions") or []}
+    disrupted = conditions.get("DisruptionTarget", {})
+    own, words = _own_words(str(ended.get("message") or ""))
+    if reason_of(disrupted.get("reason")) is not Reason.NONE:
+        return reason_of(disrupted["reason"]), str(disrupted.get("message", ""))
+    if reason_of(status.get("reason")) is not Reason.NONE:
+        return reason_of(status["reason"]), str(status.get("message", ""))
+    if ended:
+        return (own or reason_of(ended.get("reason"))), words
+    if waiting and is_hopeless(waiting):
+        return reason_of(waiting.get("reason")), str(waiting.get("message", ""))
+    scheduled = conditions.get("PodScheduled", {})
+    if scheduled.get("status") == "False" and scheduled.get("reason") == "Unschedulable":
+        text = str(scheduled.get("message", ""))
+        definite = next((found for pattern, found in DEFINITE_PENDING.items() if pattern.search(text)), None)
+        return definite or Reason.UNSCHEDULABLE, text
+    return Reason.NONE, words or str(waiting.get("message") or "")
+
+
+def _own_words(text: str) -> tuple[Reason, str]:
+    """What `node` left in the termination message: a failure record, or a reason with words; else the log's last lines."""
+    record = parse_record(text)
+    if record:
+        return Reason.NONE, f"{record.exception}: {record.message}"
+    try:
+        raw = json.loads(text)
+        return REASONS.get(str(raw.get("reason", "")), Reason.NONE), str(raw.get("message", ""))
+    except (ValueError, AttributeError):
+        return Reason.NONE, text.strip()[-400:]
+
+
+def is_hopeless(waiting: Mapping[str, Any]) -> bool:
+    """A container that waits for what will not come."""
+    reason, message = str(waiting.get("reason", "")), str(waiting.get("message", ""))
+    return reason in NEVER_STARTS or (
+        reason in ("ErrImagePull", "ImagePullBackOff") and bool(NO_SUCH_IMAGE.search(message))
+    )
+
+
+def _is_definite(pod: Mapping[str, Any], worker: WorkerState) -> bool:
+    """This pod ends the attempt: it failed, it is going away, or it can never start."""
+    if worker.reason is Reason.UNSCHEDULABLE:
+        return False  # room may come; the startup deadline decides
+    has_ended = worker.exit_code not in (None, 0) or pod["status"].get("phase") == "Failed"
+    return has_ended or worker.reason is not Reason.NONE
+
+
+def _why_pending(view: View) -> str:
+    """What the platform says about the pods that do not run; empty if it says nothing."""
+    said = [
+        worker.message for worker in (_worker(pod, view) for pod in view.pods if not _is_running(pod)) if worker.message
+    ]
+    missing = view.nodes - len(view.pods)
+    if missing > 0 and view.hint:
+        said.append(view.hint)
+    return "; ".join(dict.fromkeys(said))[:600]
+
+
+def _seconds(text: Any) -> float | None:
+    """Unix time of an RFC 3339 time stamp."""
+    return datetime.fromisoformat(text).timestamp() if isinstance(text, str) else None

@@ -1,0 +1,310 @@
+"""The Kubernetes shell: the few calls we make, on plain dicts, with patience for an API that is away. Knows no job's meaning.
+
+Used by `kube_launcher` and the command line; besides `preflight` the only file that imports `kubernetes`. It creates, gets,
+lists, deletes, and watches where that is allowed; it never patches. Errors become ClusterError here, without any credential.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any, Literal
+
+from kubernetes import client, config, watch
+from kubernetes.client.rest import ApiException
+from urllib3.exceptions import HTTPError
+
+from steps.errors import ClusterError, ClusterForbidden
+
+GROUP, VERSION, PLURAL = "kubeflow.org", "v1", "pytorchjobs"
+TIMEOUT_S = (10, 30)
+"""To connect, and to read."""
+WATCH_S = 240
+"""A watch is begun anew after this: two kinds make sixty calls an hour."""
+DENIED_S = 60.0
+"""A refused credential is tried again for so long: tokens are renewed behind our back."""
+LONGEST_MESSAGE = 400
+PASSING = frozenset({429, 500, 502, 503, 504})
+"""Too many requests, and servers (or webhooks) that are away for a moment."""
+Kind = Literal["pytorchjobs", "pods"]
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """Objects and the point in time that they stand for."""
+
+    items: tuple[dict[str, Any], ...]
+    version: str
+
+
+class Kube:
+    """One namespace of one cluster."""
+
+    def __init__(
+        self,
+        namespace: str,
+        *,
+        context: str = "",
+        patience_s: float = 1800.0,
+        notice: Callable[[str], None] = lambda sentence: None,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.namespace = namespace
+        self.calls = 0
+        """Requests made, for the measurements."""
+        self._context, self._patience_s = context, patience_s
+        self._notice, self._clock, self._sleep = notice, clock, sleep
+        self._connect()
+
+    def create(self, manifest: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Create a PyTorchJob; None if there is one of this name.
+
+        Raises:
+            ClusterError: refused, or the API was away for too long.
+        """
+        try:
+            return self._json(
+                f"creating PyTorchJob {manifest['metadata']['name']}",
+                self._custom.create_namespaced_custom_object,
+                *(GROUP, VERSION, self.namespace, PLURAL, dict(manifest)),
+            )
+        except _Found:
+            return None
+
+    def job(self, name: str) -> dict[str, Any] | None:
+        """A PyTorchJob; None if there is none."""
+        what = self._custom.get_namespaced_custom_object
+        return self._maybe(f"reading PyTorchJob {name}", what, GROUP, VERSION, self.namespace, PLURAL, name)
+
+    def list(self, kind: Kind, *, patience_s: float | None = None, **selector: str) -> Listing:
+        """Objects of a kind, by `label_selector` or `field_selector`."""
+        call, where = self._lister(kind)
+        return self._list(f"listing {kind}", call, *where, patience_s=patience_s, **selector)
+
+    def delete(self, name: str) -> None:
+        """Delete a PyTorchJob in the foreground: it stays until its pods are gone. One that is gone is no error."""
+        what = self._custom.delete_namespaced_custom_object
+        options = client.V1DeleteOptions(propagation_policy="Foreground")
+        where = (GROUP, VERSION, self.namespace, PLURAL, name)
+        self._maybe(f"deleting PyTorchJob {name}", what, *where, body=options)
+
+    def pod(self, name: str) -> dict[str, Any] | None:
+        """A pod; None if there is none."""
+        return self._maybe(f"reading pod {name}", self._core.read_namespaced_pod, name, self.namespace)
+
+    def events(self, name: str) -> tuple[dict[str, Any], ...]:
+        """Events about an object of this name; none where they may not be read."""
+        try:
+            return self._list(
+                "listing events",
+                *(self._core.list_namespaced_event, self.namespace),
+                field_selector=f"involvedObject.name={name}",
+                patience_s=0.0,
+            ).items
+        except ClusterError:
+            return ()  # they only add words to what is known already
+
+    def is_node_ready(self, name: str) -> bool | None:
+        """Whether a node answers; None where nodes may not be read. A node that does not exist is not ready."""
+        try:
+            node = self._maybe(f"reading node {name}", self._core.read_node, name, patience_s=0.0)
+        except ClusterError:
+            return None
+        conditions = (node or {}).get("status", {}).get("conditions", [])
+        return any(item["type"] == "Ready" and item["status"] == "True" for item in conditions)
+
+    def log(self, pod: str, *, lines: int) -> str:
+        """The end of a pod's log; empty if there is none (not started, or gone)."""
+        what = self._core.read_namespaced_pod_log
+        where = {"tail_lines": lines, "limit_bytes": 2**20}
+        try:
+            return self._call(f"reading the log of pod {pod}", what, pod, self.namespace, **where).decode(
+                errors="replace"
+            )
+        except (_Missing, _Unready):
+            return ""
+
+    def follow_log(self, pod: str, *, lines: int) -> Iterator[str]:
+        """A pod's log, line by line, until the pod ends."""
+        stream = watch.Watch().stream(
+            self._core.read_namespaced_pod_log, pod, self.namespace, tail_lines=lines, follow=True
+        )
+        try:
+            yield from stream
+        except ApiException as error:
+            raise _error(f"following the log of pod {pod}", self.namespace, error) from error
+
+    def watch(self, kind: Kind, version: str, **selector: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Changes since `version`, for `WATCH_S` seconds: (ADDED | MODIFIED | DELETED, object).
+
+        Raises:
+            ClusterForbidden: watching is not allowed.
+            ClusterError: the API went away, or has forgotten that version; list again.
+        """
+        call, where = self._lister(kind)
+        self.calls += 1
+        limits = {"timeout_seconds": WATCH_S, "_request_timeout": (TIMEOUT_S[0], WATCH_S + 30)}
+        given = {"resource_version": version, "deserialize": False, **selector}
+        try:
+            for event in watch.Watch().stream(call, *where, **given, **limits):
+                if event["type"] == "ERROR":  # 410: that version is forgotten
+                    raise ClusterError(f"watching {kind}: {event['object'].get('message', 'the watch ended')}")
+                if event["type"] != "BOOKMARK":
+                    yield event["type"], event["object"]
+        except (ApiException, HTTPError) as error:
+            raise _error(f"watching {kind}", self.namespace, error) from error
+
+    def _lister(self, kind: Kind) -> tuple[Callable[..., Any], tuple[str, ...]]:
+        if kind == "pods":
+            return self._core.list_namespaced_pod, (self.namespace,)
+        return self._custom.list_namespaced_custom_object, (GROUP, VERSION, self.namespace, PLURAL)
+
+    def _connect(self) -> None:
+        self._api = load_client(self._context)
+        self._core, self._custom = client.CoreV1Api(self._api), client.CustomObjectsApi(self._api)
+
+    def _list(self, doing: str, what: Callable[..., Any], *where: Any, **given: Any) -> Listing:
+        raw = self._json(doing, what, *where, **given)
+        return Listing(tuple(raw.get("items") or ()), str(raw["metadata"].get("resourceVersion", "")))
+
+    def _maybe(self, doing: str, what: Callable[..., Any], *where: Any, **given: Any) -> dict[str, Any] | None:
+        try:
+            return self._json(doing, what, *where, **given)
+        except _Missing:
+            return None
+
+    def _json(self, doing: str, what: Callable[..., Any], *where: Any, **given: Any) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self._call(doing, what, *where, **given))
+        return found
+
+    def _call(
+        self, doing: str, what: Callable[..., Any], *where: Any, patience_s: float | None = None, **given: Any
+    ) -> bytes:
+        """One request's body; again while the API is away, for `patience_s` (None: as long as was given to this client)."""
+        patience_s = self._patience_s if patience_s is None else patience_s
+        begun_s, tries = self._clock(), 0
+        name = what.__name__
+        while True:
+            self.calls += 1
+            try:
+                return _body(
+                    getattr(self._of(what), name)(*where, **given, _preload_content=False, _request_timeout=TIMEOUT_S)
+                )
+            except (ApiException, HTTPError) as error:
+                waited_s = self._clock() - begun_s
+                if not _may_pass(error) or waited_s > _patience_s(error, patience_s):
+                    raise _error(doing, self.namespace, error) from error
+                if tries == 0:
+                    self._notice(f"{_error(doing, self.namespace, error)} (trying again)")
+                delay_s = _delay_s(error, tries)
+                if getattr(error, "status", None) == HTTPStatus.UNAUTHORIZED:
+                    self._connect()
+            tries += 1
+            self._sleep(delay_s)
+
+    def _of(self, what: Callable[..., Any]) -> Any:
+        """The API object that a bound method belongs to, after a new login too."""
+        return self._core if isinstance(getattr(what, "__self__", None), client.CoreV1Api) else self._custom
+
+
+class _Missing(ClusterError):
+    """404."""
+
+
+class _Found(ClusterError):
+    """409: there is one."""
+
+
+class _Unready(ClusterError):
+    """400: the container has no log yet."""
+
+
+def load_client(context: str) -> client.ApiClient:
+    """A client for a named context; without a name for this pod's own account, or the kubeconfig's current context.
+
+    Raises:
+        ClusterError: there is no such context, or no configuration at all.
+    """
+    try:
+        if not context:
+            try:
+                config.load_incluster_config(loaded := client.Configuration())
+                return client.ApiClient(loaded)
+            except config.ConfigException:
+                pass  # not in a pod: the kubeconfig it is
+        return config.new_client_from_config(context=context or None)
+    except (config.ConfigException, OSError) as error:
+        what = f"context {context!r} (cluster.context)" if context else "the current context"
+        raise ClusterError(
+            f"no usable Kubernetes configuration for {what}: {str(error)[:LONGEST_MESSAGE]}; set KUBECONFIG, or run "
+            "`aws eks update-kubeconfig`"
+        ) from error
+
+
+def _body(response: Any) -> bytes:
+    data: bytes = response.data
+    if not 200 <= response.status < 300:
+        error = ApiException(status=response.status, reason=response.reason)
+        error.body, error.headers = data, response.headers
+        raise error
+    return data
+
+
+def _may_pass(error: Exception) -> bool:
+    status = getattr(error, "status", 0)
+    return isinstance(error, HTTPError) or status in PASSING or status in (0, HTTPStatus.UNAUTHORIZED)
+
+
+def _patience_s(error: Exception, patience_s: float) -> float:
+    return min(DENIED_S, patience_s) if getattr(error, "status", None) == HTTPStatus.UNAUTHORIZED else patience_s
+
+
+def _delay_s(error: Exception, tries: int) -> float:
+    """As the server asks, else growing from half a second to half a minute; never the same for two launchers."""
+    asked = (getattr(error, "headers", None) or {}).get("Retry-After", "")
+    if asked.isdigit():
+        return min(float(asked), 60.0)
+    return random.uniform(0.5, 1.0) * min(30.0, 2.0**tries)
+
+
+def _error(doing: str, namespace: str, error: Exception) -> ClusterError:
+    """The project's own error, with what the API said and what to do."""
+    where = f"{doing} in namespace {namespace}"
+    if not isinstance(error, ApiException):
+        return ClusterError(
+            f"{where}: the Kubernetes API cannot be reached ({_cause(error)}); check network and KUBECONFIG"
+        )
+    said = _message(error)
+    match error.status:
+        case HTTPStatus.NOT_FOUND:
+            return _Missing(f"{where}: {said}")
+        case HTTPStatus.CONFLICT:
+            return _Found(f"{where}: {said}")
+        case HTTPStatus.BAD_REQUEST if "log" in doing:
+            return _Unready(f"{where}: {said}")
+        case HTTPStatus.FORBIDDEN:
+            return ClusterForbidden(f"{where}: {said}; config/cluster/rbac.yaml has what is needed")
+        case HTTPStatus.UNAUTHORIZED:
+            return ClusterError(f"{where}: the credential was refused ({said}); log in again, then `resume`")
+        case _:
+            return ClusterError(f"{where}: the API answered {error.status}: {said}")
+
+
+def _message(error: ApiException) -> str:
+    """What the API server says, without anything of the request."""
+    try:
+        text = json.loads(error.body or "{}").get("message", "")
+    except (ValueError, AttributeError):
+        text = ""
+    return str(text or error.reason or "no reason given")[:LONGEST_MESSAGE]
+
+
+def _cause(error: Exception) -> str:
+    """The kind of a network failure; its text would repeat the address and, at times, more."""
+    reason = getattr(error, "reason", None)
+    return type(reason if isinstance(reason, Exception) else error).__name__

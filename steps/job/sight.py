@@ -1,0 +1,128 @@
+"""What is known of one attempt on the cluster, kept up to date by a watch, so that a look costs no call.
+
+Used by `kube_launcher`. Two threads, one for the job and one for its pods: list, then watch, then list again. Where watching is
+not allowed they list every quarter of a minute. An API that is away leaves what was known, and `silent_s` grows.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from typing import Any, Literal, Protocol
+
+from steps.errors import ClusterError, ClusterForbidden
+
+Kind = Literal["pytorchjobs", "pods"]
+POLL_S = 15.0
+"""Between two lists where watching is not allowed."""
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 15.0
+"""Between two tries to reach an API that is away."""
+
+
+KINDS: tuple[Kind, ...] = ("pytorchjobs", "pods")
+
+
+class Source(Protocol):
+    """The part of `kube.Kube` that this needs."""
+
+    def list(self, kind: Kind, *, patience_s: float | None = None, **selector: str) -> Any:
+        """Objects of a kind."""
+
+    def watch(self, kind: Kind, version: str, **selector: str) -> Any:
+        """Changes since a version."""
+
+
+class Sight:
+    """The job of a name, and its pods."""
+
+    def __init__(self, source: Source, name: str) -> None:
+        self._source = source
+        self._selectors = {
+            "pytorchjobs": {"field_selector": f"metadata.name={name}"},
+            "pods": {"label_selector": f"training.kubeflow.org/job-name={name}"},
+        }
+        self._known: dict[Kind, dict[str, dict[str, Any]]] = {kind: {} for kind in KINDS}
+        self._heard_s: dict[Kind, float] = dict.fromkeys(KINDS, time.monotonic())
+        self._is_connected: dict[Kind, bool] = dict.fromkeys(KINDS, False)
+        self._lock = threading.Lock()
+        self._over = threading.Event()
+        self.error = ""
+        """Of the last call that failed; empty while the API answers."""
+
+    def start(self) -> None:
+        """Look once, then keep looking from threads.
+
+        Raises:
+            ClusterError: the API refused, or was away for too long.
+        """
+        for kind in KINDS:
+            self._replace(kind, self._list(kind).items)
+        for kind in KINDS:
+            threading.Thread(target=self._follow, args=(kind,), name=f"watch-{kind}", daemon=True).start()
+
+    def stop(self) -> None:
+        """End the threads: each with its present call at the latest."""
+        self._over.set()
+
+    @property
+    def job(self) -> dict[str, Any] | None:
+        """The PyTorchJob; None if there is none."""
+        with self._lock:
+            return next(iter(self._known["pytorchjobs"].values()), None)
+
+    @property
+    def pods(self) -> tuple[dict[str, Any], ...]:
+        """Its pods."""
+        with self._lock:
+            return tuple(self._known["pods"].values())
+
+    @property
+    def silent_s(self) -> float:
+        """Seconds since the API could last be reached; 0 while a watch is open."""
+        now_s = time.monotonic()
+        return max(0.0 if self._is_connected[kind] else now_s - self._heard_s[kind] for kind in KINDS)
+
+    def note(self, job: dict[str, Any]) -> None:
+        """Know of a job that was just made, before the watch tells."""
+        with self._lock:
+            self._known["pytorchjobs"].setdefault(job["metadata"]["uid"], job)
+
+    def _list(self, kind: Kind, patience_s: float | None = None) -> Any:
+        return self._source.list(kind, patience_s=patience_s, **self._selectors[kind])
+
+    def _follow(self, kind: Kind) -> None:
+        wait_s = FIRST_WAIT_S
+        while not self._over.is_set():
+            try:
+                found = self._list(kind, patience_s=0.0)
+                self._replace(kind, found.items)
+                wait_s = FIRST_WAIT_S
+                self._is_connected[kind] = True
+                for change, item in self._source.watch(kind, found.version, **self._selectors[kind]):
+                    self._apply(kind, change, item)
+                    if self._over.is_set():
+                        return
+            except ClusterError as error:
+                self._is_connected[kind] = False
+                self.error = str(error)
+                patience_s = POLL_S if isinstance(error, ClusterForbidden) else wait_s
+                self._over.wait(random.uniform(0.7, 1.3) * patience_s)
+                wait_s = min(LONGEST_WAIT_S, wait_s * 2)
+
+    def _replace(self, kind: Kind, items: Any) -> None:
+        with self._lock:
+            self._known[kind] = {item["metadata"]["uid"]: item for item in items}
+        self._heard(kind)
+
+    def _apply(self, kind: Kind, change: str, item: dict[str, Any]) -> None:
+        with self._lock:
+            if change == "DELETED":
+                self._known[kind].pop(item["metadata"]["uid"], None)
+            else:
+                self._known[kind][item["metadata"]["uid"]] = item
+        self._heard(kind)
+
+    def _heard(self, kind: Kind) -> None:
+        self._heard_s[kind] = time.monotonic()
+        self.error = ""

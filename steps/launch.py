@@ -1,0 +1,38 @@
+"""From settings to the launcher that a job needs: this machine's, or the cluster's. For the decorator and the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from steps.config import Settings
+from steps.job.launcher import Launcher
+from steps.job.local import LocalLauncher
+from steps.job.request import Code, Request
+
+
+def local_launcher(settings: Settings) -> Launcher:
+    """torchrun on this machine."""
+    return LocalLauncher(grace_s=settings.deadlines.grace_s)
+
+
+def request_of(
+    settings: Settings, *, run: str, step: str, code: Code, owner: Mapping[str, Any] | None = None
+) -> Request:
+    """What every PyTorchJob of this step is made of; see `Request` for the words."""
+    deadlines = settings.deadlines
+    return Request(settings.cluster, run, step, code, deadlines.grace_s, deadlines.total_s, owner)
+
+
+def cluster_launcher(settings: Settings, request: Request, *, notice: Callable[[str], None]) -> Launcher:
+    """PyTorchJobs in the configured namespace.
+
+    Raises:
+        ClusterError: there is no usable Kubernetes configuration.
+    """
+    from steps.job.kube import Kube
+    from steps.job.kube_launcher import KubeLauncher
+
+    cluster = settings.cluster
+    kube = Kube(cluster.namespace, context=cluster.context, patience_s=cluster.api_patience_s, notice=notice)
+    return KubeLauncher(request, kube)
