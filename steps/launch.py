@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from steps.config import Settings
 from steps.job.launcher import Launcher
 from steps.job.local import LocalLauncher
 from steps.job.request import Code, Request
 
+if TYPE_CHECKING:
+    from steps.job.kube import Kube
+
 
 def local_launcher(settings: Settings) -> Launcher:
     """torchrun on this machine."""
     return LocalLauncher(grace_s=settings.deadlines.grace_s)
+
+
+def connect(settings: Settings, *, notice: Callable[[str], None]) -> Kube:
+    """The configured namespace.
+
+    Raises:
+        ClusterError: there is no usable Kubernetes configuration.
+    """
+    from steps.job.kube import Kube
+
+    cluster = settings.cluster
+    return Kube(cluster.namespace, context=cluster.context, patience_s=cluster.api_patience_s, notice=notice)
 
 
 def request_of(
@@ -24,15 +39,8 @@ def request_of(
     return Request(settings.cluster, run, step, code, deadlines.grace_s, deadlines.total_s, owner)
 
 
-def cluster_launcher(settings: Settings, request: Request, *, notice: Callable[[str], None]) -> Launcher:
-    """PyTorchJobs in the configured namespace.
-
-    Raises:
-        ClusterError: there is no usable Kubernetes configuration.
-    """
-    from steps.job.kube import Kube
+def cluster_launcher(kube: Kube, request: Request, *, notice: Callable[[str], None]) -> Launcher:
+    """PyTorchJobs in the configured namespace."""
     from steps.job.kube_launcher import KubeLauncher
 
-    cluster = settings.cluster
-    kube = Kube(cluster.namespace, context=cluster.context, patience_s=cluster.api_patience_s, notice=notice)
-    return KubeLauncher(request, kube)
+    return KubeLauncher(request, kube, notice=notice)

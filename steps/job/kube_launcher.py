@@ -62,8 +62,15 @@ class _Watched:
 class KubeLauncher:
     """Runs attempts as PyTorchJobs in one namespace."""
 
-    def __init__(self, request: Request, kube: Kube, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._request, self._kube, self._clock = request, kube, clock
+    def __init__(
+        self,
+        request: Request,
+        kube: Kube,
+        *,
+        notice: Callable[[str], None] = lambda sentence: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._request, self._kube, self._notice, self._clock = request, kube, notice, clock
         self._watched: dict[int, _Watched] = {}
 
     def create(self, job: Job, attempt: int, *, exclude_nodes: Sequence[str] = ()) -> None:
@@ -75,10 +82,13 @@ class KubeLauncher:
         manifest = requests.build(self._request, job, attempt, exclude_nodes=exclude_nodes)
         name = manifest["metadata"]["name"]
         made = self._kube.create(manifest)
-        if made is None:
+        if made is not None:
+            self._notice(self._introduce(name, job))
+        else:
             made = self._kube.job(name)
             if made is not None:
                 self._require_ours(made, manifest)
+                self._notice(f"PyTorchJob {self._kube.namespace}/{name} is there already; watching over it from here")
         watched = self._watch(job, attempt)
         if made is not None:
             watched.sight.note(made)
@@ -146,6 +156,15 @@ class KubeLauncher:
             sight.start()
             self._watched[attempt] = _Watched(sight, self._clock())
         return self._watched[attempt]
+
+    def _introduce(self, name: str, job: Job) -> str:
+        """What was made, and how a person can look at it with kubectl."""
+        where = f"kubectl -n {self._kube.namespace}"
+        return (
+            f"PyTorchJob {self._kube.namespace}/{name}: {job.nodes} node(s) × {job.processes} process(es)\n"
+            f"  {where} get pods -l training.kubeflow.org/job-name={name}\n"
+            f"  {where} logs -f {name}-worker-0"
+        )
 
     def _pod_name(self, job: Job, attempt: int, node: int) -> str:
         return f"{requests.name_of(self._request, job, attempt)}-worker-{node}"

@@ -117,7 +117,7 @@ def main(argv: list[str]) -> int:
     def observe(event: Event) -> None:
         say(f"event {event.kind} {event.step} {json.dumps(event.data)[:300]}")
 
-    launcher = launch.cluster_launcher(settings, request, notice=say)
+    launcher = launch.cluster_launcher(launch.connect(settings, notice=say), request, notice=say)
     try:
         result = supervise(
             job,
