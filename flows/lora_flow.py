@@ -20,8 +20,10 @@ from metaflow import Config, FlowSpec, card, current, package_sources, step  # n
 
 from steps.codepackage import name_user  # noqa: E402
 from steps.decorator import clean_errors, option, pytorchjob, read_config  # noqa: E402
+from steps.step_pods import step_pods  # noqa: E402
 
 
+@step_pods
 @package_sources(["../steps", "../config"], suffixes=[".py", ".yaml", ".json"])
 class LoraFlow(FlowSpec):
     """Fine-tune a language model with LoRA and show what it learned."""

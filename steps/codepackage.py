@@ -18,9 +18,14 @@ from metaflow import current
 from metaflow.exception import METAFLOW_EXIT_DISALLOW_RETRY
 from metaflow.util import get_username
 
+from steps.progress import say
+from steps.rundir import RunDir, write_atomic
+
 EXIT_NO_RETRY: int = METAFLOW_EXIT_DISALLOW_RETRY
 """A task that exits with this code is not retried by a local run, whatever @retry says."""
 SOURCE_SUFFIXES = (".py", ".yaml", ".json")
+LARGE_ARCHIVE = 64 * 2**20
+"""Metaflow's own code and ours are 2 MiB; more is something that lies beside the flow by mistake."""
 
 
 def set_current(name: str, value: Any) -> None:
@@ -33,6 +38,38 @@ def name_user() -> None:
     if get_username() is None:
         account = getpass.getuser()
         os.environ["USERNAME"] = "local" if account == "root" else account
+
+
+def archive(run: RunDir) -> tuple[Path, str]:
+    """This run's Metaflow code package as a file on the shared file system, and its SHA-256.
+
+    Whoever unpacks it runs the code of this very step, and needs no object storage for it.
+
+    Raises:
+        StorageError: full or read-only disk, no permission.
+    """
+    data = _package()
+    digest = hashlib.sha256(data).hexdigest()
+    path = run.path / "code" / f"{digest[:16]}.tgz"
+    if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+        write_atomic(path, data)
+    if len(data) > LARGE_ARCHIVE:
+        say(f"the code package has {len(data) / 2**20:,.0f} MiB, and every pod unpacks it: what lies beside the flow?")
+    return path, digest
+
+
+def _package() -> bytes:
+    """The code package's bytes: in Metaflow's pods that which the pod itself was made from, elsewhere from the sources here."""
+    from metaflow.system_context import system_context
+
+    key = os.environ.get("METAFLOW_CODE_SHA", "")
+    if key and "METAFLOW_KUBERNETES_WORKLOAD" in os.environ:
+        ((_, data),) = system_context.flow_datastore.load_data([key], force_raw=True)
+        return bytes(data)
+    from metaflow.package import MetaflowPackage
+
+    made = MetaflowPackage(system_context.flow, system_context.environment, echo=lambda *_, **__: None)
+    return bytes(made.blob)
 
 
 def code_version(root: Path) -> dict[str, str]:

@@ -13,20 +13,24 @@ of the Config, `option` for Parameters, and `clean_errors`.
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from metaflow import Parameter, StepMutator, UserStepDecorator, current
 from metaflow.exception import MetaflowException
 
-from steps import codepackage
+from steps import codepackage, launch
 from steps.cards import TrainCard
 from steps.config import Options, Settings, parse_settings
 from steps.errors import ConfigError, JobCancelled, JobPermanentError, JobRetriesExhausted, LoraFlowError, Problem
-from steps.job.local import LocalLauncher
+from steps.job.launcher import Launcher
+from steps.job.request import Code
 from steps.job.supervise import Job, JobResult, supervise
+from steps.owner import find_owner
 from steps.progress import ProgressPrinter
+from steps.rundir import RunDir
 
 TRAIN_CARD = "training"
 FINAL = (JobPermanentError, JobRetriesExhausted, JobCancelled, ConfigError)
@@ -97,11 +101,40 @@ class JobHandle:
             printer.observe(event)
             card.observe(event)
 
-        launcher = LocalLauncher(grace_s=settings.deadlines.grace_s)
+        launcher = _on_cluster(job, settings, notice) if settings.is_on_cluster else launch.local_launcher(settings)
         resumed = current.origin_run_id is not None and current.retry_count == 0
-        result = supervise(job, launcher, settings, observe=observe, notice=notice, retry_permanent=resumed)
+        result = supervise(
+            job,
+            launcher,
+            settings,
+            observe=observe,
+            notice=notice,
+            retry_permanent=resumed,
+            lease_s=settings.cluster.lease_s,
+        )
         card.close(result.account)
         return result
+
+
+def _on_cluster(job: Job, settings: Settings, notice: Callable[[str], None]) -> Launcher:
+    """The cluster's launcher, with this run's code where the pods find it.
+
+    Raises:
+        ClusterError: no usable Kubernetes configuration, or the API refused.
+        StorageError: the shared directory cannot be written.
+    """
+    run = RunDir(job.directory.path.parent)
+    path, digest = codepackage.archive(run)
+    kube = launch.connect(settings, notice=notice)
+    request = launch.request_of(
+        settings,
+        # The directory keeps its name through `resume`, whose runs have ids of their own.
+        run="/".join(run.path.parts[-2:]),
+        step=str(current.step_name),
+        code=Code(str(path), digest),
+        owner=find_owner(os.environ, kube.pod),
+    )
+    return launch.cluster_launcher(kube, request, notice=notice)
 
 
 class pytorchjob(StepMutator, UserStepDecorator):

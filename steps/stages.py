@@ -159,6 +159,8 @@ def train(
         directory=directory,
         identity=spec.identity,
         processes=plan.processes,
+        nodes=plan.nodes,
+        node_choices=plan.node_choices,
         threads_per_process=plan.settings.launcher.threads_per_process,
         environment=dict(train_stage.PROCESS_ENVIRONMENT),
         label=label,
