@@ -7,7 +7,7 @@ INSTALL := UV_PYTHON_DOWNLOADS=never $(BIN)/uv pip install --quiet --compile-byt
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all test-neuron coverage soak lint format bench lock clean
+.PHONY: help run test test-all test-neuron e2e coverage soak lint format bench lock clean
 
 help:  ## what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -20,6 +20,9 @@ test: .venv/installed-dev  ## the quick tests, under three minutes on two cores
 
 test-all: .venv/installed-dev  ## every test that needs no cluster and no GPU
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not gpu and not cluster" --timeout 1200 $(ARGS)
+
+e2e: .venv/installed-dev  ## tests on a Kubernetes with the Training Operator (KUBECONFIG names it; ARGS="-m cluster" adds the slow ones)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "cluster and not slow" --timeout 900 tests/e2e $(ARGS)
 
 coverage: .venv/installed-dev  ## the quick tests with branch coverage
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --cov --cov-report=term:skip-covered $(ARGS)
