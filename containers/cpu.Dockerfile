@@ -14,7 +14,7 @@ ARG TORCH=locked
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 
 # Metaflow's pods call bash, python, tar and, to stop a step, killall5. torch wants its user to have a name.
-RUN command -v bash python tar killall5 \
+RUN for program in bash python tar killall5; do command -v "${program}" || exit 1; done \
  && groupadd --gid 1000 lora \
  && useradd --uid 1000 --gid 1000 --create-home --shell /bin/bash lora
 

@@ -11,8 +11,8 @@
 ARG BASE=public.ecr.aws/neuron/pytorch-training-neuronx:2.8.0-neuronx-py311-sdk2.26.1-ubuntu22.04
 FROM ${BASE}
 
-# torch wants its user to have a name.
-RUN command -v bash tar killall5 \
+# Metaflow's pods call bash, python, tar and, to stop a step, killall5. torch wants its user to have a name.
+RUN for program in bash python tar killall5; do command -v "${program}" || exit 1; done \
  && groupadd --gid 1000 lora \
  && useradd --uid 1000 --gid 1000 --create-home --shell /bin/bash lora
 

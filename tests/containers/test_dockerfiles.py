@@ -11,7 +11,17 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
-from dockerfile import CPU, NEURON, NEURON_REQUIREMENTS, PROJECT, default, instructions, pins, values, with_mounted_packages
+from dockerfile import (
+    CPU,
+    NEURON,
+    NEURON_REQUIREMENTS,
+    PROJECT,
+    default,
+    instructions,
+    pins,
+    values,
+    with_mounted_packages,
+)
 
 BOTH = pytest.mark.parametrize("path", [CPU, NEURON], ids=lambda path: path.stem)
 OF_THE_SDK = {"numpy", "pyarrow"}
