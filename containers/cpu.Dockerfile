@@ -1,6 +1,6 @@
 # The image of CPU pods: dependencies only, the code comes with the job. Build it from the repository's root:
 #
-#   docker build -f containers/cpu.Dockerfile --build-arg TORCH=cpu -t hyperpod-lora:cpu .
+#   docker build -f containers/cpu.Dockerfile --build-arg TORCH=cpu -t hyperpod-lora-cpu:0.1.0 .
 #
 # TORCH=locked   everything as in requirements.lock, hashes checked; torch as the package index has it, with CUDA. SIZE_LOCKED GB
 # TORCH=cpu      the same without CUDA: torch's CPU build of the locked version from TORCH_INDEX. SIZE_REST GB and torch's own 0.7

@@ -1,6 +1,6 @@
 # The image of Neuron pods, and of the light pods around them: dependencies only, the code comes with the job. Build it from the root:
 #
-#   docker build -f containers/neuron.Dockerfile -t hyperpod-lora:neuron .
+#   docker build -f containers/neuron.Dockerfile -t hyperpod-lora-neuron:0.1.0 .
 #
 # BASE is AWS's PyTorch training image of the Neuron SDK 2.26.1 on Python 3.11: torch-neuronx 2.8, neuronx-cc 2.21, neuronx-distributed
 # 0.15, which is what optimum-neuron 0.4.5 is made for. (Hugging Face's own training image of this SDK has Python 3.10 and
@@ -17,16 +17,13 @@ RUN for program in bash python tar killall5; do command -v "${program}" || exit 
  && useradd --uid 1000 --gid 1000 --create-home --shell /bin/bash lora
 
 # A virtual environment over the base's packages: ours are found first, while the compiler (neuronx-cc, a program of its own) keeps
-# the very versions it came with. torch and the Neuron packages stay the base's; optimum-neuron's `neuronx` extra would install
-# them again, so its dependencies are listed by hand.
-COPY containers/neuron-requirements.txt /tmp/neuron-requirements.txt
+# the very versions it came with. torch and the Neuron packages stay the base's; nothing but the lock is installed.
+COPY containers/neuron-requirements.lock /tmp/requirements.lock
 RUN python -c "import sys; assert sys.version_info[:2] == (3, 11), sys.version" \
  && python -m venv --system-site-packages /opt/lora \
- && python -c "from importlib.metadata import version; print('torch==' + version('torch'))" >/tmp/constraints.txt \
- && /opt/lora/bin/pip install --no-cache-dir -c /tmp/constraints.txt -r /tmp/neuron-requirements.txt \
- && /opt/lora/bin/pip install --no-cache-dir --no-deps optimum-neuron==0.4.5 \
+ && /opt/lora/bin/pip install --no-cache-dir --no-deps --require-hashes -r /tmp/requirements.lock \
  && /opt/lora/bin/python -c "import boto3, kubernetes, libneuronxla, metaflow, neuronx_distributed, requests, torch_neuronx, transformers" \
- && rm -f /tmp/neuron-requirements.txt /tmp/constraints.txt
+ && rm -f /tmp/requirements.lock
 
 ENV PATH=/opt/lora/bin:${PATH}
 

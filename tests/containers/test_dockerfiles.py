@@ -14,7 +14,8 @@ import pytest
 from dockerfile import (
     CPU,
     NEURON,
-    NEURON_REQUIREMENTS,
+    NEURON_LOCK,
+    NEURON_WISHES,
     PROJECT,
     default,
     instructions,
@@ -26,8 +27,8 @@ from dockerfile import (
 BOTH = pytest.mark.parametrize("path", [CPU, NEURON], ids=lambda path: path.stem)
 OF_THE_SDK = {"numpy", "pyarrow"}
 """Of the Neuron image, older than in the lock: its compiler wants numpy 1."""
-OF_OPTIMUM_NEURON = {"trl", "optimum"}
-"""Its dependencies that pyproject.toml does not name."""
+OF_OPTIMUM_NEURON = {"optimum-neuron", "trl", "optimum"}
+"""Itself, and its dependencies that pyproject.toml does not name."""
 OF_THE_BASE = {"torch"}
 
 
@@ -82,10 +83,19 @@ def test_metaflow_installs_nothing_when_a_pod_starts(path: Path) -> None:
 def test_the_neuron_image_carries_every_dependency_of_the_project_in_the_version_of_the_lock() -> None:
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
     wanted = {re.split(r"[<>=!~\[ ]", dependency)[0] for dependency in project["dependencies"]} - OF_THE_BASE
-    carried, locked = pins(NEURON_REQUIREMENTS), pins(PROJECT / "requirements.lock")
+    carried, locked = pins(NEURON_WISHES), pins(PROJECT / "requirements.lock")
     assert set(carried) == wanted | OF_THE_SDK | OF_OPTIMUM_NEURON
     same = set(carried) - OF_THE_SDK - OF_OPTIMUM_NEURON
     assert {name: carried[name] for name in same} == {name: locked[name] for name in same}
+
+
+def test_the_neuron_image_installs_what_was_asked_for_by_hash_and_nothing_of_its_base() -> None:
+    wished, locked = pins(NEURON_WISHES), pins(NEURON_LOCK)
+    assert {name: locked.get(name) for name in wished} == wished
+    assert not [
+        name for name in locked if name == "torch" or name.startswith(("nvidia-", "neuronx", "torch-", "libneuron"))
+    ]
+    assert NEURON_LOCK.read_text().count("==") <= NEURON_LOCK.read_text().count("--hash=sha256:")
 
 
 def test_the_tag_of_the_neuron_base_names_python_torch_and_sdk() -> None:
