@@ -1,39 +1,39 @@
-# syntax=docker/dockerfile:1
-# The image of Neuron pods: dependencies only, the code comes with the job. Build it from the repository's root:
+# The image of Neuron pods, and of the light pods around them: dependencies only, the code comes with the job. Build it from the root:
 #
-#   docker build -f containers/neuron.Dockerfile --build-arg BASE=<AWS's PyTorch training image for Neuron SDK 2.26> -t hyperpod-lora-neuron .
+#   docker build -f containers/neuron.Dockerfile -t hyperpod-lora-neuron:0.1.0 .
 #
-# BASE is AWS's deep-learning container with torch-neuronx 2.8, neuronx-cc 2.21 and neuronx-distributed 0.15 on Python 3.11. They
-# exist on AWS's own package index only, and fit one driver: the SDK of the image and of the nodes must be the same, 2.26.
-# optimum-neuron pins the rest; its `neuronx` extra would install the closed packages again, so it is not asked for.
-# Not built here: this machine cannot reach AWS's registry.
-ARG BASE
+# BASE is AWS's PyTorch training image of the Neuron SDK 2.26.1 on Python 3.11: torch-neuronx 2.8, neuronx-cc 2.21, neuronx-distributed
+# 0.15, which is what optimum-neuron 0.4.5 is made for. (Hugging Face's own training image of this SDK has Python 3.10 and
+# transformers 4.55: neither fits.) SDK and driver go together: the nodes need one of 2.26 or later. The same image is at
+# 763104351884.dkr.ecr.<region>.amazonaws.com/pytorch-training-neuronx; name your copy by digest if nobody may move the tag.
+# Not built here: AWS's registry and package index were out of reach. Its size is not published; BASE is a full Ubuntu with compilers,
+# Java, NeMo and the Neuron compiler, so expect well over 10 GB, of which this file adds about SIZE_ADDED GB.
+ARG BASE=public.ecr.aws/neuron/pytorch-training-neuronx:2.8.0-neuronx-py311-sdk2.26.1-ubuntu22.04
 FROM ${BASE}
 
-# numpy stays below 2 and pyarrow below 20 (later ones want numpy 2): neuronx-cc 2.21 does.
-RUN python -c "import sys; assert sys.version_info[:2] == (3, 11), sys.version"
-COPY <<'REQUIREMENTS' /tmp/requirements.txt
-numpy<=1.26.4
-transformers==4.57.1
-trl==0.24.0
-peft==0.17.0
-accelerate==1.8.1
-optimum~=2.0.0
-datasets>=4,<5
-pyarrow<20
-pydantic>=2.10,<3
-pyyaml
-psutil
-filelock
-safetensors
-boto3
-REQUIREMENTS
-RUN pip install --no-cache-dir -r /tmp/requirements.txt \
- && pip install --no-cache-dir --no-deps optimum-neuron==0.4.5 \
- && python -c "import torch_neuronx, neuronx_distributed, libneuronxla"
+# Metaflow's pods call bash, python, tar and, to stop a step, killall5. torch wants its user to have a name.
+RUN for program in bash python tar killall5; do command -v "${program}" || exit 1; done \
+ && groupadd --gid 1000 lora \
+ && useradd --uid 1000 --gid 1000 --create-home --shell /bin/bash lora
+
+# A virtual environment over the base's packages: ours are found first, while the compiler (neuronx-cc, a program of its own) keeps
+# the very versions it came with. torch and the Neuron packages stay the base's; nothing but the lock is installed.
+COPY containers/neuron-requirements.lock /tmp/requirements.lock
+RUN python -c "import sys; assert sys.version_info[:2] == (3, 11), sys.version" \
+ && python -m venv --system-site-packages /opt/lora \
+ && /opt/lora/bin/pip install --no-cache-dir --no-deps --require-hashes -r /tmp/requirements.lock \
+ && /opt/lora/bin/python -c "import boto3, kubernetes, libneuronxla, metaflow, neuronx_distributed, requests, torch_neuronx, transformers" \
+ && rm -f /tmp/requirements.lock
+
+ENV PATH=/opt/lora/bin:${PATH}
+
+# What Metaflow would install at every pod's start is here already.
+ENV METAFLOW_SKIP_INSTALL_DEPENDENCIES=1
 
 # Set before any process starts: optimum-neuron sets some of these too late for its own. The manifest may say otherwise;
-# steps/train/neuron_environment.py has each with its reason, and a test holds the two together.
+# steps/train/neuron_environment.py has each with its reason, and a test holds the two together. (The rule
+# ignored is about tokens; it means the tokenizers.)
+# hadolint ignore=DL3064
 ENV NEURON_COMPILE_CACHE_URL=/var/tmp/neuron-compile-cache \
     NEURON_CC_FLAGS="--model-type=transformer --retry_failed_compilation" \
     NEURON_FUSE_SOFTMAX=1 \
@@ -43,10 +43,13 @@ ENV NEURON_COMPILE_CACHE_URL=/var/tmp/neuron-compile-cache \
     NEURON_RT_STOCHASTIC_ROUNDING_SEED=0 \
     NEURON_RT_EXEC_TIMEOUT=600 \
     NEURON_RT_LOG_LEVEL=WARNING \
-    HF_HUB_OFFLINE=1 \
     TOKENIZERS_PARALLELISM=false \
     FI_PROVIDER=efa \
     FI_EFA_USE_DEVICE_RDMA=1 \
     FI_EFA_FORK_SAFE=1
 
-WORKDIR /work
+WORKDIR /home/lora
+USER 1000:1000
+# The base's entry point edits the host name for SageMaker and needs root.
+ENTRYPOINT []
+CMD ["/opt/lora/bin/python"]

