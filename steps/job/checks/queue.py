@@ -134,7 +134,7 @@ def _topology(known: Answers, flavor: str) -> bool:
 
 def _uncovered(known: Answers, name: str, total: Amounts) -> Iterator[Finding]:
     covered = {resource for group in _groups(known) for resource in group.get("coveredResources") or ()}
-    for resource in total.keys() - covered:
+    for resource in sorted(total.keys() - covered):
         what = f"ClusterQueue {name} has no quota for {resource}, which the job asks for: it would wait for ever"
         if resource == EFA:  # Kueue is often told to leave network adapters out of account
             fix = "nothing, if Kueue's excludeResourcePrefixes names it; else have a quota added"
