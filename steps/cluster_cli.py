@@ -1,0 +1,78 @@
+"""`hyperpod-lora preflight`: what the cluster lacks, before anything runs. A command of its own that `cli` adds to its group."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from steps.config import Settings, parse_settings
+from steps.errors import ConfigError, Problem
+
+if TYPE_CHECKING:
+    from steps.job.checks.cloud import Datastore
+
+
+@click.command()
+@click.option(
+    "--config",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    required=True,
+    help="The config that runs will use, config/hyperpod.yaml say.",
+)
+@click.option("--json", "as_json", is_flag=True, help="The findings as JSON, for a program.")
+def preflight(config: Path, as_json: bool) -> None:
+    """Check the cluster that a config describes, and change nothing. Exit code 1 if a run could not work."""
+    from steps.job.checks.finding import errors, table
+    from steps.job.checks.whole import Target
+    from steps.job.preflight import findings
+
+    begun_s = time.monotonic()
+    target = Target(cluster_settings(config), datastore=metaflow_datastore(), is_inside=is_in_pod())
+    found = findings(target)
+    if as_json:
+        click.echo(json.dumps([asdict(item) for item in found], indent=2))
+    else:
+        click.echo(f"{table(found)}; {time.monotonic() - begun_s:.1f} s")
+    sys.exit(1 if errors(found) else 0)
+
+
+def cluster_settings(path: Path) -> Settings:
+    """The settings of a config file that runs on a cluster.
+
+    Raises:
+        ConfigError: they are wrong, or describe no cluster.
+    """
+    import yaml
+
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError([Problem(str(path), f"is no YAML: {error}")]) from error
+    settings = parse_settings(raw)
+    if settings.launcher.kind != "pytorchjob":
+        what = f"is {settings.launcher.kind!r} in {path}: no cluster is used, so there is nothing to check"
+        raise ConfigError([Problem("launcher.kind", what)])
+    return settings
+
+
+def metaflow_datastore(kind: str = "") -> Datastore:
+    """Metaflow's datastore as this process is configured; `kind` of the running flow, where there is one."""
+    from metaflow import metaflow_config
+
+    from steps.job.checks.cloud import Datastore
+
+    kind = kind or str(metaflow_config.DEFAULT_DATASTORE)
+    root = getattr(metaflow_config, f"DATASTORE_SYSROOT_{kind.upper()}", None)
+    return Datastore(kind, str(root or ""), str(metaflow_config.S3_ENDPOINT_URL or "") if kind == "s3" else "")
+
+
+def is_in_pod() -> bool:
+    """Whether this process runs in a pod."""
+    return bool(os.environ.get("KUBERNETES_SERVICE_HOST"))
