@@ -23,6 +23,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+
 from steps import config, presets, records, rundir
 from steps.base import stage as base_stage
 from steps.prepare import stage as prepare_stage
@@ -169,7 +171,7 @@ def compare(file: Path, model: Path) -> tuple[int, int]:
     tokenizer = ChatTokenizer.load(model)
     layout = find_layout(rows[0])
     rendered = [tokenizer.render(to_conversation(row, layout)) for row in rows]  # type: ignore[arg-type]
-    ours = [tokens.ids.tolist()[:SEQUENCE_LENGTH] for tokens in tokenizer.encode(rendered)]
+    ours = [np.frombuffer(tokens.ids, np.int32).tolist()[:SEQUENCE_LENGTH] for tokens in tokenizer.encode(rendered)]
     return sum(one == other["input_ids"] for one, other in zip(ours, theirs, strict=True)), len(rows)
 
 
