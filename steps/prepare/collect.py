@@ -49,7 +49,7 @@ class Samples:
     masks: Path
     """The same for their loss masks, uint8."""
     held_out: Path
-    """JSON lines {sample, messages, prompt, prompt_ids, reference} of each sample that may be held out."""
+    """A line for each sample that may be held out: its number, a space, and JSON {messages, prompt, prompt_ids, reference}."""
     lengths: npt.NDArray[np.int32]
     targets: npt.NDArray[np.int32]
     """Tokens with a loss."""
@@ -165,7 +165,7 @@ class _Store:
             self._spare = text
 
     def _write_held_out(self, text: Text) -> None:
-        self._files["held_out"].write(b'{"sample": %d, %s\n' % (text.sample, text.json[1:].encode()))
+        self._files["held_out"].write(b"%d %s\n" % (text.sample, text.json.encode()))
 
     def finish(self, source: str, *, score: str) -> Samples:
         """Everything as arrays; complains of what was skipped."""
