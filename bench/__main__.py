@@ -1,10 +1,12 @@
-"""Run the benchmarks, one after the other, and write one table with the machine's description.
+"""Run the benchmarks, one after the other, and write one page with the machine's description.
 
-    python -m bench                    all of them
-    python -m bench merge prepare      these
+    python -m bench                            all of them, as in RUNS
+    python -m bench merge prepare              these, each with all its runs
+    python -m bench train --precision fp32     one, with its own options (`--help` tells them)
 
-Every benchmark is a module here with `main(argv) -> int` that prints one JSON object a line: what, ours, theirs (or null), ratio
-(or null), unit, and optionally goal. Each runs in a process of its own, so that none profits from another's warm state.
+Every benchmark is a module here with `main(argv) -> int` that prints JSON lines (see `_report`). Each runs in a process of its own,
+so that none profits from another's warm state. What it found takes the place of its last results in results.json, and RESULTS.md
+is written anew from that: a part that was measured again on a calmer machine stands beside the others, with its date and load.
 """
 
 from __future__ import annotations
@@ -13,44 +15,71 @@ import datetime
 import json
 import os
 import platform
+import statistics
 import subprocess
 import sys
+from collections.abc import Iterable
+from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "RESULTS.md"
-COLUMNS = ("what", "ours", "theirs", "ratio", "unit", "goal")
+STORE = HERE / "results.json"
+RUNS: tuple[tuple[str, ...], ...] = (
+    ("merge",),
+    ("merge", "--growth"),
+    ("prepare",),
+    ("prepare", "--growth"),
+    ("train",),
+    ("train", "--precision", "fp32"),
+    ("train", "--processes", "2"),
+    ("train", "--precision", "fp32", "--processes", "2"),
+    ("evaluate",),
+    ("overhead",),
+    ("start",),
+    ("supervisor",),
+    ("checkpoints",),
+)
+"""In the order in which they run and stand on the page."""
+NOTES = """A ratio is ours / theirs: for times and memory less is better, for speeds more. Numbers are medians of runs in turn, ours and theirs one
+after the other on the same machine; the load is what other work asked for meanwhile (1.0: one core).
+
+On a GPU nothing was measured: none was at hand. Training there goes through the same code path.
+"""
 
 
 def main(argv: list[str]) -> int:
-    """Run the named benchmarks (all without names); returns 1 if one of them failed."""
-    known = sorted(path.stem for path in HERE.glob("*.py") if not path.stem.startswith("_"))
-    unknown = [name for name in argv if name not in known]
-    if unknown:
-        print(f"no benchmark named {', '.join(unknown)}; there are: {', '.join(known)}", file=sys.stderr)
+    """Run what is asked for; returns 1 if something failed."""
+    names = list(takewhile(lambda word: not word.startswith("-"), argv))
+    options = argv[len(names) :]
+    known = {name for name, *_ in RUNS}
+    if not known.issuperset(names) or (options and len(names) != 1):
+        print(f"{__doc__}\nbenchmarks: {', '.join(sorted(known))}", file=sys.stderr)
         return 2
-    rows, failed = [], []
-    for name in argv or known:
-        print(f"== {name}", flush=True)
-        measured, code = run(name)
-        rows += [{"benchmark": name, **row} for row in measured]
-        if code:
-            failed.append(name)
-    report = f"{describe_machine()}\n\n{table(rows)}\n"
-    print(report)
-    if not argv:
-        RESULTS.write_text(f"# Measurements\n\n{report}")
-        print(f"written: {RESULTS}")
+    chosen = [(names[0], *options)] if options else [run for run in RUNS if not names or run[0] in names]
+    failed = [" ".join(command) for command in chosen if not measure(command)]
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0
 
 
-def run(name: str) -> tuple[list[dict[str, object]], int]:
-    """The JSON lines that one benchmark printed, and its exit code; its other lines are passed on."""
+def measure(command: tuple[str, ...]) -> bool:
+    """Run one benchmark, store what it found, write the page; False if it failed."""
+    title = " ".join(command)
+    print(f"== {title}", flush=True)
+    rows, code = run(command)
+    if rows:
+        store(title, rows)
+    return code == 0
+
+
+def run(command: tuple[str, ...]) -> tuple[list[dict[str, Any]], int]:
+    """The JSON lines that one benchmark printed, and its exit code; all its lines are passed on."""
+    name, *options = command
     code = f"import sys; from bench.{name} import main; sys.exit(main(sys.argv[1:]))"
-    child = subprocess.Popen([sys.executable, "-c", code], cwd=HERE.parent, stdout=subprocess.PIPE, text=True)
-    found: list[dict[str, object]] = []
+    child = subprocess.Popen([sys.executable, "-c", code, *options], cwd=HERE.parent, stdout=subprocess.PIPE, text=True)
+    found: list[dict[str, Any]] = []
     assert child.stdout is not None
     for line in child.stdout:
         print(line, end="", flush=True)
@@ -63,23 +92,41 @@ def run(name: str) -> tuple[list[dict[str, object]], int]:
     return found, child.wait()
 
 
-def table(rows: list[dict[str, object]]) -> str:
+def store(title: str, rows: list[dict[str, Any]]) -> None:
+    """Put one run's rows in the place of its last ones and write the page."""
+    kept: dict[str, Any] = json.loads(STORE.read_text()) if STORE.is_file() else {}
+    load = statistics.median(row["load"] for row in rows)
+    kept[title] = {"when": f"{datetime.datetime.now():%Y-%m-%d %H:%M}", "load": load, "rows": rows}
+    STORE.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
+    RESULTS.write_text(page(kept))
+    print(f"written: {RESULTS}", flush=True)
+
+
+def page(kept: dict[str, Any]) -> str:
+    """All results, those of RUNS first and in their order."""
+    order = [" ".join(command) for command in RUNS]
+    titles = [title for title in order if title in kept] + [title for title in kept if title not in order]
+    parts = [f"# Measurements\n\n{describe_machine()}\n\n{NOTES}"]
+    for title in titles:
+        result = kept[title]
+        parts.append(f"## {title}\n\n{result['when']}, load {result['load']:.0f}\n\n{table(result['rows'])}\n")
+    return "\n".join(parts)
+
+
+def table(rows: Iterable[dict[str, Any]]) -> str:
     """A Markdown table of the rows."""
-    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
-    lines += ["| " + " | ".join(_cell(row.get(column)) for column in COLUMNS) + " |" for row in rows]
+    columns = ("what", "ours", "theirs", "ratio", "unit", "goal", "met")
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    lines += ["| " + " | ".join(_cell(row.get(column)) for column in columns) + " |" for row in rows]
     return "\n".join(lines)
 
 
 def _cell(value: object) -> str:
-    if value is None:
-        return ""
-    return (
-        f"{value:.3g}"
-        if isinstance(value, float) and abs(value) < 1000
-        else f"{value:,.0f}"
-        if isinstance(value, float)
-        else str(value)
-    )
+    if value is None or isinstance(value, bool):
+        return {None: "", True: "yes", False: "**no**"}[value]
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return str(value)
 
 
 def describe_machine() -> str:
@@ -90,9 +137,8 @@ def describe_machine() -> str:
     )
     memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return (
-        f"{datetime.date.today()}, {os.cpu_count()} cores of {processor}, {memory_gib:.0f} GiB, "
-        f"Python {platform.python_version()}, {platform.system()} {platform.release()}. "
-        "Medians; a ratio above 1 means that we are better, unless the goal says otherwise."
+        f"{os.cpu_count()} cores of {processor}, {memory_gib:.0f} GiB, "
+        f"Python {platform.python_version()}, {platform.system()} {platform.release()}."
     )
 
 

@@ -6,16 +6,13 @@ sample lie one after another in one file, and those of them that may be held out
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,17 +22,16 @@ from steps.errors import DataError
 from steps.prepare import conversations
 from steps.prepare.conversations import Layout
 from steps.prepare.files import Row
-from steps.prepare.samples import TOO_LONG, Recipe, Sample, SampleMaker, Unusable
+from steps.prepare.samples import SCORED_ANSWERS, TOO_LONG, Made, Recipe, SampleMaker, Text, Unusable
 from steps.prepare.sources import Source
 from steps.prepare.tokens import ChatTokenizer
+from steps.prepare.words import ID_BYTES
 from steps.prepare.workers import make_samples
 
 logger = logging.getLogger(__name__)
 
 CHUNK_ROWS = 512
 """Rows tokenised together."""
-SCORED_ANSWERS = 200
-"""Answers looked at to find the score that suits them."""
 NAMED_PLACES = 3
 """Skipped rows that are named, for each reason."""
 
@@ -53,7 +49,7 @@ class Samples:
     masks: Path
     """The same for their loss masks, uint8."""
     held_out: Path
-    """JSON lines {sample, messages, prompt, prompt_ids, reference} of each sample that may be held out."""
+    """A line for each sample that may be held out: its number, a space, and JSON {messages, prompt, prompt_ids, reference}."""
     lengths: npt.NDArray[np.int32]
     targets: npt.NDArray[np.int32]
     """Tokens with a loss."""
@@ -87,8 +83,8 @@ def collect(
         validation_fraction=plan.validation_fraction,
     )
     with _Store(recipe, scratch) as store:
-        for done, outcomes in make_samples(_chunks(chain([first], rows)), recipe, SampleMaker(recipe, tokenizer)):
-            store.take(outcomes)
+        for done, made in make_samples(_chunks(chain([first], rows)), SampleMaker(recipe, tokenizer)):
+            store.take(made)
             progress("reading and tokenising", min(done, source.size), source.size)
         return store.finish(source.name, score=plan.dataset.score)
 
@@ -134,9 +130,9 @@ class _Store:
         self._skipped = _Skipped()
         self._shortest_needed = 0
         self._answers: list[str] = []
-        self._lengths, self._targets, self._cut = array("i"), array("i"), array("i")
-        self._keys, self._positions = bytearray(), array("d")
-        self._spare: tuple[float, dict[str, Any]] | None = None
+        self._columns = {name: bytearray() for name in ("lengths", "targets", "cut", "keys", "positions")}
+        self._samples = 0
+        self._spare: Text | None = None
 
     def __enter__(self) -> _Store:
         self._files = {name: path.open("wb") for name, path in self._paths.items()}
@@ -146,56 +142,49 @@ class _Store:
         for file in self._files.values():
             file.close()
 
-    def take(self, outcomes: list[Sample | Unusable]) -> None:
-        """Store one chunk's outcomes."""
-        for outcome in outcomes:
-            if isinstance(outcome, Sample):
-                self._add(outcome)
-            else:
-                self._skipped.add(outcome)
-                if outcome.needed:
-                    self._shortest_needed = min(self._shortest_needed or outcome.needed, outcome.needed)
+    def take(self, made: Made) -> None:
+        """Store one chunk's samples."""
+        for text in made.texts:
+            self._note_text(replace(text, sample=self._samples + text.sample))
+        self._files["ids"].write(made.ids)
+        self._files["masks"].write(made.mask)
+        for name, column in self._columns.items():
+            column += getattr(made, name)
+        self._samples += len(made.lengths) // ID_BYTES
+        self._answers += made.answers[: SCORED_ANSWERS - len(self._answers)]
+        for unusable in made.unusable:
+            self._skipped.add(unusable)
+            if unusable.needed:
+                self._shortest_needed = min(self._shortest_needed or unusable.needed, unusable.needed)
 
-    def _add(self, sample: Sample) -> None:
-        if sample.described:
-            self._note_text({"sample": len(self._positions), **sample.described}, sample.position)
-        self._files["ids"].write(sample.ids)
-        self._files["masks"].write(sample.mask)
-        self._lengths.append(len(sample.mask))
-        self._targets.append(sample.mask.count(1))
-        self._cut.append(sample.cut)
-        self._keys += sample.key
-        self._positions.append(sample.position)
-        if len(self._answers) < SCORED_ANSWERS:
-            self._answers.append(sample.answer)
-
-    def _note_text(self, described: dict[str, Any], position: float) -> None:
+    def _note_text(self, text: Text) -> None:
         """Write the text of a sample that may be held out; keep the one that is if no other is."""
-        if position < self._recipe.validation_fraction:
-            self._write_held_out(described)
-        elif self._spare is None or position < self._spare[0]:
-            self._spare = position, described
+        if text.position < self._recipe.validation_fraction:
+            self._write_held_out(text)
+        elif self._spare is None or text.position < self._spare.position:
+            self._spare = text
 
-    def _write_held_out(self, described: dict[str, Any]) -> None:
-        self._files["held_out"].write(json.dumps(described, ensure_ascii=False).encode() + b"\n")
+    def _write_held_out(self, text: Text) -> None:
+        self._files["held_out"].write(b"%d %s\n" % (text.sample, text.json.encode()))
 
     def finish(self, source: str, *, score: str) -> Samples:
         """Everything as arrays; complains of what was skipped."""
-        if not self._lengths:
+        if not self._samples:
             raise DataError(self._nothing_left(source))
         if self._skipped.counts:
             logger.warning("%s: %d rows skipped: %s", source, self._skipped.counts.total(), self._skipped)
-        if self._spare and min(self._positions) >= self._recipe.validation_fraction:
-            self._write_held_out(self._spare[1])
+        positions = np.frombuffer(self._columns["positions"], dtype=np.float64)
+        if self._spare and positions.min() >= self._recipe.validation_fraction:
+            self._write_held_out(self._spare)
         return Samples(
             layout=self._recipe.layout,
             score=conversations.detect_score(self._answers) if score == "auto" else score,
             **self._paths,
-            lengths=np.frombuffer(self._lengths, dtype=np.int32),
-            targets=np.frombuffer(self._targets, dtype=np.int32),
-            cut=np.frombuffer(self._cut, dtype=np.int32),
-            keys=np.frombuffer(self._keys, dtype="V16"),
-            positions=np.frombuffer(self._positions, dtype=np.float64),
+            lengths=np.frombuffer(self._columns["lengths"], dtype=np.int32),
+            targets=np.frombuffer(self._columns["targets"], dtype=np.int32),
+            cut=np.frombuffer(self._columns["cut"], dtype=np.int32),
+            keys=np.frombuffer(self._columns["keys"], dtype="V16"),
+            positions=positions,
             skipped=dict(self._skipped.counts),
         )
 

@@ -5,20 +5,23 @@ Called by `collect`, in this process or in others (`workers`). Stores nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from array import array
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from steps.prepare import split
 from steps.prepare.conversations import Conversation, Layout, Skip, to_conversation
 from steps.prepare.files import Row
 from steps.prepare.template import Refused, Rendered
 from steps.prepare.tokens import ChatTokenizer, Tokens
+from steps.prepare.words import ID_BYTES
 
 TOO_LONG = "no token of an answer within the sequence length"
+SCORED_ANSWERS = 200
+"""Answers looked at to find the score that suits them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,24 +38,6 @@ class Recipe:
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
-    """One conversation in tokens, and where it falls in the split."""
-
-    ids: bytes
-    """int32."""
-    mask: bytes
-    """uint8; 1 where there is a loss."""
-    cut: int
-    """Tokens cut off at the end."""
-    key: bytes
-    position: float
-    answer: str
-    """The last one."""
-    described: dict[str, Any] | None
-    """Text for evaluation, if the sample may be held out."""
-
-
-@dataclass(frozen=True, slots=True)
 class Unusable:
     """A row that gives no sample."""
 
@@ -60,6 +45,45 @@ class Unusable:
     place: str
     needed: int = 0
     """For TOO_LONG: the sequence length that would do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A sample that may be held out, as evaluation reads it."""
+
+    sample: int
+    """Its place among the chunk's samples."""
+    position: float
+    json: str
+    """An object with messages, prompt, prompt_ids and reference."""
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What a chunk of rows became: samples in columns, in the rows' order.
+
+    Bytes, since they pass between processes and into files as they are.
+    """
+
+    ids: bytes
+    """All samples' tokens one after another, int32."""
+    mask: bytes
+    """The same for their loss masks, uint8; 1 where there is a loss."""
+    lengths: bytes
+    """Tokens, one int32 per sample."""
+    targets: bytes
+    """Tokens with a loss, one int32 per sample."""
+    cut: bytes
+    """Tokens cut off at the end, one int32 per sample."""
+    keys: bytes
+    """16 bytes per sample."""
+    positions: bytes
+    """One float64 per sample."""
+    answers: tuple[str, ...]
+    """The last answers of the first samples, SCORED_ANSWERS of them."""
+    texts: tuple[Text, ...]
+    """Of the samples that may be held out: at least one, if only for the case that no other is."""
+    unusable: tuple[Unusable, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,24 +105,21 @@ class SampleMaker:
         self._recipe = recipe
         self._tokenizer = tokenizer or ChatTokenizer.load(recipe.model)
 
-    def make(self, rows: Sequence[Row]) -> list[Sample | Unusable]:
-        """One outcome for each row, in order of usability: first what was skipped, then the samples in the rows' order.
-
-        At least one sample has its text with it: if none falls below the validation fraction, that of the lowest position.
-        """
-        outcomes: list[Sample | Unusable] = []
+    def make(self, rows: Sequence[Row]) -> Made:
+        """The samples in the rows' order, and the rows that give none."""
+        unusable: list[Unusable] = []
         candidates: list[_Candidate] = []
         for row in rows:
             found = self._render(row)
-            (candidates if isinstance(found, _Candidate) else outcomes).append(found)  # type: ignore[arg-type]
+            (candidates if isinstance(found, _Candidate) else unusable).append(found)  # type: ignore[arg-type]
         encoded = self._tokenizer.encode([candidate.rendered for candidate in candidates])
         fitting: list[tuple[_Candidate, Tokens]] = []
         for candidate, tokens in zip(candidates, encoded, strict=True):
-            if tokens.mask[: self._recipe.sequence_length].any():
+            if tokens.mask.find(1, 0, self._recipe.sequence_length) >= 0:
                 fitting.append((candidate, tokens))
             else:
-                outcomes.append(Unusable(TOO_LONG, candidate.row.place, int(tokens.mask.argmax()) + 1))
-        return outcomes + self._place(fitting)
+                unusable.append(Unusable(TOO_LONG, candidate.row.place, tokens.mask.find(1) + 1))
+        return self._gather(fitting, tuple(unusable))
 
     def _render(self, row: Row) -> _Candidate | Unusable:
         turns = to_conversation(row.values, self._recipe.layout, system=self._recipe.system)
@@ -109,26 +130,32 @@ class SampleMaker:
         except Refused as error:
             return Unusable(f"a conversation that the model's chat template refuses: {error}", row.place)
 
-    def _place(self, fitting: Sequence[tuple[_Candidate, Tokens]]) -> list[Sample | Unusable]:
-        recipe = self._recipe
+    def _gather(self, fitting: Sequence[tuple[_Candidate, Tokens]], unusable: tuple[Unusable, ...]) -> Made:
+        most = self._recipe.sequence_length
+        masks = [tokens.mask[:most] for _, tokens in fitting]
         keys = [split.content_key(candidate.conversation) for candidate, _ in fitting]
-        positions = [
-            split.position(key, recipe.seed, recipe.validation_fraction, _side(candidate.row))
-            for key, (candidate, _) in zip(keys, fitting, strict=True)
-        ]
-        described_below = max(recipe.validation_fraction, np.nextafter(min(positions, default=0.0), 1.0))
-        return [
-            Sample(
-                ids=tokens.ids[: recipe.sequence_length].tobytes(),
-                mask=tokens.mask[: recipe.sequence_length].tobytes(),
-                cut=max(0, len(tokens.ids) - recipe.sequence_length),
-                key=key,
-                position=position,
-                answer=candidate.conversation[-1].content,
-                described=self._describe(candidate) if position < described_below else None,
-            )
-            for (candidate, tokens), key, position in zip(fitting, keys, positions, strict=True)
-        ]
+        positions = [self._position(key, candidate.row) for key, (candidate, _) in zip(keys, fitting, strict=True)]
+        return Made(
+            ids=b"".join(tokens.ids[: ID_BYTES * most] for _, tokens in fitting),
+            mask=b"".join(masks),
+            lengths=array("i", map(len, masks)).tobytes(),
+            targets=array("i", (mask.count(1) for mask in masks)).tobytes(),
+            cut=array("i", (max(0, len(tokens.mask) - most) for _, tokens in fitting)).tobytes(),
+            keys=b"".join(keys),
+            positions=array("d", positions).tobytes(),
+            answers=tuple(candidate.conversation[-1].content for candidate, _ in fitting[:SCORED_ANSWERS]),
+            texts=tuple(self._texts([candidate for candidate, _ in fitting], positions)),
+            unusable=unusable,
+        )
+
+    def _position(self, key: bytes, row: Row) -> float:
+        return split.position(key, self._recipe.seed, self._recipe.validation_fraction, _side(row))
+
+    def _texts(self, candidates: Sequence[_Candidate], positions: Sequence[float]) -> Iterator[Text]:
+        lowest = min(positions, default=0.0)
+        for sample, (candidate, position) in enumerate(zip(candidates, positions, strict=True)):
+            if position < self._recipe.validation_fraction or position == lowest:
+                yield Text(sample, position, json.dumps(self._describe(candidate), ensure_ascii=False))
 
     def _describe(self, candidate: _Candidate) -> dict[str, Any]:
         prompt = candidate.rendered.prompt

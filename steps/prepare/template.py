@@ -12,11 +12,13 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from steps.errors import ModelError
 from steps.prepare.conversations import Conversation
+from steps.prepare.frames import Frame, find_frame, only_prints
 
 FALLBACK = (
     "{% for message in messages %}{% if message['role'] == 'system' %}{{ message['content'] + '\n\n' }}"
@@ -28,6 +30,9 @@ FALLBACK = (
 
 TODAY = datetime.datetime(2024, 7, 26)
 """What templates that print the date get: Llama 3's own default. Rows must not depend on the day they were made."""
+
+MOST_FRAMES = 512
+"""Kept at a time: one or two for each number of turns."""
 
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
@@ -68,9 +73,12 @@ class ChatTemplate:
         self._end = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
         self._refusal = TemplateError
         try:
-            self._template = _environment().from_string(source)
+            environment = _environment()
+            self._template = environment.from_string(source)
+            self._has_frames = only_prints(environment.parse(source))
         except TemplateError as error:
             raise ModelError(f"the tokenizer's chat template is not valid Jinja: {error}") from error
+        self._frames: dict[tuple[bool, tuple[str, ...]], Frame | None] = {}
 
     def render(self, conversation: Conversation) -> Rendered:
         """The whole conversation, and the place of each answer.
@@ -80,13 +88,12 @@ class ChatTemplate:
         Raises:
             Refused: the template raised an error, or a beginning of the conversation is not a beginning of its text.
         """
-        messages = [turn.to_dict() for turn in conversation]
-        text = self._render(messages, generate=False)
+        text = self._text(conversation, generate=False)
         targets = []
         for index, turn in enumerate(conversation):
             if turn.role != "assistant":
                 continue
-            prompt = self._render(messages[:index], generate=True)
+            prompt = self._text(conversation[:index], generate=True)
             if not text.startswith(prompt):
                 raise Refused("the prompt of an answer is not the beginning of the conversation's text")
             targets.append((len(prompt), self._answer_end(text, len(prompt), turn.content)))
@@ -100,7 +107,29 @@ class ChatTemplate:
         match = self._end.search(text, found + len(content))
         return match.end() if match else len(text)
 
-    def _render(self, messages: list[dict[str, str]], *, generate: bool) -> str:
+    def _text(self, conversation: Conversation, *, generate: bool) -> str:
+        """By its frame, if there is one for these roles, else by Jinja."""
+        contents = [turn.content for turn in conversation]
+        frame = self._frame(tuple(turn.role for turn in conversation), generate)
+        if frame and all(content and not content.isspace() for content in contents):
+            return frame.fill(contents)
+        return self._run([turn.to_dict() for turn in conversation], generate=generate)
+
+    def _frame(self, roles: tuple[str, ...], generate: bool) -> Frame | None:
+        key = generate, roles
+        if key not in self._frames:
+            if len(self._frames) >= MOST_FRAMES:
+                self._frames.clear()
+            self._frames[key] = self._find_frame(roles, generate) if self._has_frames else None
+        return self._frames[key]
+
+    def _find_frame(self, roles: tuple[str, ...], generate: bool) -> Frame | None:
+        try:
+            return find_frame(partial(self._run, generate=generate), roles)
+        except Refused:  # it may be these roles, or a stand-in: Jinja will tell for each conversation
+            return None
+
+    def _run(self, messages: list[dict[str, str]], *, generate: bool) -> str:
         try:
             return str(self._template.render(messages=messages, add_generation_prompt=generate, **self._tokens))
         except (self._refusal, TypeError, ValueError) as error:

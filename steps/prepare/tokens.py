@@ -14,13 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
-
 from steps.errors import ModelError
 from steps.prepare.conversations import Conversation
 from steps.prepare.template import ChatTemplate, Rendered, read_template
-from steps.prepare.words import find_words
+from steps.prepare.words import ID_BYTES, find_words
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
@@ -30,9 +27,10 @@ if TYPE_CHECKING:
 class Tokens:
     """One conversation in tokens."""
 
-    ids: npt.NDArray[np.int32]
-    mask: npt.NDArray[np.uint8]
-    """1 where there is a loss."""
+    ids: bytes
+    """int32."""
+    mask: bytes
+    """uint8; 1 where there is a loss."""
 
 
 class ChatTokenizer:
@@ -66,6 +64,8 @@ class ChatTokenizer:
         """Ids and mask of each text, in order. Many texts per call are quicker than few."""
         results = [self._encode_words(rendered) for rendered in texts]
         rest = [index for index, tokens in enumerate(results) if tokens is None]
+        if not rest:  # an empty call, too, starts the library's threads, and processes forked later would warn of them
+            return [tokens for tokens in results if tokens is not None]
         encodings = self._tokenizer.encode_batch([texts[index].text for index in rest], add_special_tokens=False)
         for index, encoding in zip(rest, encodings, strict=True):
             cuts = [cut for span in texts[index].targets for cut in span]
@@ -88,13 +88,13 @@ class ChatTokenizer:
         return _tokens(*encoded) if encoded else None
 
 
-def _tokens(raw: bytes, places: list[int]) -> Tokens:
-    """`raw`: int32 ids; `places`: first token and first token after it, of each answer in turn."""
-    ids = np.frombuffer(raw, dtype=np.int32)
-    mask = np.zeros(len(ids), dtype=np.uint8)
+def _tokens(ids: bytes, places: list[int]) -> Tokens:
+    """`places`: first token and first token after it, of each answer in turn."""
+    mask, at = b"", 0
     for start, end in zip(places[::2], places[1::2], strict=True):
-        mask[start:end] = 1
-    return Tokens(ids, mask)
+        mask += bytes(start - at) + b"\1" * (end - start)
+        at = end
+    return Tokens(ids, mask + bytes(len(ids) // ID_BYTES - at))
 
 
 def _token_at(encoding: Encoding, cut: int, length: int) -> int:

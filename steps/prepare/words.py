@@ -11,7 +11,8 @@ import json
 import re
 import unicodedata
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -19,9 +20,13 @@ if TYPE_CHECKING:
 
 CACHED_WORDS = 200_000
 """About 30 MB; when it is full it starts anew."""
+CACHED_PIECES = 64
+"""Between two added tokens there often stands the same: a line end, the system turn."""
 ID_BYTES = 4
 
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+_DIGITS_FIRST = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+"
+"""GPT-2's in the pieces between single digits, where white space ends as it does at the text's end."""
 _LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
 KNOWN_PATTERNS = (_LLAMA3, _QWEN2)
@@ -31,7 +36,8 @@ LATIN, SYMBOLS = range(0x250), range(0x2000, 0x2C00)
 WHITE = " \\t-\\r\\x85\\xa0\\u2000-\\u200a\\u2028\\u2029\\u202f\\u205f"
 """What Unicode calls white space, of these."""
 
-Splitter = Callable[[str], list[str]]
+Words = re.Pattern[str]
+"""Its matches, one after another, are a text's words."""
 
 
 def find_words(tokenizer: Tokenizer) -> WordEncoder | None:
@@ -43,13 +49,13 @@ def find_words(tokenizer: Tokenizer) -> WordEncoder | None:
         token["lstrip"] or token["rstrip"] or token["single_word"] for token in parts["added_tokens"]
     )
     changed_from = _changed_from(parts["normalizer"])
-    split = _splitter_for(parts["pre_tokenizer"] or {})
-    if split is None or not changed_from or not plain_model or not plain_tokens:
+    words = _words_for(parts["pre_tokenizer"] or {})
+    if words is None or not changed_from or not plain_model or not plain_tokens:
         return None
-    return WordEncoder(tokenizer, split, changed_from)
+    return WordEncoder(tokenizer, words, changed_from)
 
 
-def _splitter_for(pre: dict[str, Any]) -> Splitter | None:
+def _words_for(pre: dict[str, Any]) -> Words | None:
     """For the pre-tokenizers known here: GPT-2's, SmolLM's (digits first), Llama 3's and Qwen's."""
     *before, last = pre.get("pretokenizers", [pre])
     if last.get("type") != "ByteLevel" or last.get("add_prefix_space"):
@@ -59,7 +65,7 @@ def _splitter_for(pre: dict[str, Any]) -> Splitter | None:
     if not before:
         return _compile(_GPT2)
     if before == [{"type": "Digits", "individual_digits": True}]:
-        return _digits_first(_compile(_GPT2))
+        return _compile(_DIGITS_FIRST)
     return None
 
 
@@ -68,7 +74,7 @@ def _is_known_split(step: dict[str, Any]) -> bool:
     return known and step.get("behavior") == "Isolated" and not step.get("invert")
 
 
-def _compile(pattern: str) -> Splitter:
+def _compile(pattern: str) -> Words:
     """The pattern in the words of Python's `re`, which has no \\p{L} and \\p{N}, and a wider \\s."""
     members = {r"\p{L}": _members("L"), r"\p{N}": _members("N"), r"\s": WHITE}
     in_class = re.compile(r"(?<=\[\^)[^\]]*(?=\])")
@@ -81,23 +87,13 @@ def _compile(pattern: str) -> Splitter:
     pattern = in_class.sub(lambda found: bare(found[0]), pattern).replace(r"\S", f"[^{WHITE}]")
     for name, inside in members.items():
         pattern = pattern.replace(name, f"[{inside}]")
-    return re.compile(pattern).findall
+    return re.compile(pattern)
 
 
 def _members(category: str) -> str:
     """The inside of a character class: all of LATIN and SYMBOLS in a Unicode category."""
     found = (chr(code) for part in (LATIN, SYMBOLS) for code in part if unicodedata.category(chr(code))[0] == category)
     return "".join(map(re.escape, found))
-
-
-def _digits_first(split: Splitter) -> Splitter:
-    digit = re.compile(f"([{_members('N')}])")
-
-    def split_around(text: str) -> list[str]:
-        pieces = enumerate(digit.split(text))
-        return [word for index, piece in pieces for word in ([piece] if index % 2 else split(piece))]
-
-    return split_around
 
 
 def _changed_from(normalizer: dict[str, Any] | None) -> int:
@@ -114,13 +110,14 @@ def _changed_from(normalizer: dict[str, Any] | None) -> int:
 class WordEncoder:
     """Token ids of plain texts, word by word."""
 
-    def __init__(self, tokenizer: Tokenizer, split: Splitter, changed_from: int) -> None:
+    def __init__(self, tokenizer: Tokenizer, words: Words, changed_from: int) -> None:
         added = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
         self._added = re.compile("(" + ("|".join(map(re.escape, sorted(added, key=len, reverse=True))) or "(?!)") + ")")
-        self._split = split
+        self._words = words
         self._only_ascii = changed_from < SYMBOLS.stop
         self._foreign = re.compile(f"[^{chr(0)}-{chr(LATIN[-1])}{chr(SYMBOLS[0])}-{chr(SYMBOLS[-1])}]")
         self._ids = _WordIds(tokenizer)
+        self._encode_piece = lru_cache(CACHED_PIECES)(self._join_words)
 
     def takes(self, text: str) -> bool:
         """Whether all its characters are ones that the pattern is translated for."""
@@ -132,28 +129,30 @@ class WordEncoder:
         places: list[int] = []
         character = token = 0
         for index, piece in enumerate(self._added.split(text)):
-            words = [piece] if index % 2 else self._split(piece)
-            groups = list(map(self._ids.__getitem__, words))
+            is_added = index % 2
             while len(places) < len(cuts) and cuts[len(places)] < character + len(piece):
-                inside = _tokens_before(cuts[len(places)] - character, words, groups)
+                inside = self._tokens_before(cuts[len(places)] - character, "" if is_added else piece)
                 if inside is None:
                     return None
                 places.append(token + inside)
-            found += groups
+            ids = self._ids[piece] if is_added else self._encode_piece(piece)
+            found.append(ids)
             character += len(piece)
-            token += sum(map(len, groups)) // ID_BYTES
+            token += len(ids) // ID_BYTES
         return b"".join(found), [*places, *[token] * (len(cuts) - len(places))]
 
+    def _join_words(self, piece: str) -> bytes:
+        return b"".join(map(self._ids.__getitem__, self._words.findall(piece)))
 
-def _tokens_before(cut: int, words: list[str], groups: list[bytes]) -> int | None:
-    """Tokens of the words before character `cut`; None if it lies inside a word."""
-    token = 0
-    for word, group in zip(words, groups, strict=True):
-        if cut <= 0:
-            break
-        cut -= len(word)
-        token += len(group) // ID_BYTES
-    return None if cut else token
+    def _tokens_before(self, cut: int, piece: str) -> int | None:
+        """Tokens of the words before character `cut`; None if it lies inside a word."""
+        token = at = 0
+        for word in self._words.finditer(piece):
+            if at >= cut:
+                break
+            token += len(self._ids[word[0]]) // ID_BYTES
+            at = word.end()
+        return token if at == cut else None
 
 
 class _WordIds(dict[str, bytes]):

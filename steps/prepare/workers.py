@@ -17,23 +17,20 @@ from itertools import islice
 
 from steps.errors import StorageError
 from steps.prepare.files import Row
-from steps.prepare.samples import Recipe, Sample, SampleMaker, Unusable
+from steps.prepare.samples import Made, SampleMaker
 
-ALONE_CHUNKS = 8
-"""Chunks made in this process before others are started."""
+ALONE_CHUNKS = 4
+"""Chunks made in this process before others are started; what it learned of the words, they inherit."""
 MOST_PROCESSES = 8
 """Beyond these, reading and storing in this process is what takes the time."""
 
-Outcomes = list[Sample | Unusable]
-
 
 def make_samples(
-    chunks: Iterator[list[Row]], recipe: Recipe, maker: SampleMaker, *, processes: int | None = None
-) -> Iterator[tuple[int, Outcomes]]:
-    """(`done` of the chunk's last row, outcomes) of each chunk, in order.
+    chunks: Iterator[list[Row]], maker: SampleMaker, *, processes: int | None = None
+) -> Iterator[tuple[int, Made]]:
+    """(`done` of the chunk's last row, what became of it) for each chunk, in order.
 
     Args:
-        maker: makes samples in this process.
         processes: how many to use; None: as many as there are cores for this one.
 
     Raises:
@@ -50,7 +47,7 @@ def make_samples(
             yield chunk[-1].done, maker.make(chunk)
         return
     try:
-        yield from _in_processes(_with_first(first, chunks), recipe, count)
+        yield from _in_processes(_with_first(first, chunks), maker, count)
     except BrokenProcessPool as error:
         raise StorageError(
             "a process that tokenises rows was killed, most likely for lack of memory: free some, or use fewer cores "
@@ -58,11 +55,11 @@ def make_samples(
         ) from error
 
 
-def _in_processes(chunks: Iterator[list[Row]], recipe: Recipe, count: int) -> Iterator[tuple[int, Outcomes]]:
-    waiting: deque[tuple[int, Future[Outcomes]]] = deque()
+def _in_processes(chunks: Iterator[list[Row]], maker: SampleMaker, count: int) -> Iterator[tuple[int, Made]]:
+    waiting: deque[tuple[int, Future[Made]]] = deque()
     # Forked children hold nothing of the flow's but memory; spawned ones would import the flow's file again.
-    context = multiprocessing.get_context("fork" if "fork" in multiprocessing.get_all_start_methods() else None)
-    with ProcessPoolExecutor(count, mp_context=context, initializer=_start, initargs=(recipe,)) as pool:
+    context = multiprocessing.get_context("fork")
+    with ProcessPoolExecutor(count, mp_context=context, initializer=_start, initargs=(maker,)) as pool:
         try:
             for chunk in chunks:
                 waiting.append((chunk[-1].done, pool.submit(_make, chunk)))
@@ -85,14 +82,15 @@ _maker: SampleMaker | None = None
 """Of a worker process; None in the parent."""
 
 
-def _start(recipe: Recipe) -> None:
+def _start(maker: SampleMaker) -> None:
     global _maker
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    _maker = SampleMaker(recipe)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads were not forked
+    _maker = maker
 
 
-def _make(rows: list[Row]) -> Outcomes:
+def _make(rows: list[Row]) -> Made:
     if _maker is None:
         raise RuntimeError("called outside a worker process")
     return _maker.make(rows)
