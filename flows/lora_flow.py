@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT))  # `python flows/lora_flow.py` works without insta
 
 from metaflow import Config, FlowSpec, card, current, package_sources, step  # noqa: E402
 
-from steps.codepackage import name_user  # noqa: E402
+from steps.codepackage import run_command_line  # noqa: E402
 from steps.decorator import clean_errors, option, pytorchjob, read_config  # noqa: E402
 from steps.step_pods import step_pods  # noqa: E402
 
@@ -125,5 +125,4 @@ class LoraFlow(FlowSpec):
 
 
 if __name__ == "__main__":
-    name_user()
-    LoraFlow()
+    run_command_line(LoraFlow)

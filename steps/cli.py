@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -93,12 +94,16 @@ def status(run: str, root: str) -> None:
 @main.command()
 @ROOT
 @click.option("--older-than-days", default=0.0, show_default=True, help="Leave younger run directories alone.")
+@click.option("--damaged", is_flag=True, help="Only what was set aside as damaged; the runs themselves stay.")
 @click.option("--yes", is_flag=True, help="Remove; without it, only show.")
-def clean(root: str, older_than_days: float, yes: bool) -> None:
+def clean(root: str, older_than_days: float, damaged: bool, yes: bool) -> None:
     """Show what runs left behind, and remove it with --yes: processes without a launcher, run directories."""
-    from steps.job.leftovers import end_running, is_watched, running_jobs, size_of
+    from steps.job.leftovers import end_running, is_watched, running_jobs, set_aside_below
 
     base = storage_root(root)
+    if damaged:
+        clear(set_aside_below(base), yes=yes)
+        return
     for job in running_jobs(base):
         if job.is_watched:
             click.echo(f"running, watched: {job.directory} (left alone)")
@@ -107,14 +112,24 @@ def clean(root: str, older_than_days: float, yes: bool) -> None:
         if yes:
             killed = end_running(job, grace_s=60.0)
             click.echo(f"  ended{f'; {killed} had to be killed' if killed else ', its state is saved'}")
-    for path in run_folders(base, older_than_s=older_than_days * 86400):
-        if any(is_watched(training) for training in path.glob("train-*")):
-            continue
+    unwatched = (
+        path
+        for path in run_folders(base, older_than_s=older_than_days * 86400)
+        if not any(is_watched(training) for training in path.glob("train-*"))
+    )
+    clear(unwatched, yes=yes, included=", merged models and adapters included")
+
+
+def clear(folders: Iterable[Path], *, yes: bool, included: str = "") -> None:
+    """Show folders with their sizes; with `yes`, remove them."""
+    from steps.job.leftovers import size_of
+
+    for path in folders:
         click.echo(f"{size_of(path) / 2**20:10,.1f} MiB  {path}")
         if yes:
             remove(path)
     if not yes:
-        click.echo("Nothing was removed; --yes removes all of this, merged models and adapters included.")
+        click.echo(f"Nothing was removed; --yes removes all of this{included}.")
 
 
 def storage_root(given: str) -> Path:

@@ -10,16 +10,20 @@ import getpass
 import hashlib
 import os
 import subprocess
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from metaflow import current
+from metaflow._vendor.click import NoSuchOption
 from metaflow.exception import METAFLOW_EXIT_DISALLOW_RETRY
 from metaflow.util import get_username
 
+from steps.config import Options
 from steps.progress import say
 from steps.rundir import RunDir, write_atomic
+from steps.validation import suggest
 
 EXIT_NO_RETRY: int = METAFLOW_EXIT_DISALLOW_RETRY
 """A task that exits with this code is not retried by a local run, whatever @retry says."""
@@ -70,6 +74,19 @@ def _package() -> bytes:
 
     made = MetaflowPackage(system_context.flow, system_context.environment, echo=lambda *_, **__: None)
     return bytes(made.blob)
+
+
+def run_command_line(flow: Callable[[], object]) -> None:
+    """Run a flow's own command; an option that does not exist is answered with the nearest one of ours as well."""
+    name_user()
+    try:
+        flow()
+    except SystemExit as end:
+        if isinstance(end.__context__, NoSuchOption):
+            given = str(end.__context__.option_name)
+            known = [f"--{name.replace('_', '-')}" for name in Options.model_fields]
+            print(f"{given}: unknown{suggest(given, known)}; `run --help` shows all", file=sys.stderr)
+        raise
 
 
 def code_version(root: Path) -> dict[str, str]:

@@ -68,6 +68,7 @@ class ProgressPrinter:
         match event.kind:
             case "started":
                 where = f", from the checkpoint of step {event.step}" if event.step else ""
+                where += ", saved on another layout" if data.get("layout_changed") is True else ""
                 return f"attempt {event.attempt}: workers started ({data.get('world', 1)} process(es)){where}"
             case "model_loaded":
                 trained, total = number(data.get("trainable")), number(data.get("parameters"))
@@ -89,7 +90,7 @@ class ProgressPrinter:
         if now_s < self._next_s and event.step != of:
             return ""
         self._next_s = now_s + self._every_s
-        left_s = (of - event.step) * sum(self._pace) / len(self._pace)
+        left_s = number((of - event.step) * sum(self._pace) / len(self._pace))
         loss = data.get("loss")
         shown = f"{loss:.4f}" if isinstance(loss, float) else str(loss)
         speed = f"{number(data.get('tokens_per_s')):,.0f} tokens/s"

@@ -211,6 +211,7 @@ def storage_errors(doing: str) -> Iterator[None]:
         errno.EPERM: "no permission: make it writable for this user, or set storage.root elsewhere",
         errno.ENOTDIR: "a part of that path is a file, not a folder: move it away, or set storage.root elsewhere",
         errno.EEXIST: "a file stands where a folder has to be: move it away, or set storage.root elsewhere",
+        errno.ENOENT: "a file or folder is gone, or can never be there: was it removed, or is its file system not mounted?",
         errno.EFBIG: "a file grew over the file system's or this user's limit (`ulimit -f`)",
         errno.ESTALE: "the file system went away and came back: look at the mount, then run again",
         errno.EIO: "the device reports an input/output error: check the disk or the mount",

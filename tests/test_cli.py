@@ -120,6 +120,26 @@ def test_clean_ends_processes_that_nobody_watches_and_no_others(tmp_path: Path) 
         worker.wait()
 
 
+def test_clean_of_what_was_set_aside_leaves_the_run(tmp_path: Path) -> None:
+    train = make_run(tmp_path)
+    run = train.path.parent
+    complete = list(train.checkpoints.iterdir())
+    aside = [
+        train.checkpoints / "step-000020.001-01.damaged",
+        run / "prepared-x.damaged-2",
+        run / ".merged-x.damaged-1",
+    ]
+    for path in (*aside, run / "merged-damaged"):
+        path.mkdir()
+    shown = call("clean", "--damaged", "--root", tmp_path).output
+    assert all(str(path) in shown and path.is_dir() for path in aside)
+    assert str(run / "merged-damaged") not in shown
+    call("clean", "--damaged", "--root", tmp_path, "--yes")
+    assert not any(path.exists() for path in aside)
+    assert list(train.checkpoints.iterdir()) == complete
+    assert (run / "merged-damaged").is_dir()
+
+
 def test_clean_of_nothing_says_so(tmp_path: Path) -> None:
     assert "Nothing was removed" in call("clean", "--root", tmp_path / "none").output
 

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 from metaflow import Run, current
+from metaflow._vendor import click
 from metaflow.client.core import MetaflowObject
 
 from steps import codepackage
 from steps.catalog import project_root
-from steps.codepackage import code_version, name_user, pathspec, set_current, sources_digest
+from steps.codepackage import code_version, name_user, pathspec, run_command_line, set_current, sources_digest
 
 
 def make_project(root: Path) -> Path:
@@ -100,6 +101,20 @@ def test_the_user_is_named_where_metaflow_cannot_know(monkeypatch: pytest.Monkey
     monkeypatch.setattr(getpass, "getuser", lambda: "grace")
     name_user()
     assert os.environ["USERNAME"] == "grace"
+
+
+def test_an_unknown_option_is_answered_with_the_nearest_and_other_ends_pass(capsys: pytest.CaptureFixture[str]) -> None:
+    @click.command()
+    def command() -> None:
+        raise SystemExit(2)
+
+    for words, said in ((["--lora-rnk"], "--lora-rnk: unknown (did you mean '--lora-rank'"), ([], "")):
+        with pytest.raises(SystemExit) as end:
+            run_command_line(lambda words=words: command(words))  # type: ignore[misc]
+        assert end.value.code == 2
+        told = capsys.readouterr().err
+        assert said in told
+        assert bool(said) == ("run --help" in told)
 
 
 def test_the_digest_is_that_of_the_sources_alone(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from small_disk import disk_of, fill
 
 from steps import checkpoints, rundir
 from steps.checkpoints import COMPLETE, Claim, checkpoint_path, choose, commit, prune, set_aside
@@ -29,29 +30,12 @@ CLAIM = Claim(1, 1)
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 256 KiB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=256k", "none", disk], capture_output=True, text=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip(f"needs the right to mount a tmpfs: {mounted.stderr.strip()}")
-    yield disk
-    subprocess.run(["umount", "-l", disk], check=True)
+    with disk_of(tmp_path / "disk", 256 * KIB) as disk:
+        yield disk
 
 
 def make_read_only(disk: Path) -> None:
     subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
-
-
-def fill(disk: Path) -> None:
-    """Leave not one free block."""
-    with (disk / "filler").open("wb", buffering=0) as file:
-        try:
-            while True:
-                file.write(b"x" * 4 * KIB)
-        except OSError:
-            pass
 
 
 def save(folder: Path, step: int, *, size: int = 10, claim: Claim = CLAIM) -> Path:

@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from steps.events import KINDS, Event
@@ -56,6 +56,7 @@ def test_the_story_of_a_training(capsys: pytest.CaptureFixture[str]) -> None:
     printer = ProgressPrinter(every_s=5, clock=clock)
     printer.observe(event("started", world=2))
     printer.observe(event("started", 40))
+    printer.observe(event("started", 40, layout_changed=True))
     printer.observe(event("model_loaded", trainable=1000, parameters=134_515_008))
     for step in range(1, 11):
         clock.now_s += 1
@@ -67,6 +68,7 @@ def test_the_story_of_a_training(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.splitlines() == [
         "attempt 2: workers started (2 process(es))",
         "attempt 2: workers started (1 process(es)), from the checkpoint of step 40",
+        "attempt 2: workers started (1 process(es)), from the checkpoint of step 40, saved on another layout",
         "model loaded: 1,000 of 134,515,008 parameters are trained",
         "step 1/10 | loss 1.0000 | 1,234 tokens/s | 18 s left",
         "step 6/10 | loss 0.1667 | 1,234 tokens/s | 8 s left",
@@ -94,6 +96,7 @@ data = st.dictionaries(
 
 
 @settings(deadline=None, max_examples=60)
+@example([Event("step", 0.0, 1, 1, {"of": 9e201, "seconds": -1.8e208})])  # the time left is beyond any number
 @given(
     st.lists(st.builds(Event, st.sampled_from(sorted(KINDS)), st.just(0.0), st.just(1), st.integers(0, 10**9), data))
 )

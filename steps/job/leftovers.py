@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -24,6 +25,8 @@ from steps.job.history import History
 from steps.job.keeper import read_or_empty
 from steps.job.lease import holder_of
 from steps.rundir import TrainDir, read_json
+
+SET_ASIDE = re.compile(r"\.damaged(-\d+)?$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +108,12 @@ def describe(directory: Path, prices: Launcher | None = None) -> dict[str, Any]:
         "account": history.result.get("account") or account,
         "bytes": size_of(directory),
     }
+
+
+def set_aside_below(root: Path) -> list[Path]:
+    """What was found damaged and renamed for a look: checkpoints, prepared data, merged models, evaluations."""
+    found = (*root.glob("*/*/*"), *root.glob("*/*/train-*/checkpoints/*"))
+    return sorted(path for path in found if SET_ASIDE.search(path.name) and path.is_dir())
 
 
 def size_of(folder: Path) -> int:

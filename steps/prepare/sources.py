@@ -5,6 +5,7 @@ Called by `stage`. A `Source` knows what it is (for the identity of what is made
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from steps.records import digest_file, digest_of
 
 BUILTIN = {"orders": (orders.VERSION, orders.generate_orders)}
 HUB_BATCH_ROWS = 512
+HUB_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,9 +120,10 @@ def _open_hub(dataset: presets.DatasetPreset, cache: Path) -> Source:
 
     datasets.disable_progress_bars()
     try:
-        loaded: Any = datasets.load_dataset(
-            dataset.hub, revision=dataset.revision, split=dataset.split, cache_dir=str(cache / "hub-datasets")
-        )
+        with _offline_where_silent(dataset):
+            loaded: Any = datasets.load_dataset(
+                dataset.hub, revision=dataset.revision, split=dataset.split, cache_dir=str(cache / "hub-datasets")
+            )
     except Exception as error:  # the library lets a dozen others' exceptions through: hub, http, arrow, builder
         raise DataError(
             f"the hub data set {dataset.hub} (revision {dataset.revision}, split {dataset.split}) cannot be loaded: "
@@ -137,3 +140,27 @@ def _open_hub(dataset: presets.DatasetPreset, cache: Path) -> Source:
                 yield Row(dict(zip(batch, values, strict=True)), name, number, number)
 
     return Source(name, digest_of(["hub", dataset.hub, loaded._fingerprint]), len(loaded), rows)
+
+
+@contextlib.contextmanager
+def _offline_where_silent(dataset: presets.DatasetPreset) -> Iterator[None]:
+    """A hub that does not answer one short question is left alone: a download would ask it again for half a minute.
+
+    What was downloaded before is then still found. A refusal (gated, not there) is an answer: the download tells it.
+    """
+    import datasets
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+    from requests.exceptions import RequestException
+
+    before = datasets.config.HF_HUB_OFFLINE
+    try:
+        HfApi().dataset_info(dataset.hub, revision=dataset.revision, timeout=HUB_TIMEOUT_S)
+    except HfHubHTTPError:
+        pass
+    except (RequestException, OSError):
+        datasets.config.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        datasets.config.HF_HUB_OFFLINE = before

@@ -13,7 +13,8 @@ from typing import Any, Literal
 from pydantic import Field
 
 from steps.config import Precision, Quantization, Scheduler, Section, Sharding, validate
-from steps.errors import ConfigError, Problem
+from steps.errors import ConfigError, Problem, StorageError
+from steps.prepared import verify
 from steps.presets import LoraSettings
 from steps.rundir import TrainDir, read_json
 
@@ -106,3 +107,15 @@ def read_spec(path: Path) -> TrainSpec:
         ConfigError: readable, but no spec of this version.
     """
     return TrainSpec.from_dict(read_json(path))
+
+
+def require_data(spec: TrainSpec) -> None:
+    """The rows and their order are still those that the spec was made for: others would train something else in silence.
+
+    Raises:
+        StorageError: they were changed since.
+    """
+    found = verify(Path(spec.prepared_path))
+    if found.digest != spec.prepared_digest:
+        expected = f"the spec was made for {spec.prepared_digest}, found {found.digest}"
+        raise StorageError(f"{spec.prepared_path} holds other data: {expected}; run prepare again")

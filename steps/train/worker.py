@@ -30,7 +30,7 @@ from steps.records import digest_file
 from steps.rundir import storage_errors, sync_tree, write_json
 from steps.train.callbacks import Callbacks
 from steps.train.ranks import Ranks
-from steps.train.spec import TrainSpec, read_spec
+from steps.train.spec import TrainSpec, read_spec, require_data
 
 if TYPE_CHECKING:
     from steps.train.backend import Backend
@@ -129,6 +129,7 @@ class Worker:
 
     def _claim_and_choose(self, backend: Backend) -> tuple[Claim, Checkpoint | None]:
         place = self.spec.place
+        require_data(self.spec)
         with storage_errors(f"claiming {place.writers}"):
             claim = checkpoints.take_claim(place.writers, self.attempt)
         misfits: list[str] = []

@@ -6,14 +6,14 @@ import json
 import os
 import resource
 import signal
-import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from merge_records import LINEAGE, adapter_record, base_record, merge, plan
+from small_disk import disk_of
 
 from steps.errors import CheckpointError, StorageError
 from steps.merge import stage
@@ -148,20 +148,6 @@ def test_an_adapter_of_another_base_is_refused_with_both_digests(base: Path, ada
     with pytest.raises(CheckpointError, match=f"{'a' * 64}.*{record.digest}.*merge it with its own base"):
         stage.merge(plan(), record, of_another, RunDir(tmp_path), lineage={})
     assert finals(tmp_path) == []
-
-
-@contextmanager
-def disk_of(folder: Path, size_bytes: int) -> Iterator[Path]:
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={size_bytes}", "none", folder], capture_output=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip("needs the right to mount a tmpfs")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "-l", folder], check=True)
 
 
 def test_a_disk_without_room_is_refused_before_anything_is_written(base: Path, adapter: Path, tmp_path: Path) -> None:

@@ -161,6 +161,25 @@ def test_a_hub_data_set_that_cannot_be_loaded_says_so(tmp_path: Path, monkeypatc
         open_source(DatasetPreset(hub="nobody/nothing"), tmp_path)
 
 
+def test_a_hub_that_does_not_answer_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+    from huggingface_hub import HfApi
+    from requests.exceptions import ConnectTimeout
+
+    asked: list[object] = []
+
+    def silent(api: HfApi, *arguments: object, **options: object) -> None:
+        asked.append(options["timeout"])
+        raise ConnectTimeout("nobody")
+
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(HfApi, "dataset_info", silent)
+    with pytest.raises(DataError, match=r"Couldn't reach 'nobody/nothing'.*or give a local file"):
+        open_source(DatasetPreset(hub="nobody/nothing"), tmp_path)
+    assert asked == [10.0]
+    assert datasets.config.HF_HUB_OFFLINE is False
+
+
 @pytest.fixture
 def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     import boto3

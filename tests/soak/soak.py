@@ -1,18 +1,19 @@
 """Kill a small real training at random moments, many times, and hold what comes out against an uninterrupted run.
 
     python tests/soak/soak.py --kills 100 --seed 1 --processes 2        (`make soak ARGS="--kills 100"`)
+    python tests/soak/soak.py --flow --kills 10                         the whole flow: its process group, then `resume`
 
 Targets: a rank, torchrun, the keeper, the supervisor, all of them at once. Signals: SIGKILL, SIGTERM, SIGINT, SIGSTOP for a
-while. A third of the moments are chosen inside a save or right behind it. Whoever is left goes on: the supervisor with its next
-attempt, or a new supervisor as after `resume`. At the end the adapter must have the straight run's bits, no complete checkpoint
-was lost or rewritten, no process is left, the steps in the events are consistent, and the account adds up to the wall time.
+while, now and then for longer than a step may take. A third of the moments lie inside a save or right behind it, a fifth
+before the first step. Whoever is left goes on: the supervisor with its next attempt, or a new supervisor as after `resume`.
+At the end the adapter must have the straight run's bits, no complete checkpoint was lost or rewritten, no process is left, the
+steps in the events are consistent, and the account adds up to the wall time. What is checked is in `soak_checks`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import shutil
 import signal
@@ -20,21 +21,27 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parent)]
 
-from soak_training import prepare  # noqa: E402
+from soak_checks import Kill, Watched, count, newest_attempt, recovery_told, steps_are_consistent  # noqa: E402
+from soak_training import STEP_GAP_S, prepare  # noqa: E402
 
 from steps import checkpoints  # noqa: E402
-from steps.events import EventTail  # noqa: E402
-from steps.job.processes import find_marked  # noqa: E402
+from steps.job.processes import find_marked, send  # noqa: E402
 from steps.rundir import TrainDir, read_json  # noqa: E402
 
 PROGRAM = Path(__file__).with_name("soak_training.py")
-TARGETS = ("rank", "torchrun", "keeper", "supervisor", "everything")
+ADAPTER = "adapter_model.safetensors"
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGSTOP)
+ROLES = {"rank": "steps.job.rank", "torchrun": "torch.distributed.run", "keeper": "steps.job.keeper"}
+"""A word in the command line of each of the job's processes."""
+STEPS_PER_KILL = 30
+"""Training goes on for about two seconds between two kills."""
+LIMIT_PER_KILL_S = 180.0
 
 
 @dataclass
@@ -46,13 +53,14 @@ class Soak:
     processes: int
     steps: int
     dice: random.Random
-    kills: list[str] = field(default_factory=list)
-    seen: dict[str, tuple[int, str]] = field(default_factory=dict)
-    """Complete checkpoints seen: name → (step, bytes of COMPLETE.json)."""
-    newest: int = 0
+    say: Callable[[str], None] = lambda text: None
+    targets: tuple[str, ...] = ("rank", "torchrun", "keeper", "supervisor", "everything")
+    kills: list[Kill] = field(default_factory=list)
+    watched: Watched = field(default_factory=Watched)
     begun_s: float = field(default_factory=time.time)
-    supervisor: subprocess.Popen[bytes] | None = None
-    account: dict[str, float] = field(default_factory=dict)
+    started: subprocess.Popen[bytes] | None = None
+    outside_s: float = 5.0
+    """Before the first attempt is made and after the result is there: no account can hold that."""
 
     @property
     def place(self) -> TrainDir:
@@ -60,106 +68,101 @@ class Soak:
         found = sorted(self.folder.glob("train-*"))
         return TrainDir(found[0] if found else self.folder / "train-none")
 
+    @property
+    def log(self) -> Path:
+        """What the supervisors said."""
+        return self.folder / "supervisor.log"
+
+    @property
+    def process(self) -> subprocess.Popen[bytes]:
+        """Whoever is in charge now: alive, or the last one."""
+        assert self.started is not None
+        return self.started
+
+    def command(self) -> list[str]:
+        """What to start when nobody is in charge."""
+        words = [str(PROGRAM), str(self.folder), str(self.inputs), str(self.processes), str(self.steps)]
+        return [sys.executable, *words, "resume"]
+
     def start(self) -> None:
-        """A supervisor in a session of its own."""
-        words = [sys.executable, str(PROGRAM), str(self.folder), str(self.inputs), str(self.processes), str(self.steps)]
-        with (self.folder / "supervisor.log").open("ab") as log:
-            self.supervisor = subprocess.Popen([*words, "resume"], stdout=log, stderr=log, start_new_session=True)
+        """Somebody in charge, in a session of its own."""
+        with self.log.open("ab") as log:
+            self.started = subprocess.Popen(self.command(), stdout=log, stderr=log, start_new_session=True)
 
     def is_over(self) -> bool:
-        """The supervisor ended with a result."""
-        assert self.supervisor is not None
-        return self.supervisor.poll() == 0
+        """The last one in charge ended with a result."""
+        return self.process.poll() == 0
 
     def run(self, kills: int) -> None:
-        """Kill until enough is killed or training is over, then let it end."""
+        """Kill until enough is killed, then let it end."""
+        limit_s = time.monotonic() + (kills + 5) * LIMIT_PER_KILL_S
         self.start()
-        while len(self.kills) < kills and not self.is_over():
-            self.wait_for_a_moment()
-            if not self.is_over():
-                self.strike()
-            self.look()
-            self.revive()
         while not self.is_over():
-            time.sleep(0.2)
-            self.look()
-            self.revive()
-        last = (self.folder / "supervisor.log").read_text().strip().splitlines()[-1]
-        self.account = json.loads(last)["account"]
-
-    def revive(self) -> None:
-        """A dead supervisor is followed by another, as a person's `resume` or @retry would."""
-        assert self.supervisor is not None
-        if self.supervisor.poll() not in (None, 0):
-            self.start()
+            assert time.monotonic() < limit_s, f"still not over after {len(self.kills)} kills: {self.place.path}"
+            if len(self.kills) < kills:
+                self.wait_for_a_moment()
+            else:
+                time.sleep(0.5)
+            if len(self.kills) < kills and not self.is_over():
+                self.strike()
+            self.watched.look(self.place)
+            if self.process.poll() not in (None, 0):  # as a person's `resume` or @retry would
+                self.start()
+        assert len(self.kills) >= kills, f"it was over after {len(self.kills)} kills: give more --steps"
 
     def wait_for_a_moment(self) -> None:
-        """A random moment, or one inside a save or right behind it."""
-        until_s = time.monotonic() + self.dice.uniform(0.2, 14)
-        wants_save = self.dice.random() < 0.33
-        while time.monotonic() < until_s and not self.is_over():
-            if wants_save and any(
-                not (path / checkpoints.COMPLETE).exists() for path in checkpoints.directories(self.place.checkpoints)
-            ):
-                time.sleep(self.dice.uniform(0, 0.02))
-                return
-            time.sleep(0.002 if wants_save else 0.05)
-            if self.supervisor and self.supervisor.poll() is not None:
-                return
+        """Anywhere before the first step; inside a save or right behind it; or while it trains."""
+        kind, until_s = self.dice.random(), time.monotonic() + 90
+        if kind < 0.2:
+            time.sleep(self.dice.uniform(0.1, 9))
+            return
+        wanted = self.is_saving if kind < 0.53 else self.is_training
+        while time.monotonic() < until_s and self.process.poll() is None and not wanted():
+            time.sleep(0.002 if wanted == self.is_saving else 0.1)
+        time.sleep(self.dice.uniform(0, 0.02) if wanted == self.is_saving else self.dice.uniform(0, 4))
+
+    def is_saving(self) -> bool:
+        """The newest checkpoint has no record yet."""
+        newest = checkpoints.directories(self.place.checkpoints)[:1]
+        return any(not (path / checkpoints.COMPLETE).exists() for path in newest)
+
+    def is_training(self) -> bool:
+        """The newest attempt has done a step."""
+        path = self.place.events(newest_attempt(self.place))
+        return path.is_file() and '"first_step"' in path.read_text()
 
     def strike(self) -> None:
         """One signal to one target."""
-        target, number = self.dice.choice(TARGETS), self.dice.choice(SIGNALS)
+        target, number = self.dice.choice(self.targets), self.dice.choice(SIGNALS)
         pids = self.pids_of(target)
+        struck = Kill(time.time(), target, number.name, newest_attempt(self.place))
         for pid in pids:
             send(pid, number)
         if number == signal.SIGSTOP:
-            time.sleep(self.dice.uniform(0.1, 2))
+            time.sleep(STEP_GAP_S + 8 if self.dice.random() < 0.1 else self.dice.uniform(0.1, 2))
             for pid in pids:
                 send(pid, signal.SIGCONT)
         if pids:
-            self.kills.append(f"{target} {number.name}")
+            self.kills.append(struck)
+            self.say(f"{len(self.kills)}: {target} {number.name}, attempt {struck.attempt}, step {self.watched.newest}")
 
     def pids_of(self, target: str) -> list[int]:
         """Processes of the job by their role."""
-        assert self.supervisor is not None
-        ours = [self.supervisor.pid] if self.supervisor.poll() is None else []
+        ours = [self.process.pid] if self.process.poll() is None else []
         marked = sorted(find_marked(str(self.place.path)))
-        words = {pid: command_of(pid) for pid in marked}
-        parts = {"rank": "steps.job.rank", "torchrun": "torch.distributed.run", "keeper": "steps.job.keeper"}
         match target:
             case "supervisor":
                 return ours
             case "everything":
                 return [*ours, *marked]
             case _:
-                found = [pid for pid in marked if parts[target] in words[pid]]
+                found = [pid for pid in marked if ROLES[target] in command_of(pid)]
                 return self.dice.sample(found, min(len(found), 1))
 
-    def look(self) -> None:
-        """Note every complete checkpoint; none may change, and the newest step never goes back."""
-        newest = 0
-        for path in checkpoints.directories(self.place.checkpoints):
-            try:
-                record = (path / checkpoints.COMPLETE).read_text()
-                step = int(json.loads(record)["step"])
-            except (OSError, ValueError):
-                continue
-            newest = max(newest, step)
-            before = self.seen.setdefault(path.name, (step, record))
-            assert before == (step, record), f"{path.name} was rewritten"
-        assert newest >= self.newest or self.place.adapter.is_dir(), (
-            f"step {self.newest} was complete and is gone: {newest}"
-        )
-        self.newest = max(newest, self.newest)
-
-
-def send(pid: int, number: int) -> None:
-    """A signal to a process that may have gone."""
-    try:
-        os.kill(pid, number)
-    except ProcessLookupError:
-        return
+    def result(self) -> dict[str, object]:
+        """Adapter and account, as the last one in charge told."""
+        told: dict[str, object] = json.loads(self.log.read_text().strip().splitlines()[-1])
+        return told
 
 
 def command_of(pid: int) -> str:
@@ -170,29 +173,16 @@ def command_of(pid: int) -> str:
         return ""
 
 
-def steps_are_consistent(place: TrainDir) -> list[str]:
-    """What is wrong with the step numbers of the events: each attempt goes on by one from where it says it started."""
-    wrong = []
-    for path in sorted(place.path.glob("attempts/*/events.jsonl")):
-        expected: int | None = None
-        for event in EventTail(path).read_new():
-            if event.kind == "started":
-                expected = event.step
-            elif event.kind == "step":
-                if expected is None or event.step != expected + 1:
-                    wrong.append(f"{path.parent.name}: step {event.step} after {expected}")
-                expected = event.step
-    return wrong
-
-
-def straight_run(folder: Path, inputs: Path, processes: int, steps: int) -> Path:
-    """The uninterrupted run's adapter file."""
+def straight_run(folder: Path, inputs: Path, processes: int, steps: int) -> bytes:
+    """The uninterrupted run's adapter."""
     words = [sys.executable, str(PROGRAM), str(folder), str(inputs), str(processes), str(steps)]
     done = subprocess.run(words, capture_output=True, text=True, check=True)
-    return Path(json.loads(done.stdout.strip().splitlines()[-1])["adapter"], "adapter_model.safetensors")
+    return Path(json.loads(done.stdout.strip().splitlines()[-1])["adapter"], ADAPTER).read_bytes()
 
 
-def soak(folder: Path, *, kills: int, seed: int, processes: int, steps: int) -> dict[str, object]:
+def soak(
+    folder: Path, *, kills: int, seed: int, processes: int, steps: int, say: Callable[[str], None] = lambda text: None
+) -> dict[str, object]:
     """Run straight and soaked, and compare.
 
     Raises:
@@ -203,23 +193,36 @@ def soak(folder: Path, *, kills: int, seed: int, processes: int, steps: int) -> 
         path.mkdir(parents=True)
     prepare(folder, processes, steps)
     expected = straight_run(straight, folder, processes, steps)
-    run = Soak(soaked, folder, processes, steps, random.Random(seed))
+    run = Soak(soaked, folder, processes, steps, random.Random(seed), say)
     run.run(kills)
-    wall_s = time.time() - run.begun_s
-    assert (run.place.adapter / "adapter_model.safetensors").read_bytes() == expected.read_bytes(), "other bits"
+    return examine(run, expected)
+
+
+def examine(run: Soak, expected: bytes) -> dict[str, object]:
+    """What was survived; `expected`: the straight run's adapter.
+
+    Raises:
+        AssertionError: see `soak`.
+    """
+    wall_s, told = time.time() - run.begun_s, run.result()
+    account = told["account"]
+    assert isinstance(account, dict)
+    assert Path(str(told["adapter"]), ADAPTER).read_bytes() == expected, "other bits than the straight run's"
     assert not find_marked(str(run.place.path)), "processes are left"
     assert not (wrong := steps_are_consistent(run.place)), wrong
-    total_s = sum(float(run.account[key]) for key in run.account if key.endswith("_s") and key != "total_s")
-    assert abs(total_s - float(run.account["total_s"])) <= 0.02 * float(run.account["total_s"]) + 0.1, run.account
-    assert float(run.account["total_s"]) <= wall_s * 1.02 + 0.1, (run.account, wall_s)
-    history = read_json(run.place.history)
+    total_s = float(account["total_s"])
+    pieces_s = sum(float(value) for key, value in account.items() if key.endswith("_s") and key != "total_s")
+    assert abs(pieces_s - total_s) <= 0.02 * total_s + 0.1, account
+    assert abs(wall_s - total_s) <= 0.02 * wall_s + run.outside_s, (account, wall_s)
     return {
         "kills": len(run.kills),
-        "attempts": len(history["attempts"]),
+        "attempts": len(read_json(run.place.history)["attempts"]),
         "identical": True,
         "wall_s": round(wall_s, 1),
-        "account": run.account,
-        "struck": {word: run.kills.count(word) for word in sorted(set(run.kills))},
+        "outside_the_account_s": round(wall_s - total_s, 1),
+        "recovery": recovery_told(run.place, run.kills),
+        "account": {key: value for key, value in account.items() if key != "per_attempt"},
+        "struck": dict(sorted(count(run.kills).items())),
     }
 
 
@@ -230,16 +233,22 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--steps", type=int, default=0, help="0: enough for the kills")
+    parser.add_argument("--flow", action="store_true", help="kill the whole flow")
     given = parser.parse_args(argv)
     folder = Path(tempfile.mkdtemp(prefix="soak-"))
-    steps = given.steps or max(40, given.kills * 12)
+    steps = given.steps or max(40, given.kills * STEPS_PER_KILL)
+    choices = {"kills": given.kills, "seed": given.seed, "processes": given.processes, "steps": steps}
+    print(f"soaking {choices} in {folder}", file=sys.stderr, flush=True)
+    run = soak
+    if given.flow:
+        from soak_flow import soak_flow as run
     try:
-        told = soak(folder, kills=given.kills, seed=given.seed, processes=given.processes, steps=steps)
+        told = run(folder, **choices, say=lambda text: print(text, file=sys.stderr, flush=True))
     except AssertionError:
         print(f"kept for a look: {folder}", file=sys.stderr)
         raise
     shutil.rmtree(folder)
-    print(json.dumps(told, indent=1))
+    print(json.dumps({**choices, **told}, indent=1))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""A short soak; the long one is run by hand (`make soak ARGS="--kills 100"`)."""
+"""Short soaks; the long ones are run by hand (`make soak ARGS="--kills 100"`)."""
 
 from __future__ import annotations
 
@@ -10,12 +10,24 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 from soak import soak
+from soak_flow import soak_flow
+
+
+@pytest.mark.timeout(300)
+def test_a_training_killed_twice_ends_with_the_bits_of_a_straight_one(tmp_path: Path) -> None:
+    assert soak(tmp_path, kills=2, seed=3, processes=1, steps=90)["identical"]
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_training_killed_again_and_again_ends_with_the_bits_of_a_straight_one(tmp_path: Path, processes: int) -> None:
-    told = soak(tmp_path, kills=6, seed=7, processes=processes, steps=120)
-    assert told["identical"]
-    assert told["kills"] >= 3
+    told = soak(tmp_path, kills=6, seed=7, processes=processes, steps=240)
+    assert (told["identical"], told["kills"]) == (True, 6)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_flow_killed_whole_again_and_again_ends_with_the_bits_of_a_straight_one(tmp_path: Path) -> None:
+    told = soak_flow(tmp_path, kills=4, seed=5, processes=1, steps=120)
+    assert (told["identical"], told["kills"]) == (True, 4)

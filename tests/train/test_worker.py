@@ -13,14 +13,6 @@ from steps.failure_record import EXIT_CONFIG, EXIT_DIVERGED, EXIT_NETWORK, EXIT_
 pytestmark = pytest.mark.timeout(900)  # seconds when alone; the machine may be shared
 
 
-@pytest.fixture(scope="module")
-def whole(trainings: Trainings) -> Training:
-    """An uninterrupted run of one process: fp32, dropout on."""
-    training = trainings.make("whole")
-    assert training.run() == 0, training.log()
-    return training
-
-
 def test_a_run_tells_its_whole_story(whole: Training) -> None:
     told = [event.kind for event in whole.events()]
     assert told[:4] == ["started", "model_loaded", "first_step", "step"]
