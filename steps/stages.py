@@ -52,6 +52,7 @@ def start(flow: Any, raw_settings: Mapping[str, Any]) -> tuple[Artifact, Artifac
     plan = resolve(parse_settings(dict(raw_settings)), options)
     cache = cache_folder(plan)
     check_model(plan, base_stage.describe(plan.model, cache=cache))
+    check_cluster(plan)
     flow_name, run_id = str(current.flow_name), str(current.run_id)
     run = run_directory(plan.settings.storage.root, project_root(), flow_name, run_id)
     if plan.continue_from:
@@ -63,6 +64,22 @@ def start(flow: Any, raw_settings: Mapping[str, Any]) -> tuple[Artifact, Artifac
     )
     say(f"base model: {base.name}, {base.parameters / 1e6:,.0f} M parameters, {base.source}, in {base.path}")
     return plan.model_dump(mode="json"), base.to_dict(), str(run.path)
+
+
+def check_cluster(plan: Plan) -> None:
+    """Look at the cluster before anything is fetched or made.
+
+    Raises:
+        ClusterError: with everything that would keep the job from running, and what to do about each.
+    """
+    if not plan.settings.is_on_cluster or not plan.settings.cluster.preflight:
+        return
+    from steps.cluster_cli import is_in_pod, metaflow_datastore
+    from steps.job.checks.whole import Target
+    from steps.job.preflight import require
+
+    target = Target(plan.settings, plan.processes, metaflow_datastore(), is_inside=is_in_pod())
+    require(target, notice=say)
 
 
 def find_run(plan: Plan, flow_name: str) -> RunDir:

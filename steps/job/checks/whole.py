@@ -45,9 +45,9 @@ def sample(target: Target) -> dict[str, Any]:
     settings, cluster = target.settings, target.settings.cluster
     instance = find_instance(cluster.instance_type)
     directory = TrainDir(Path(settings.storage.root) / "preflight")
-    deadlines, backend = settings.deadlines, settings.launcher.backend
+    deadlines = settings.deadlines
     code = Code(f"{directory.path}/code", "0" * 64)
-    request = Request(cluster, "preflight", "train", code, deadlines.grace_s, deadlines.total_s, backend=backend)
+    request = Request(cluster, "preflight", "train", code, deadlines.grace_s, deadlines.total_s)
     processes = target.processes or (instance.cores if instance else 1)
     job = Job("steps.train.worker", {}, directory, "preflight", 1, processes, cluster.nodes, label="preflight")
     return build(request, job, 0)
