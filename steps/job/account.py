@@ -52,6 +52,8 @@ class Span:
     events: Iterable[Event]
     idle_s: float = 0.0
     """Before it was created, when nothing ran."""
+    nodes: int = 1
+    """That it held."""
 
 
 @dataclass(slots=True)
@@ -59,6 +61,7 @@ class AttemptAccount:
     """Seconds of one attempt, by name."""
 
     number: int
+    nodes: int = 1
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PIECES, 0.0))
     resumed_from: int | None = None
     """None: its workers never started."""
@@ -68,10 +71,13 @@ class AttemptAccount:
         """Of all pieces."""
         return sum(self.seconds.values())
 
+    @property
+    def node_hours(self) -> float:
+        """What it held of the cluster: not while it waited in a queue, nor before it began."""
+        return self.nodes * (self.total_s - self.seconds["idle"] - self.seconds["queue"]) / 3600
 
-def account(
-    spans: Sequence[Span], *, nodes: int = 1, price_per_node_hour: float = 0.0, currency: str = "USD"
-) -> dict[str, Any]:
+
+def account(spans: Sequence[Span], *, price_per_node_hour: float = 0.0, currency: str = "USD") -> dict[str, Any]:
     """The account of a job as plain JSON values; seconds end in `_s`."""
     accounts: list[AttemptAccount] = []
     redone_from: int | None = None
@@ -80,14 +86,14 @@ def account(
         if made.resumed_from is not None:
             redone_from = made.resumed_from if redone_from is None else min(redone_from, made.resumed_from)
         accounts.insert(0, made)
-    return _summary(accounts, nodes, price_per_node_hour, currency)
+    return _summary(accounts, price_per_node_hour, currency)
 
 
-def _summary(accounts: Sequence[AttemptAccount], nodes: int, price: float, currency: str) -> dict[str, Any]:
+def _summary(accounts: Sequence[AttemptAccount], price: float, currency: str) -> dict[str, Any]:
     sums = {name: sum(item.seconds[name] for item in accounts) for name in PIECES}
     total_s = sum(sums.values())
     busy_s = total_s - sums["idle"]
-    node_hours = nodes * (busy_s - sums["queue"]) / 3600
+    node_hours = sum(item.node_hours for item in accounts)
     cost = {"cost": round(node_hours * price, 2), "currency": currency} if price else {}
     return {
         "attempts": len(accounts),
@@ -106,7 +112,7 @@ def _summary(accounts: Sequence[AttemptAccount], nodes: int, price: float, curre
 
 def _attempt(span: Span, redone_from: int | None, *, is_recovering: bool) -> AttemptAccount:
     """One attempt's account; `redone_from`: steps beyond this one were done again later."""
-    made = AttemptAccount(span.number)
+    made = AttemptAccount(span.number, span.nodes)
     seconds = made.seconds
     at_s = min(max(span.admitted_s or span.created_s, span.created_s), span.ended_s)
     seconds["queue"] = at_s - span.created_s

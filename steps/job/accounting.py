@@ -13,9 +13,7 @@ from steps.job.history import History
 from steps.rundir import TrainDir
 
 
-def account_of(
-    directory: TrainDir, history: History, prices: Launcher, *, nodes: int, until_s: float
-) -> dict[str, Any]:
+def account_of(directory: TrainDir, history: History, prices: Launcher, *, until_s: float) -> dict[str, Any]:
     """Where the time of all attempts went, until `until_s` (Unix time); each event file is read once, line by line."""
     spans: list[Span] = []
     attempts = history.attempts
@@ -27,10 +25,9 @@ def account_of(
         idle_s = max(0.0, item.created_s - spans[-1].ended_s) if spans else 0.0
         failed_s = (item.failed_s or item.finished_s) if item.failure_class else None
         events = _events(directory.events(item.number))
-        spans.append(
-            Span(item.number, item.created_s, max(ended_s, item.created_s), failed_s, item.admitted_s, events, idle_s)
-        )
-    return account(spans, nodes=nodes, price_per_node_hour=prices.price_per_node_hour, currency=prices.currency)
+        ends = (max(ended_s, item.created_s), failed_s, item.admitted_s)
+        spans.append(Span(item.number, item.created_s, *ends, events, idle_s, item.nodes or 1))
+    return account(spans, price_per_node_hour=prices.price_per_node_hour, currency=prices.currency)
 
 
 def _events(path: Path) -> Iterator[Event]:

@@ -94,7 +94,7 @@ def describe(directory: Path, prices: Launcher | None = None) -> dict[str, Any]:
         for event in EventTail(paths.events(last.number)).read_new():
             progress = deadlines.advance(progress, event, 0.0)
     running = [job for job in running_jobs(directory.parent) if job.directory == directory.resolve()]
-    account = account_of(paths, history, prices or Launcher(), nodes=1, until_s=_end_s(history)) if last else {}
+    account = account_of(paths, history, prices or Launcher(), until_s=_end_s(history)) if last else {}
     return {
         "path": str(directory),
         "state": _state(paths, history, is_running=bool(running)),

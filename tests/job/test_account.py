@@ -22,7 +22,7 @@ CLEAN = events(
 
 
 def test_clean_run_is_cut_at_its_events() -> None:
-    made = account([Span(1, 0.0, 32.0, None, 1.0, CLEAN)], nodes=2, price_per_node_hour=36.0)
+    made = account([Span(1, 0.0, 32.0, None, 1.0, CLEAN, nodes=2)], price_per_node_hour=36.0)
     pieces = {name: made[f"{name}_s"] for name in PIECES if made[f"{name}_s"]}
     assert pieces == {
         "queue": 1, "startup": 4, "model_load": 3, "compile": 8, "productive": 8, "checkpoint": 1, "validation": 4, "exit": 3
@@ -50,6 +50,11 @@ def test_steps_done_again_are_lost_and_the_way_back_is_recovery() -> None:
     assert two["startup_s"] == 0
     assert made["total_s"] == 28
     assert "cost" not in made
+
+
+def test_node_hours_follow_the_nodes_of_each_attempt() -> None:
+    made = account([Span(1, 0, 3600, 3600.0, None, [], nodes=4), Span(2, 3600, 7200, None, None, [], nodes=2)])
+    assert made["node_hours"] == 6
 
 
 def test_attempt_that_never_trained_is_startup_and_recovery() -> None:

@@ -133,7 +133,7 @@ def test_account_skips_attempts_that_left_no_events_and_torn_lines(tmp_path: Pat
         Told(1, 0.0, finished_s=10.0, failure_class="node"),
         Told(2, 20.0, finished_s=30.0, failure_class="node", begins_session=True),
     )
-    made = account_of(job.directory, History("play", attempts), Launcher(), nodes=1, until_s=30.0)
+    made = account_of(job.directory, History("play", attempts), Launcher(), until_s=30.0)
     assert (made["total_s"], made["idle_s"], made["attempts"]) == (30, 10, 2)
 
 
