@@ -79,6 +79,8 @@ class Deadlines(Section):
     """Training finished until the last worker has gone."""
     grace_s: float = Field(default=60.0, gt=0)
     """Between asking workers to stop (they save) and killing them."""
+    deletion_s: float = Field(default=30.0, gt=0)
+    """Killed (or deleted, on a cluster) until nothing of the attempt is left."""
     total_s: float = Field(default=7 * 86400.0, gt=0)
     """The whole train step, all attempts together."""
 

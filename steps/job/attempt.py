@@ -24,8 +24,6 @@ QUICK_POLL_S = 0.1
 """Between two looks while workers start or leave: then a second matters to a person who waits."""
 HANG_GRACE_S = 5.0
 """For workers that missed a deadline: they have nothing to save, or cannot."""
-DELETION_S = 30.0
-"""Beyond the grace period, until the last process or pod must be gone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,14 +131,15 @@ class Watch:
             if self._is_clear(number):
                 return
             self.launcher.delete(self.job, number, grace_s=patience_s)
-            until_s = self.clock() + patience_s + DELETION_S
+            until_s = self.clock() + patience_s + self.limits.deletion_s
             while not self._is_clear(number) and self.clock() < until_s:
                 self.sleep(QUICK_POLL_S)
         if not self._is_clear(number):
             folder = self.job.directory.attempt(number)
             raise JobTimeout(
-                f"{self.job.label}: something of attempt {number} is left {DELETION_S:.0f} s after it was killed (a process "
-                f"that waits for a dead disk cannot be killed); see {folder}, end it by hand, then `resume`",
+                f"{self.job.label}: something of attempt {number} is left {self.limits.deletion_s:.0f} s (deadlines.deletion_s) "
+                "after it was killed (a process that waits for a dead disk cannot be killed, nor a pod whose node does not "
+                f"answer, where nodes may not be read); see {folder}, end it by hand, then `resume`",
                 attempt=number,
             )
 
