@@ -84,7 +84,7 @@ def test_the_neuron_image_carries_every_dependency_of_the_project_in_the_version
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
     wanted = {re.split(r"[<>=!~\[ ]", dependency)[0] for dependency in project["dependencies"]} - OF_THE_BASE
     carried, locked = pins(NEURON_WISHES), pins(PROJECT / "requirements.lock")
-    assert set(carried) == wanted | OF_THE_SDK | OF_OPTIMUM_NEURON
+    assert set(carried) == wanted | OF_THE_SDK | OF_OPTIMUM_NEURON, f"edit {NEURON_WISHES.name} and resolve it anew"
     same = set(carried) - OF_THE_SDK - OF_OPTIMUM_NEURON
     assert {name: carried[name] for name in same} == {name: locked[name] for name in same}
 
