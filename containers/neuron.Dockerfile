@@ -6,8 +6,9 @@
 # 0.15, which is what optimum-neuron 0.4.5 is made for. (Hugging Face's own training image of this SDK has Python 3.10 and
 # transformers 4.55: neither fits.) SDK and driver go together: the nodes need one of 2.26 or later. The same image is at
 # 763104351884.dkr.ecr.<region>.amazonaws.com/pytorch-training-neuronx; name your copy by digest if nobody may move the tag.
-# Not built here: AWS's registry and package index were out of reach. Its size is not published; BASE is a full Ubuntu with compilers,
-# Java, NeMo and the Neuron compiler, so expect well over 10 GB, of which this file adds about SIZE_ADDED GB.
+# Not built here: AWS's registry was out of reach; the steps below were followed on a stand-in for BASE up to the imports. BASE's size
+# is not published: it is a full Ubuntu with compilers, Java, NeMo, CUDA's torch and the Neuron compiler, so expect more than 10 GB, to
+# which this file adds 0.5 GB of packages and their byte code.
 ARG BASE=public.ecr.aws/neuron/pytorch-training-neuronx:2.8.0-neuronx-py311-sdk2.26.1-ubuntu22.04
 FROM ${BASE}
 
