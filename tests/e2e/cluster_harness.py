@@ -35,6 +35,7 @@ FLOW = PROJECT / "flows" / "lora_flow.py"
 MANIFESTS = PROJECT / "config" / "cluster"
 MANIFEST_NAMESPACE = "hyperpod-ns-research"
 """What the shipped manifests say; replaced by the test's own."""
+LABEL = "hyperpod-lora/e2e"
 OWN_IMAGE = "localhost/hyperpod-lora-e2e:mounted"
 POD_USER = 1000
 CLAIM, ACCOUNT, BUCKET_SECRET = "fsx-claim", "hyperpod-lora", "object-storage"
@@ -86,7 +87,7 @@ class Site:
             "storage": {"root": str(self.shared / "runs"), "cache": str(self.shared / "cache"), "min_free_gib": 0},
             "launcher": {"kind": "pytorchjob", "backend": "torch", "threads_per_process": 1},
             "cluster": self._cluster(),
-            "deadlines": {"startup_s": 300, "model_load_s": 300, "first_step_s": 300, "exit_s": 60, "grace_s": 30},
+            "deadlines": {"startup_s": 600, "model_load_s": 600, "first_step_s": 600, "exit_s": 120, "grace_s": 60},
             "retry": {"delay_s": 0.1},
             "checkpoints": {"every_steps": 3},
             "evaluation": {"max_rows": 2, "max_loss_rows": 4},
@@ -199,9 +200,16 @@ def apply(*objects: Mapping[str, Any]) -> None:
 
 
 def shipped(name: str, namespace: str) -> list[dict[str, Any]]:
-    """Manifests of config/cluster, for another namespace."""
+    """Manifests of config/cluster, for another namespace; what lies outside of one gets a name and a label of its own."""
     text = (MANIFESTS / name).read_text(encoding="utf-8").replace(MANIFEST_NAMESPACE, namespace)
-    return [item for item in yaml.safe_load_all(text) if item]
+    found = [item for item in yaml.safe_load_all(text) if item]
+    for item in found:
+        if item["kind"].startswith("Cluster"):
+            item["metadata"]["name"] += f"-{namespace}"
+            item["metadata"].setdefault("labels", {})[LABEL] = namespace
+        if item["kind"] == "ClusterRoleBinding":
+            item["roleRef"]["name"] += f"-{namespace}"
+    return found
 
 
 def folder_volume(namespace: str, claim: str, folder: Path, *, kind: str = "Directory") -> list[dict[str, Any]]:
@@ -210,7 +218,7 @@ def folder_volume(namespace: str, claim: str, folder: Path, *, kind: str = "Dire
     volume = {
         "apiVersion": "v1",
         "kind": "PersistentVolume",
-        "metadata": {"name": f"{namespace}-{claim}", "labels": {"hyperpod-lora/e2e": namespace}},
+        "metadata": {"name": f"{namespace}-{claim}", "labels": {LABEL: namespace}},
         "spec": {
             "capacity": size,
             "accessModes": ["ReadWriteMany"],

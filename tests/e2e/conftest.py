@@ -88,7 +88,9 @@ def site(image: str, object_store: Mapping[str, str], tmp_path_factory: pytest.T
     yield Site(namespace, image, shared, claim, mounts, object_store)
     if not given:
         harness.kubectl("delete", "namespace", namespace, "--wait=false")
-        harness.kubectl("delete", "persistentvolume,clusterrolebinding", f"--selector=hyperpod-lora/e2e={namespace}")
+        harness.kubectl(
+            "delete", "persistentvolume,clusterrole,clusterrolebinding", f"--selector={harness.LABEL}={namespace}"
+        )
 
 
 def _make_namespace(namespace: str, claim: str, shared: Path, mounts: tuple[Mount, ...]) -> None:
@@ -96,11 +98,7 @@ def _make_namespace(namespace: str, claim: str, shared: Path, mounts: tuple[Moun
     for one, folder in ((claim, shared), *((mount.claim, mount.path) for mount in mounts)):
         harness.apply(*harness.folder_volume(namespace, one, folder))
     for name in ("rbac.yaml", "rbac-metaflow.yaml"):
-        objects = harness.shipped(name, namespace)
-        for item in objects:
-            if item["kind"] == "ClusterRoleBinding":  # lies outside of the namespace, and goes with it
-                item["metadata"].setdefault("labels", {})["hyperpod-lora/e2e"] = namespace
-        harness.apply(*objects)
+        harness.apply(*harness.shipped(name, namespace))
 
 
 def _keep_credentials(namespace: str) -> None:
