@@ -196,7 +196,7 @@ def tool(*words: str, timeout_s: float = 1200) -> str:
 
 def apply(*objects: Mapping[str, Any]) -> None:
     """Create or change objects."""
-    kubectl("apply", "--filename=-", stdin="\n---\n".join(json.dumps(item) for item in objects))
+    kubectl("apply", "--filename=-", stdin=json.dumps({"apiVersion": "v1", "kind": "List", "items": list(objects)}))
 
 
 def shipped(name: str, namespace: str) -> list[dict[str, Any]]:
