@@ -81,16 +81,17 @@ def site(image: str, object_store: Mapping[str, str], tmp_path_factory: pytest.T
     given = os.environ.get("LORA_E2E_NAMESPACE", "")
     namespace = given or f"hyperpod-ns-e2e-{uuid.uuid4().hex[:6]}"
     mounts = harness.host_mounts()
-    if not given:
-        shared.chmod(0o777)
-        _make_namespace(namespace, claim, shared, mounts)
-    _keep_credentials(namespace)
-    yield Site(namespace, image, shared, claim, mounts, object_store)
-    if not given:
-        harness.kubectl("delete", "namespace", namespace, "--wait=false")
-        harness.kubectl(
-            "delete", "persistentvolume,clusterrole,clusterrolebinding", f"--selector={harness.LABEL}={namespace}"
-        )
+    try:
+        if not given:
+            shared.chmod(0o777)
+            _make_namespace(namespace, claim, shared, mounts)
+        _keep_credentials(namespace)
+        yield Site(namespace, image, shared, claim, mounts, object_store)
+    finally:
+        if not given:
+            chosen = f"--selector={harness.LABEL}={namespace}"
+            harness.kubectl("delete", "namespace", namespace, "--wait=false", "--ignore-not-found")
+            harness.kubectl("delete", "persistentvolume,clusterrole,clusterrolebinding", chosen, "--wait=false")
 
 
 def _make_namespace(namespace: str, claim: str, shared: Path, mounts: tuple[Mount, ...]) -> None:
