@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import getpass
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -28,6 +29,8 @@ from steps.validation import suggest
 EXIT_NO_RETRY: int = METAFLOW_EXIT_DISALLOW_RETRY
 """A task that exits with this code is not retried by a local run, whatever @retry says."""
 SOURCE_SUFFIXES = (".py", ".yaml", ".json")
+PACKAGE_INFO = ".mf_meta/INFO"
+"""In an unpacked code package: JSON with what Metaflow knew where it was made."""
 LARGE_ARCHIVE = 64 * 2**20
 """Metaflow's own code and ours are 2 MiB; more is something that lies beside the flow by mistake."""
 
@@ -63,7 +66,7 @@ def archive(run: RunDir) -> tuple[Path, str]:
 
 
 def _package() -> bytes:
-    """The code package's bytes: in Metaflow's pods that which the pod itself was made from, elsewhere from the sources here."""
+    """The code package's bytes: in Metaflow's pods what the pod itself runs, elsewhere made from the sources here."""
     from metaflow.system_context import system_context
 
     key = os.environ.get("METAFLOW_CODE_SHA", "")
@@ -95,24 +98,42 @@ def code_version(root: Path) -> dict[str, str]:
     `commit` ends in `+changes` when tracked files differ from it. Both are facts for the lineage, nothing depends on them.
     """
     version = {"digest": sources_digest(root)}
-    commit = _git(root, "rev-parse", "HEAD")
+    commit = _packaged_commit(root) if (root / PACKAGE_INFO).is_file() else _commit(root)
     if commit:
-        version["commit"] = commit + ("+changes" if _git(root, "status", "--porcelain", "--untracked-files=no") else "")
+        version["commit"] = commit
     return version
 
 
+def _commit(root: Path) -> str:
+    commit = _git(root, "rev-parse", "HEAD")
+    changed = commit and _git(root, "status", "--porcelain", "--untracked-files=no")
+    return f"{commit}+changes" if changed else commit
+
+
+def _packaged_commit(root: Path) -> str:
+    """The commit that an unpacked code package was made from, as Metaflow noted it."""
+    told = json.loads((root / PACKAGE_INFO).read_text(encoding="utf-8"))
+    commit = str(told.get("commit_sha") or "")
+    return f"{commit}+changes" if commit and told.get("has_uncommitted_changes") else commit
+
+
 def sources_digest(root: Path) -> str:
-    """Hex SHA-256 over names and contents of all sources below steps/, flows/ and config/."""
+    """Hex SHA-256 over names and contents of all sources below steps/, flows/ and config/: the same in an unpacked package."""
     digest = hashlib.sha256()
-    for path in sorted(_sources(root)):
-        digest.update(f"{path.relative_to(root)}\0".encode())
+    for name, path in sorted(_sources(root)):
+        digest.update(f"{name}\0".encode())
         digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()
 
 
-def _sources(root: Path) -> Iterable[Path]:
-    for folder in ("steps", "flows", "config"):
-        yield from (path for path in (root / folder).rglob("*") if path.suffix in SOURCE_SUFFIXES and path.is_file())
+def _sources(root: Path) -> Iterable[tuple[str, Path]]:
+    """Each source with its name in the checkout; a code package has what lies in flows/ at its root."""
+    found = [path for folder in ("steps", "config", "flows") for path in (root / folder).rglob("*")]
+    for path in found:
+        if path.suffix in SOURCE_SUFFIXES and path.is_file():
+            yield str(path.relative_to(root)), path
+    if not (root / "flows").is_dir():
+        yield from ((f"flows/{path.name}", path) for path in root.glob("*.py"))
 
 
 def _git(root: Path, *words: str) -> str:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import getpass
+import hashlib
 import inspect
+import json
 import os
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -145,3 +148,78 @@ def test_with_git_the_commit_is_named_and_changes_are_told(tmp_path: Path) -> No
     assert code_version(root)["commit"] == commit
     (root / "steps" / "a.py").write_text("3")
     assert code_version(root)["commit"] == commit + "+changes"
+
+
+ARCHIVING = """
+import os
+from pathlib import Path
+from metaflow import FlowSpec, package_sources, step
+from metaflow.system_context import system_context
+from steps.codepackage import archive
+from steps.rundir import RunDir
+@package_sources([os.environ["PROJECT"] + "/steps", os.environ["PROJECT"] + "/config"], suffixes=[".py", ".yaml", ".json"])
+class Archiving(FlowSpec):
+    @step
+    def start(self):
+        run = RunDir(Path(os.environ["SHARED"]))
+        first = archive(run)
+        first[0].write_bytes(b"damaged")
+        again = archive(run)
+        (_, key), = system_context.flow_datastore.save_data([b"what the pod runs"])
+        os.environ.update(METAFLOW_CODE_SHA=key, METAFLOW_KUBERNETES_WORKLOAD="1")
+        self.made = [str(path) + " " + digest for path, digest in (first, again, archive(run))]
+        print("MADE", *self.made)
+        self.next(self.end)
+    @step
+    def end(self):
+        pass
+if __name__ == "__main__":
+    Archiving()
+"""
+INSIDE = """
+import steps.job.node, steps.train.worker, steps.catalog, sys
+print(steps.__file__, steps.catalog.config_root(), steps.catalog.find_model("tiny").name)
+"""
+
+
+@pytest.mark.slow
+def test_workers_run_the_code_of_the_run_from_the_shared_file_system_alone(
+    tmp_path: Path, clean_environment: dict[str, str]
+) -> None:
+    (tmp_path / "flow").mkdir()
+    (tmp_path / "flow" / "archiving.py").write_text(ARCHIVING)
+    shared, unpacked = tmp_path / "shared", tmp_path / "unpacked"
+    environment = {**clean_environment, "PROJECT": str(project_root()), "SHARED": str(shared)}
+    command = [sys.executable, str(tmp_path / "flow" / "archiving.py"), "run"]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    path, digest, *others = done.stdout.split("MADE ")[1].split()[:6]
+
+    assert others[:2] == [path, digest], "the same code is the same file, and a damaged one is written anew"
+    assert Path(path) == shared / "code" / f"{digest[:16]}.tgz"
+    assert hashlib.sha256(Path(path).read_bytes()).hexdigest() == digest
+    assert Path(others[2]).read_bytes() == b"what the pod runs", "a pod passes on what it was made from"
+    with tarfile.open(path) as packed:
+        packed.extractall(unpacked, filter="data")
+    elsewhere = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "PYTHONPATH": str(unpacked)}
+    told = subprocess.run([sys.executable, "-c", INSIDE], env=elsewhere, cwd="/", capture_output=True, text=True)
+    assert told.stdout.split() == [f"{unpacked}/steps/__init__.py", f"{unpacked}/config", "tiny"], told.stderr
+
+    bootstrap = (project_root() / "steps" / "job" / "bootstrap.py").read_text()
+    words = [sys.executable, "-c", bootstrap, path, digest, "steps.job.node", "--help"]
+    helped = subprocess.run(words, env=elsewhere | {"PYTHONPATH": ""}, cwd="/", capture_output=True, text=True)
+    assert "Run one node of a job" in helped.stdout, helped.stderr
+
+
+def test_the_digest_and_the_commit_are_the_same_in_an_unpacked_package(tmp_path: Path) -> None:
+    checkout, package = make_project(tmp_path / "checkout"), make_project(tmp_path / "package")
+    (package / "flows" / "f.py").rename(package / "f.py")
+    (package / "flows").rmdir()
+    told = {"commit_sha": "c0ffee", "has_uncommitted_changes": True}
+    (package / ".mf_meta").mkdir()
+    (package / ".mf_meta" / "INFO").write_text(json.dumps(told))
+    assert code_version(package) == {"digest": sources_digest(checkout), "commit": "c0ffee+changes"}
+    (package / ".mf_meta" / "INFO").write_text(json.dumps({**told, "has_uncommitted_changes": False}))
+    assert code_version(package)["commit"] == "c0ffee"
+    (package / ".mf_meta" / "INFO").write_text("{}")
+    assert set(code_version(package)) == {"digest"}

@@ -1,0 +1,144 @@
+"""The flow on the real Argo controller: end to end, a retried step that adopts, a terminated one that leaves nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cluster_harness import SMALL, Place, Site, kubectl, run_id_of, wait_until
+
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(2400)]
+
+WORKFLOWS, TEMPLATES = "workflows.argoproj.io", "workflowtemplates.argoproj.io"
+LONG = ["--max-steps", "400"]
+LEASE_S = 60.0
+ENDS = {"Succeeded", "Failed", "Error"}
+
+
+@pytest.fixture
+def argo(place: Place, site: Site) -> Iterator[Place]:
+    """The flow deployed; its workflows are removed afterwards."""
+    if WORKFLOWS not in kubectl("get", "customresourcedefinitions", "--output=name"):
+        pytest.skip("Argo Workflows is not on this cluster")
+    cluster = site.settings()["cluster"] | {"lease_s": LEASE_S}
+    cluster["steps"]["enabled"] = True
+    place.write_config(cluster=cluster)
+    done = place.call(place.words("argo-workflows create --no-auto-emit-argo-events"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    yield place
+    site.kubectl("delete", f"{WORKFLOWS},{TEMPLATES}", "--all", "--wait=false")
+
+
+def trigger(place: Place, *options: str) -> str:
+    """Start the deployed flow; the workflow's name."""
+    done = place.call(place.words("argo-workflows trigger", *SMALL, *options))
+    assert done.returncode == 0, done.stdout + done.stderr
+    return run_id_of(done.stdout + done.stderr).removeprefix("argo-")
+
+
+def workflow(site: Site, name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(site.kubectl("get", WORKFLOWS, name, "--output=json"))
+    return found
+
+
+def phase(site: Site, name: str) -> str:
+    return str(workflow(site, name).get("status", {}).get("phase", ""))
+
+
+def nodes(site: Site, name: str) -> dict[str, str]:
+    """Phase of each step's template, the newest pod's where it was retried."""
+    found = workflow(site, name).get("status", {}).get("nodes", {}).values()
+    return {node["displayName"]: node["phase"] for node in found}
+
+
+def ended(site: Site, name: str, *, timeout_s: float = 1500) -> str:
+    """How the workflow ended."""
+    wait_until(lambda: phase(site, name) in ENDS, timeout_s=timeout_s, what=f"workflow {name} ends", poll_s=2)
+    return phase(site, name)
+
+
+def step_pods(site: Site, name: str, step: str) -> list[dict[str, Any]]:
+    """All pods of one step, retries included."""
+    pods = site.items("pods", f"workflows.argoproj.io/workflow={name}")
+    return [pod for pod in pods if pod["metadata"]["annotations"].get("metaflow/step_name") == step]
+
+
+def training_runs(place: Place, name: str, *, steps: int) -> bool:
+    """Has rank 0 told of so many steps?"""
+    run = place.run_directory(f"argo-{name}")
+    lines = [line for events in run.glob("train-*/attempts/*/events.jsonl") for line in events.read_text().splitlines()]
+    return sum('"step"' in line and '"loss"' in line for line in lines) >= steps
+
+
+def tail(site: Site, name: str) -> str:
+    """What the workflow's pods said last, for a failing test."""
+    return "\n".join(
+        site.kubectl("logs", pod["metadata"]["name"], "--container=main", "--tail=40", "--ignore-errors")
+        for pod in site.items("pods", f"workflows.argoproj.io/workflow={name}")
+    )
+
+
+def test_a_deployed_flow_runs_from_start_to_end(argo: Place, site: Site) -> None:
+    name = trigger(argo)
+    assert ended(site, name) == "Succeeded", tail(site, name)
+    (job,) = site.jobs()
+    (owner,) = job["metadata"]["ownerReferences"]
+    assert (owner["kind"], owner["name"]) == ("Workflow", name)
+    run = argo.run_directory(f"argo-{name}")
+    assert json.loads(next(run.glob("evaluation-*/report.json")).read_text())["samples"] == 2
+
+    site.kubectl("delete", WORKFLOWS, name)
+    wait_until(lambda: not site.jobs(), timeout_s=120, what="the job goes with its workflow")
+
+
+def test_a_dry_run_ends_after_the_plan(argo: Place, site: Site) -> None:
+    name = trigger(argo, "--dry-run", "True")
+    assert ended(site, name) == "Succeeded", tail(site, name)
+    assert nodes(site, name)["end"] == "Succeeded"
+    assert nodes(site, name)["train"] in ("Omitted", "Skipped")
+    assert not site.jobs()
+
+
+def test_a_retried_step_adopts_the_training_that_runs(argo: Place, site: Site) -> None:
+    name = trigger(argo, *LONG)
+    wait_until(lambda: training_runs(argo, name, steps=3), timeout_s=900, what="training is under way", poll_s=1)
+    (before,) = site.jobs()
+    (first,) = step_pods(site, name, "train")
+    site.kubectl("delete", "pod", first["metadata"]["name"], "--grace-period=0", "--force")
+
+    assert ended(site, name) == "Succeeded", tail(site, name)
+    (after,) = site.jobs()
+    assert after["metadata"]["uid"] == before["metadata"]["uid"]
+    (second,) = [pod for pod in step_pods(site, name, "train") if pod["status"]["phase"] == "Succeeded"]
+    assert second["metadata"]["annotations"]["metaflow/attempt"] == "1"
+    (history,) = argo.run_directory(f"argo-{name}").glob("train-*/history.json")
+    assert len(json.loads(history.read_text())["attempts"]) == 1
+
+
+def test_a_terminated_workflow_leaves_nothing_running(argo: Place, site: Site) -> None:
+    name = trigger(argo, "--max-steps", "4000")
+    wait_until(lambda: training_runs(argo, name, steps=3), timeout_s=900, what="training is under way", poll_s=1)
+    done = argo.call(argo.words("argo-workflows terminate", f"argo-{name}"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    grace_s = site.settings()["deadlines"]["grace_s"]
+    wait_until(lambda: not live_workers(site), timeout_s=LEASE_S + grace_s + 60, what="the workers are gone", poll_s=1)
+    assert checkpoints(argo.run_directory(f"argo-{name}")), "they save before they go"
+
+    site.kubectl("delete", WORKFLOWS, name)
+    wait_until(lambda: not site.jobs(), timeout_s=120, what="the job goes with its workflow")
+
+
+def live_workers(site: Site) -> list[str]:
+    """Pods of the training that still run."""
+    pods = site.items("pods", "training.kubeflow.org/job-role=worker") or site.items(
+        "pods", "training.kubeflow.org/replica-type=worker"
+    )
+    return [pod["metadata"]["name"] for pod in pods if pod["status"]["phase"] in ("Pending", "Running")]
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """Complete ones."""
+    return sorted(run.glob("train-*/checkpoints/*/COMPLETE.json"))
