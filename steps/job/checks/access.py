@@ -50,6 +50,7 @@ def rights(cluster: Cluster) -> tuple[Right, ...]:
         Right("list", "nodes", "", "the nodes are not checked", is_used_here=True, is_cluster_wide=True),
         _read("customresourcedefinitions", "apiextensions.k8s.io", "the operator's version is not checked", CRD),
         Right("get", "persistentvolumeclaims", "", "the claim is not checked", is_used_here=True),
+        Right("list", "resourcequotas", "", "whether a ResourceQuota leaves room is not checked", is_used_here=True),
     )
     return (*always, *_queue_rights(cluster)) if cluster.queue else always
 
