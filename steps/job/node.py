@@ -188,7 +188,7 @@ def last_words(ended: dict[str, Any], shared: Path, node: Node) -> tuple[int, st
     code = int(failed[first]["exit_code"])
     record = next((item for item in read_records(shared) if item.rank == first), None)
     code = code if code > 0 else 128 - code
-    return code, record.short() if record else f"rank {first} ended with code {code} and left no failure record"
+    return code, record.short() if record else f"rank {first} left no failure record"
 
 
 def recreated(node: Node, shared: Path) -> str:
