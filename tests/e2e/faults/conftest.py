@@ -104,7 +104,7 @@ def expect(seen: str) -> Expect:
         said = "\n".join(line for item in trial.supervisors for line in item.said())
         assert ended.get("error", "") == error, said
         text = said + "\n" + ended.get("message", "")
-        first = next((line for line in text.splitlines() if re.search(reads, line) and not line.startswith("{")), "")
+        first = next((line for line in text.splitlines() if re.search(reads, line)), "")
         assert first, f"nobody said {reads!r}:\n{text}"
         history = trial.history() if trial.directory.history.exists() else []
         assert [item["failure_class"] for item in history if item["failure_class"]] == classes, said

@@ -89,7 +89,7 @@ class Supervisor:
     def said(self) -> list[str]:
         """Its lines so far, without time stamps and events."""
         lines = self.output.read_text().splitlines()
-        return [line.split(" ", 1)[-1] for line in lines if " event " not in line[:25]]
+        return [line.split(" ", 1)[-1] for line in lines if " event " not in line[:25] and not line.startswith("{")]
 
     def wait(self, limit_s: float = 600.0) -> dict[str, Any]:
         """Its last line: the result, or the error."""
