@@ -1,7 +1,7 @@
 """A worker without torch that plays a training, for tests of the job room: `spec["play"]` says how it goes.
 
 Keys: steps, step_s (later_step_s from the second attempt on), save_every, and by attempt (as text, or "*") under "acts": {"rank", "step", "act"}; clock_shift_s (of its
-events), deafness (ignores SIGTERM from the start), ballast_kib (in each checkpoint). An error leaves a failure record, as the real worker does.
+events), deafness (ignores SIGTERM from the start), ballast_kib (in each checkpoint), together (no rank goes on without the others, as with a collective). An error leaves a failure record, as the real worker does.
 Acts: crash, exit <code>, record <class> <code>, hang, deaf (hangs and ignores SIGTERM), no_result, eat (all memory).
 """
 
@@ -66,6 +66,25 @@ def act(what: str, folder: Path, rank: int, step: int) -> None:
             eaten.append(bytearray(os.urandom(1024)) * 2**14)
 
 
+def meet(folder: Path, rank: int, world: int, step: int) -> bool:
+    """Wait for the other ranks; False if one of them stops, or if this one is to stop before they came."""
+    beside = folder / f".at-{rank}"
+    beside.write_text(str(step))
+    beside.rename(folder / f"at-{rank}")
+    while not all(at(folder / f"at-{other}") >= step for other in range(world)):
+        if stopping or (folder / "stopping").exists():
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def at(path: Path) -> int:
+    try:
+        return int(path.read_text())
+    except FileNotFoundError:
+        return 0
+
+
 def main() -> int:
     signal.signal(signal.SIGTERM, on_term)
     spec_path, attempt = Path(sys.argv[1]), int(sys.argv[3])
@@ -89,16 +108,25 @@ def main() -> int:
         time.sleep(step_s)
         if todo.get("rank", 0) == rank and todo.get("step") == step:
             act(todo["act"], folder, rank, step - 1)
+        met = meet(folder, rank, world, step) if play.get("together") else True
+        if not met and not (folder / "stopping").exists():
+            return EXIT_STOPPED  # the others are gone: nothing can be saved
+        if not met:
+            step -= 1
+        elif stopping and play.get("together"):
+            (folder / "stopping").touch()
+        leaving = stopping or not met
         if events and claim:
-            events.emit("first_step" if step == first + 1 else "step", step, of=play["steps"], loss=1 / step)
-            if step % play.get("save_every", 2) == 0 or stopping:
+            if met:
+                events.emit("first_step" if step == first + 1 else "step", step, of=play["steps"], loss=1 / step)
+            if step % play.get("save_every", 2) == 0 or leaving:
                 events.emit("checkpoint_begin", step)
                 path = checkpoint_path(directory.checkpoints, step, claim)
-                path.mkdir(parents=True)
+                path.mkdir(parents=True, exist_ok=True)
                 (path / "state").write_text(str(step) + " " * 1024 * int(play.get("ballast_kib", 0)))
                 commit(path, step=step, claim=claim, identity="play", layout={})
                 events.emit("checkpoint", step, seconds=0.0)
-        if stopping:
+        if leaving:
             if events:
                 events.emit("stopping", step, reason="SIGTERM")
             return EXIT_STOPPED

@@ -61,7 +61,7 @@ class Api:
                 pass
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
 
     @property
     def url(self) -> str:
@@ -176,7 +176,7 @@ def test_connections_that_are_refused_and_come_back(kube: Kube, api: Api, waits:
         if len(waits.slept) == 3:
             handler = api.server.RequestHandlerClass
             api.server = ThreadingHTTPServer(("127.0.0.1", int(port)), handler)
-            threading.Thread(target=api.server.serve_forever, daemon=True).start()
+            threading.Thread(target=api.server.serve_forever, args=(0.02,), daemon=True).start()
 
     waits.before = come_back
     assert kube.job("j") == JOB

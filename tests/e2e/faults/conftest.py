@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from fault_harness import CLAIM, NAMESPACE, Supervisor, Trial, apply, eventually, held, kubectl
 from fault_table import Row, versions, write_row
 
-PLAY = {"steps": 60, "step_s": 0.5, "later_step_s": 0.05, "save_every": 2}
+PLAY = {"steps": 60, "step_s": 0.5, "later_step_s": 0.05, "save_every": 2, "together": True}
 LOST_AT_MOST = 2
 """The playing worker saves every second step; so does the real one here."""
 
