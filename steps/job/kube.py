@@ -6,8 +6,8 @@ lists, deletes, and watches where that is allowed; it never patches. Errors beco
 
 from __future__ import annotations
 
+import contextlib
 import json
-import random
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -18,18 +18,18 @@ from kubernetes import client, config, watch
 from kubernetes.client.rest import ApiException
 from urllib3.exceptions import HTTPError
 
-from steps.errors import ClusterError, ClusterForbidden
+from steps.errors import ClusterError
+from steps.job.kube_words import LONGEST_MESSAGE, Found, Missing, Unready, delay_s, may_pass, refused, unreachable
 
 GROUP, VERSION, PLURAL = "kubeflow.org", "v1", "pytorchjobs"
 TIMEOUT_S = (10, 30)
 """To connect, and to read."""
 WATCH_S = 240
 """A watch is begun anew after this: two kinds make sixty calls an hour."""
+WATCH_TIMEOUT_S = (10, 130)
+"""The server sends a bookmark every minute; one that is silent for longer is gone, even if nobody closed the connection."""
 DENIED_S = 60.0
 """A refused credential is tried again for so long: tokens are renewed behind our back."""
-LONGEST_MESSAGE = 400
-PASSING = frozenset({429, 500, 502, 503, 504})
-"""Too many requests, and servers (or webhooks) that are away for a moment."""
 Kind = Literal["pytorchjobs", "pods"]
 
 
@@ -73,7 +73,7 @@ class Kube:
                 self._custom.create_namespaced_custom_object,
                 *(GROUP, VERSION, self.namespace, PLURAL, dict(manifest)),
             )
-        except _Found:
+        except Found:
             return None
 
     def job(self, name: str) -> dict[str, Any] | None:
@@ -126,7 +126,7 @@ class Kube:
             return self._call(f"reading the log of pod {pod}", what, pod, self.namespace, **where).decode(
                 errors="replace"
             )
-        except (_Missing, _Unready):
+        except (Missing, Unready):
             return ""
 
     def follow_log(self, pod: str, *, lines: int) -> Iterator[str]:
@@ -140,7 +140,7 @@ class Kube:
             raise _error(f"following the log of pod {pod}", self.namespace, error) from error
 
     def watch(self, kind: Kind, version: str, **selector: str) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Changes since `version`, for `WATCH_S` seconds: (ADDED | MODIFIED | DELETED, object).
+        """Changes since `version`, for `WATCH_S` seconds: (ADDED | MODIFIED | DELETED | BOOKMARK, object).
 
         Raises:
             ClusterForbidden: watching is not allowed.
@@ -148,16 +148,21 @@ class Kube:
         """
         call, where = self._lister(kind)
         self.calls += 1
-        limits = {"timeout_seconds": WATCH_S, "_request_timeout": (TIMEOUT_S[0], WATCH_S + 30)}
-        given = {"resource_version": version, "deserialize": False, **selector}
+        given = {"watch": True, "resource_version": version, "allow_watch_bookmarks": True, "timeout_seconds": WATCH_S}
         try:
-            for event in watch.Watch().stream(call, *where, **given, **limits):
-                if event["type"] == "ERROR":  # 410: that version is forgotten
-                    raise ClusterError(f"watching {kind}: {event['object'].get('message', 'the watch ended')}")
-                if event["type"] != "BOOKMARK":
+            response = call(*where, **selector, **given, _preload_content=False, _request_timeout=WATCH_TIMEOUT_S)
+            with contextlib.closing(response):
+                for line in _lines(response):
+                    event = json.loads(line)
+                    if event["type"] == "ERROR":  # 410: that version is forgotten
+                        raise ClusterError(f"watching {kind}: {event['object'].get('message', 'the watch ended')}")
                     yield event["type"], event["object"]
         except (ApiException, HTTPError) as error:
+            if _status(error) == HTTPStatus.UNAUTHORIZED:
+                self._connect()
             raise _error(f"watching {kind}", self.namespace, error) from error
+        except (ValueError, KeyError) as error:
+            raise ClusterError(f"watching {kind}: the stream broke off in the middle of a line") from error
 
     def _lister(self, kind: Kind) -> tuple[Callable[..., Any], tuple[str, ...]]:
         if kind == "pods":
@@ -175,7 +180,7 @@ class Kube:
     def _maybe(self, doing: str, what: Callable[..., Any], *where: Any, **given: Any) -> dict[str, Any] | None:
         try:
             return self._json(doing, what, *where, **given)
-        except _Missing:
+        except Missing:
             return None
 
     def _json(self, doing: str, what: Callable[..., Any], *where: Any, **given: Any) -> dict[str, Any]:
@@ -196,32 +201,21 @@ class Kube:
                     getattr(self._of(what), name)(*where, **given, _preload_content=False, _request_timeout=TIMEOUT_S)
                 )
             except (ApiException, HTTPError) as error:
-                waited_s = self._clock() - begun_s
-                if not _may_pass(error) or waited_s > _patience_s(error, patience_s):
+                limit_s = patience_s
+                if _status(error) == HTTPStatus.UNAUTHORIZED:  # the next call, at the latest, has a new credential
+                    self._connect()
+                    limit_s = min(DENIED_S, patience_s)
+                if not may_pass(_status(error)) or self._clock() - begun_s >= limit_s:
                     raise _error(doing, self.namespace, error) from error
                 if tries == 0:
                     self._notice(f"{_error(doing, self.namespace, error)} (trying again)")
-                delay_s = _delay_s(error, tries)
-                if getattr(error, "status", None) == HTTPStatus.UNAUTHORIZED:
-                    self._connect()
+                wait_s = delay_s(getattr(error, "headers", None), tries)
             tries += 1
-            self._sleep(delay_s)
+            self._sleep(wait_s)
 
     def _of(self, what: Callable[..., Any]) -> Any:
         """The API object that a bound method belongs to, after a new login too."""
         return self._core if isinstance(getattr(what, "__self__", None), client.CoreV1Api) else self._custom
-
-
-class _Missing(ClusterError):
-    """404."""
-
-
-class _Found(ClusterError):
-    """409: there is one."""
-
-
-class _Unready(ClusterError):
-    """400: the container has no log yet."""
 
 
 def load_client(context: str) -> client.ApiClient:
@@ -230,14 +224,15 @@ def load_client(context: str) -> client.ApiClient:
     Raises:
         ClusterError: there is no such context, or no configuration at all.
     """
+    loaded = client.Configuration()
+    loaded.retries = 0  # ours alone: urllib3 would sleep for as long as a Retry-After asks, in silence
     try:
         if not context:
-            try:
-                config.load_incluster_config(loaded := client.Configuration())
+            with contextlib.suppress(config.ConfigException):  # not in a pod: the kubeconfig it is
+                config.load_incluster_config(loaded)
                 return client.ApiClient(loaded)
-            except config.ConfigException:
-                pass  # not in a pod: the kubeconfig it is
-        return config.new_client_from_config(context=context or None)
+        config.load_kube_config(context=context or None, client_configuration=loaded)
+        return client.ApiClient(loaded)
     except (config.ConfigException, OSError) as error:
         what = f"context {context!r} (cluster.context)" if context else "the current context"
         raise ClusterError(
@@ -249,59 +244,39 @@ def load_client(context: str) -> client.ApiClient:
 def _body(response: Any) -> bytes:
     data: bytes = response.data
     if not 200 <= response.status < 300:
-        error = ApiException(status=response.status, reason=response.reason)
-        error.body, error.headers = data, response.headers
-        raise error
+        raise _refusal(response, data)
     return data
 
 
-def _may_pass(error: Exception) -> bool:
-    status = getattr(error, "status", 0)
-    return isinstance(error, HTTPError) or status in PASSING or status in (0, HTTPStatus.UNAUTHORIZED)
+def _refusal(response: Any, data: bytes) -> ApiException:
+    error = ApiException(status=response.status, reason=response.reason)
+    error.body, error.headers = data, response.headers
+    return error
 
 
-def _patience_s(error: Exception, patience_s: float) -> float:
-    return min(DENIED_S, patience_s) if getattr(error, "status", None) == HTTPStatus.UNAUTHORIZED else patience_s
+def _lines(response: Any) -> Iterator[bytes]:
+    """Whole lines of a stream; what is left without an end is a line too. (The client's own watch loses its way at an ERROR.)"""
+    if not 200 <= response.status < 300:
+        raise _refusal(response, response.data)
+    rest = b""
+    for data in response.stream(amt=None, decode_content=False):
+        *whole, rest = (rest + data).split(b"\n")
+        yield from filter(None, whole)
+    if rest:
+        yield rest
 
 
-def _delay_s(error: Exception, tries: int) -> float:
-    """As the server asks, else growing from half a second to half a minute; never the same for two launchers."""
-    asked = (getattr(error, "headers", None) or {}).get("Retry-After", "")
-    if asked.isdigit():
-        return min(float(asked), 60.0)
-    return random.uniform(0.5, 1.0) * min(30.0, 2.0**tries)
+def _status(error: Exception) -> int:
+    """Of an answer; 0 if there was none."""
+    return int(getattr(error, "status", None) or 0)
 
 
 def _error(doing: str, namespace: str, error: Exception) -> ClusterError:
-    """The project's own error, with what the API said and what to do."""
-    where = f"{doing} in namespace {namespace}"
-    if not isinstance(error, ApiException):
-        return ClusterError(
-            f"{where}: the Kubernetes API cannot be reached ({_cause(error)}); check network and KUBECONFIG"
-        )
-    said = _message(error)
-    match error.status:
-        case HTTPStatus.NOT_FOUND:
-            return _Missing(f"{where}: {said}")
-        case HTTPStatus.CONFLICT:
-            return _Found(f"{where}: {said}")
-        case HTTPStatus.BAD_REQUEST if "log" in doing:
-            return _Unready(f"{where}: {said}")
-        case HTTPStatus.FORBIDDEN:
-            return ClusterForbidden(f"{where}: {said}; config/cluster/rbac.yaml has what is needed")
-        case HTTPStatus.UNAUTHORIZED:
-            return ClusterError(f"{where}: the credential was refused ({said}); log in again, then `resume`")
-        case _:
-            return ClusterError(f"{where}: the API answered {error.status}: {said}")
-
-
-def _message(error: ApiException) -> str:
-    """What the API server says, without anything of the request."""
-    try:
-        text = json.loads(error.body or "{}").get("message", "")
-    except (ValueError, AttributeError):
-        text = ""
-    return str(text or error.reason or "no reason given")[:LONGEST_MESSAGE]
+    """The project's own error."""
+    if isinstance(error, ApiException):
+        body = error.body or ""
+        return refused(doing, namespace, status=_status(error), reason=str(error.reason or ""), body=body)
+    return unreachable(doing, namespace, _cause(error))
 
 
 def _cause(error: Exception) -> str:

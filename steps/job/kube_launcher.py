@@ -53,6 +53,7 @@ class _Watched:
     hint: str = ""
     asked_s: float = float("-inf")
     confirmed_s: float = float("-inf")
+    node_asked_s: float = float("-inf")
     leaving_s: dict[str, float] = field(default_factory=dict)
     """When a pod was first seen on its way out, by UID."""
     dead: set[str] = field(default_factory=set)
@@ -123,7 +124,7 @@ class KubeLauncher:
     def logs(self, job: Job, attempt: int, rank: int, *, lines: int = 400) -> str:
         """The end of a rank's log file; of its pod's log if the rank never came to write one."""
         text = tail(job.directory.attempt(attempt) / f"rank-{rank}.log", lines)
-        return text or self._kube.log(self._pod_name(job, attempt, rank // job.processes), lines=lines)
+        return text or self._log(self._pod_name(job, attempt, rank // job.processes), lines=lines)
 
     def evidence(self, job: Job, attempt: int) -> Mapping[str, str]:
         """The job, its pods and their events as YAML, and the logs of the failed pods and of worker 0."""
@@ -140,13 +141,19 @@ class KubeLauncher:
         for pod in pods:
             if pod["status"].get("phase") == "Failed" or index_of(pod) == 0:
                 pod_name = pod["metadata"]["name"]
-                found[f"{pod_name}.log"] = self._kube.log(pod_name, lines=2000)
+                found[f"{pod_name}.log"] = self._log(pod_name, lines=2000)
         return found
 
     def close(self) -> None:
         """Stop watching."""
         for watched in self._watched.values():
             watched.sight.stop()
+
+    def _log(self, pod: str, *, lines: int) -> str:
+        try:
+            return self._kube.log(pod, lines=lines)
+        except ClusterError as error:  # a log is worth having, and no reason to stop a recovery
+            return f"(not read: {error})\n"
 
     def _watch(self, job: Job, attempt: int) -> _Watched:
         if attempt not in self._watched:
@@ -231,9 +238,9 @@ class KubeLauncher:
             grace_s = float(pod["metadata"].get("deletionGracePeriodSeconds") or 0)
             if not reasons & GONE_WITH_NODE and now_s - since_s < grace_s + CONFIRM_S:
                 continue
-            if now_s - watched.confirmed_s < CONFIRM_S:
+            if now_s - watched.node_asked_s < CONFIRM_S:
                 continue
-            watched.confirmed_s = now_s
+            watched.node_asked_s = now_s
             ready = self._kube.is_node_ready(str(pod["spec"].get("nodeName") or ""))
             if ready is False or (ready is None and reasons & GONE_WITH_NODE):
                 watched.dead.add(uid)

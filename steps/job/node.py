@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from steps.events import PREFIX
 from steps.failure_record import EXIT_NETWORK, EXIT_STOPPED, FailureClass, FailureRecord, read_records, record_of
 from steps.job import processes
 from steps.job.echo import Echo
@@ -188,7 +189,16 @@ def last_words(ended: dict[str, Any], shared: Path, node: Node) -> tuple[int, st
     code = int(failed[first]["exit_code"])
     record = next((item for item in read_records(shared) if item.rank == first), None)
     code = code if code > 0 else 128 - code
-    return code, record.short() if record else f"rank {first} ended with code {code} and left no failure record"
+    return code, record.short() if record else last_line(shared / f"rank-{first}.log")
+
+
+def last_line(path: Path) -> str:
+    """What a rank without a failure record said last, its events apart; empty if it said nothing."""
+    try:
+        lines = path.read_text(errors="replace").splitlines()
+    except OSError:
+        return ""
+    return next((line.strip() for line in reversed(lines) if line.strip() and not line.startswith(PREFIX)), "")[-400:]
 
 
 def recreated(node: Node, shared: Path) -> str:

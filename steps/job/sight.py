@@ -47,6 +47,7 @@ class Sight:
         self._is_connected: dict[Kind, bool] = dict.fromkeys(KINDS, False)
         self._lock = threading.Lock()
         self._over = threading.Event()
+        self._broken: Exception | None = None
         self.error = ""
         """Of the last call that failed; empty while the API answers."""
 
@@ -59,7 +60,7 @@ class Sight:
         for kind in KINDS:
             self._replace(kind, self._list(kind).items)
         for kind in KINDS:
-            threading.Thread(target=self._follow, args=(kind,), name=f"watch-{kind}", daemon=True).start()
+            threading.Thread(target=self._run, args=(kind,), name=f"watch-{kind}", daemon=True).start()
 
     def stop(self) -> None:
         """End the threads: each with its present call at the latest."""
@@ -79,7 +80,13 @@ class Sight:
 
     @property
     def silent_s(self) -> float:
-        """Seconds since the API could last be reached; 0 while a watch is open."""
+        """Seconds since the API could last be reached; 0 while a watch is open.
+
+        Raises:
+            ClusterError: a thread ended by a mistake of ours: nothing is seen any more.
+        """
+        if self._broken:
+            raise ClusterError(f"nothing watches the cluster any more: {self._broken!r}") from self._broken
         now_s = time.monotonic()
         return max(0.0 if self._is_connected[kind] else now_s - self._heard_s[kind] for kind in KINDS)
 
@@ -90,6 +97,12 @@ class Sight:
 
     def _list(self, kind: Kind, patience_s: float | None = None) -> Any:
         return self._source.list(kind, patience_s=patience_s, **self._selectors[kind])
+
+    def _run(self, kind: Kind) -> None:
+        try:
+            self._follow(kind)
+        except Exception as error:
+            self._broken = error  # told by `silent_s`: a thread that ends in silence would look like a quiet cluster
 
     def _follow(self, kind: Kind) -> None:
         wait_s = FIRST_WAIT_S
@@ -117,7 +130,9 @@ class Sight:
 
     def _apply(self, kind: Kind, change: str, item: dict[str, Any]) -> None:
         with self._lock:
-            if change == "DELETED":
+            if change == "BOOKMARK":
+                pass  # a sign of life
+            elif change == "DELETED":
                 self._known[kind].pop(item["metadata"]["uid"], None)
             else:
                 self._known[kind][item["metadata"]["uid"]] = item

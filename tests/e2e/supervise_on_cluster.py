@@ -24,6 +24,7 @@ from steps import launch  # noqa: E402
 from steps.config import Options, Settings, parse_settings  # noqa: E402
 from steps.errors import LoraFlowError  # noqa: E402
 from steps.events import Event  # noqa: E402
+from steps.job import pod  # noqa: E402
 from steps.job.job import Job  # noqa: E402
 from steps.job.request import Code  # noqa: E402
 from steps.job.supervise import supervise  # noqa: E402
@@ -96,7 +97,7 @@ def train_job(plan: dict[str, Any], settings: Settings) -> Job:
         node_choices=made.node_choices,
         threads_per_process=1,
         environment=dict(train_stage.PROCESS_ENVIRONMENT),
-        label="tiny-orders",
+        label=str(plan.get("label", "tiny-orders")),
     )
 
 
@@ -104,6 +105,7 @@ def main(argv: list[str]) -> int:
     """Supervise to the end; 0 with a result, 3 when this supervisor gave up."""
     os.umask(0)  # the pods run as another user
     plan = read_json(Path(argv[0]))
+    pod.CONTAINER = plan.get("container_name", pod.CONTAINER)  # another name, which the operator ignores in silence
     settings = parse_settings(plan["settings"])
     if "training" in plan and not (Path(plan["folder"]) / "inputs.json").exists():
         prepare_training(plan, settings)

@@ -1,7 +1,8 @@
 """A worker without torch that plays a training, for tests of the job room: `spec["play"]` says how it goes.
 
-Keys: steps, step_s, save_every, and by attempt (as text) under "acts": {"rank", "step", "act"}.
-Acts: crash, exit <code>, record <class> <code>, hang, deaf (hangs and ignores SIGTERM), no_result.
+Keys: steps, step_s (later_step_s from the second attempt on), save_every, and by attempt (as text, or "*") under "acts": {"rank", "step", "act"}; clock_shift_s (of its
+events), deafness (ignores SIGTERM from the start), ballast_kib (in each checkpoint), together (no rank goes on without the others, as with a collective). An error leaves a failure record, as the real worker does.
+Acts: crash, exit <code>, record <class> <code>, hang, deaf (hangs and ignores SIGTERM), no_result, eat (all memory).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 
 from steps.checkpoints import checkpoint_path, commit, newest_step, take_claim
 from steps.events import EventWriter
-from steps.failure_record import EXIT_STOPPED, FailureRecord, write_record
+from steps.failure_record import EXIT_STOPPED, FailureRecord, record_of, write_record
 from steps.rundir import TrainDir
 
 stopping = False
@@ -59,6 +60,29 @@ def act(what: str, folder: Path, rank: int, step: int) -> None:
         sleep_for_ever()
     if what == "hang":
         sleep_for_ever()
+    if what == "eat":
+        eaten = []
+        while True:
+            eaten.append(bytearray(os.urandom(1024)) * 2**14)
+
+
+def meet(folder: Path, rank: int, world: int, step: int) -> bool:
+    """Wait for the other ranks; False if one of them stops, or if this one is to stop before they came."""
+    beside = folder / f".at-{rank}"
+    beside.write_text(str(step))
+    beside.rename(folder / f"at-{rank}")
+    while not all(at(folder / f"at-{other}") >= step for other in range(world)):
+        if stopping or (folder / "stopping").exists():
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def at(path: Path) -> int:
+    try:
+        return int(path.read_text())
+    except FileNotFoundError:
+        return 0
 
 
 def main() -> int:
@@ -68,28 +92,41 @@ def main() -> int:
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     directory = TrainDir(spec_path.parent)
     folder = directory.attempt(attempt)
-    todo = play.get("acts", {}).get(str(attempt), {})
+    todo = play.get("acts", {}).get(str(attempt)) or play.get("acts", {}).get("*", {})
+    if play.get("deafness"):
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     first = newest_step(directory.checkpoints)
     events = claim = None
     if rank == 0:
         claim = take_claim(directory.writers, attempt)
-        events = EventWriter(directory.events(attempt), attempt=attempt)
+        shift_s = play.get("clock_shift_s", 0.0)
+        events = EventWriter(directory.events(attempt), attempt=attempt, clock=lambda: time.time() + shift_s)
         events.emit("started", first, of=play["steps"], world=world, processes=world, pid=os.getpid(), claim=str(claim))
         events.emit("model_loaded", first, seconds=0.0)
+    step_s = play["step_s"] if attempt == 1 else play.get("later_step_s", play["step_s"])
     for step in range(first + 1, play["steps"] + 1):
-        time.sleep(play["step_s"])
+        time.sleep(step_s)
         if todo.get("rank", 0) == rank and todo.get("step") == step:
             act(todo["act"], folder, rank, step - 1)
+        met = meet(folder, rank, world, step) if play.get("together") else True
+        if not met and not (folder / "stopping").exists():
+            return EXIT_STOPPED  # the others are gone: nothing can be saved
+        if not met:
+            step -= 1
+        elif stopping and play.get("together"):
+            (folder / "stopping").touch()
+        leaving = stopping or not met
         if events and claim:
-            events.emit("first_step" if step == first + 1 else "step", step, of=play["steps"], loss=1 / step)
-            if step % play.get("save_every", 2) == 0 or stopping:
+            if met:
+                events.emit("first_step" if step == first + 1 else "step", step, of=play["steps"], loss=1 / step)
+            if step % play.get("save_every", 2) == 0 or leaving:
                 events.emit("checkpoint_begin", step)
                 path = checkpoint_path(directory.checkpoints, step, claim)
-                path.mkdir(parents=True)
-                (path / "state").write_text(str(step))
+                path.mkdir(parents=True, exist_ok=True)
+                (path / "state").write_text(str(step) + " " * 1024 * int(play.get("ballast_kib", 0)))
                 commit(path, step=step, claim=claim, identity="play", layout={})
                 events.emit("checkpoint", step, seconds=0.0)
-        if stopping:
+        if leaving:
             if events:
                 events.emit("stopping", step, reason="SIGTERM")
             return EXIT_STOPPED
@@ -104,4 +141,11 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        code = main()
+    except Exception as error:
+        rank = int(os.environ["RANK"])
+        record = record_of(error, rank=rank, node=os.uname().nodename, step=0, time_s=time.time())
+        write_record(TrainDir(Path(sys.argv[1]).parent).attempt(int(sys.argv[3])), record)
+        raise SystemExit(record.exit_code) from error
+    sys.exit(code)

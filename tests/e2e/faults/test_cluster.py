@@ -1,0 +1,138 @@
+"""What a whole cluster can suffer: API, operator, nodes, network. These tests run alone."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+
+import psutil
+import pytest
+from conftest import Expect, MakeTrial
+from fault_harness import Trial, eventually, kubectl, tool
+
+pytestmark = [pytest.mark.cluster, pytest.mark.alone, pytest.mark.timeout(1200)]
+
+OUTAGE_S = 60.0
+
+
+@contextlib.contextmanager
+def operator_away() -> Iterator[None]:
+    """The Training Operator stands still: it sees nothing and does nothing."""
+    found = [process for process in psutil.process_iter(["name"]) if process.info["name"].startswith("training-oper")]
+    if not found:
+        pytest.skip("the operator does not run on this machine, so it cannot be stopped here")
+    for process in found:
+        process.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for process in found:
+            process.send_signal(signal.SIGCONT)
+
+
+@contextlib.contextmanager
+def api_away() -> Iterator[None]:
+    """Connections to the API are refused."""
+    tool("api-stop")
+    try:
+        yield
+    finally:
+        tool("api-start")
+
+
+@contextlib.contextmanager
+def node_away(node: str, *, cut: bool = False) -> Iterator[None]:
+    """A node dies, or is only cut off from the network (the test cluster's nodes hang on links lora-<n>)."""
+    number = node.rsplit("-", 1)[-1]
+    link = ["ip", "link", "set", f"lora-{number}"]
+    if cut:
+        subprocess.run([*link, "down"], check=True)
+    else:
+        tool("node-kill", number)
+    try:
+        yield
+    finally:
+        if cut:
+            subprocess.run([*link, "up"], check=True)
+        else:
+            tool("node-start", number)
+        eventually(f"{node} is Ready", lambda: "True" in ready(node), limit_s=120)
+
+
+def ready(node: str) -> str:
+    return kubectl("get", "node", node, "-o", 'jsonpath={.status.conditions[?(@.type=="Ready")].status}')
+
+
+def test_an_api_that_is_away_for_a_minute_costs_nothing(trial: MakeTrial, expect: Expect) -> None:
+    training = trial("api", steps=240)
+    training.start()
+    training.when_step(5)
+    with api_away():
+        time.sleep(OUTAGE_S)
+    expect("the API is away for 60 s", training, classes=[], reads="kubectl")
+    assert len(training.history()) == 1
+
+
+def test_a_worker_that_dies_while_the_api_is_away_is_seen_afterwards(trial: MakeTrial, expect: Expect) -> None:
+    training = trial("apidie", steps=240, acts={"1": {"rank": 0, "step": 20, "act": "crash"}})
+    training.start()
+    training.when_step(5)
+    with api_away():
+        time.sleep(30)
+    expect("a worker dies while the API is away", training, classes=["unknown"], reads="rank 0 .*killed by SIGKILL")
+
+
+def test_a_worker_that_dies_while_the_operator_is_away_is_seen_at_once(trial: MakeTrial, expect: Expect) -> None:
+    training = trial("operator")
+    supervisor = training.start()
+    training.when_step(5)
+    with operator_away():
+        training.kill_rank(0)
+        supervisor.when_said("attempt 1 failed", 60)
+        time.sleep(5)
+    expect("the operator is away while a worker dies", training, classes=["unknown"], reads="rank 0 .*killed by SIGKILL")
+
+
+def test_an_operator_that_is_away_at_the_start_only_delays(trial: MakeTrial, expect: Expect) -> None:
+    training = trial("opstart", steps=6)
+    with operator_away():
+        training.start()
+        time.sleep(20)
+    expect("the operator is away when a job is created", training, classes=[], reads="kubectl")
+
+
+@pytest.mark.slow
+def test_a_node_that_dies_and_comes_back(trial: MakeTrial, expect: Expect) -> None:
+    """Its pod stays Terminating for as long as it is away: nobody waits for that."""
+    training = trial("node", steps=400)
+    supervisor = training.start()
+    training.when_step(5)
+    node = training.pod(1)["spec"]["nodeName"]
+    with node_away(node):
+        supervisor.when_said("attempt 1 failed", 200)
+        eventually("attempt 2 trains", lambda: training.events(2), limit_s=120)
+    reads = "attempt 1 failed .*node"
+    expect("a node dies, and comes back", training, classes=["node"], reads=reads, lost_at_most=400)
+
+
+@pytest.mark.slow
+def test_an_old_attempt_that_comes_back_from_a_partition_harms_nothing(trial: MakeTrial, expect: Expect) -> None:
+    """A node is cut off, but not from the shared file system: its worker goes on writing while attempt 2 runs elsewhere."""
+    training = trial("partition", nodes=1, steps=400, later_step_s=0.2, settings={"cluster": {"lease_s": 600}})
+    supervisor = training.start()
+    training.when_step(5)
+    with node_away(training.pod(0)["spec"]["nodeName"], cut=True):
+        supervisor.when_said("attempt 1 failed", 200)
+        eventually("attempt 2 trains", lambda: training.events(2), limit_s=120)
+        before = len(training.events(1))
+        eventually("the old one still writes", lambda: len(training.events(1)) > before + 3, limit_s=60)
+    expect("a cut-off node's worker goes on writing beside the next attempt", training, classes=["node"], reads="attempt 1 failed", lost_at_most=400)
+    assert writers_of(training) >= {"002-01"}
+
+
+def writers_of(training: Trial) -> set[str]:
+    """Claims whose checkpoints are there."""
+    return {path.name.split(".")[-1] for path in training.directory.checkpoints.iterdir()}

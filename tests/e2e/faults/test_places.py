@@ -1,0 +1,115 @@
+"""Jobs that cannot start: no image, no room, no claim, no quota, a spec that the operator ignores; and fewer nodes than asked."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from conftest import Expect, MakeTrial, make_namespace, patch
+from fault_harness import NAMESPACE, apply, eventually, kubectl
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
+
+SHORT = {"startup_s": 20}
+DEVICES = {"instance_type": "trn1.32xlarge"}
+
+
+def test_an_image_that_does_not_exist_stops_at_once(trial: MakeTrial, expect: Expect) -> None:
+    training = trial("image", settings={"cluster": {"image": "localhost/no-such-image:1"}})
+    training.start()
+    reads = "its image cannot be pulled"
+    expect("an image that does not exist", training, classes=["image"], error="JobPermanentError", reads=reads)
+
+
+def test_a_claim_that_is_missing_stops_at_once(trial: MakeTrial, expect: Expect) -> None:
+    training = trial("claim", settings={"cluster": {"claim": "no-such-claim"}})
+    training.start()
+    reads = 'persistentvolumeclaim "no-such-claim" not found'
+    expect("the claim is missing", training, classes=["config"], error="JobPermanentError", reads=reads)
+
+
+def test_a_secret_that_is_missing_stops_at_once(trial: MakeTrial, expect: Expect) -> None:
+    training = trial("secret", settings={"cluster": {"token_secret": "no-such-secret"}})
+    training.start()
+    reads = 'secret "no-such-secret" not found'
+    expect("the token's secret is missing", training, classes=["config"], error="JobPermanentError", reads=reads)
+
+
+@pytest.mark.alone
+def test_more_devices_than_there_are_says_so_at_every_deadline(trial: MakeTrial, expect: Expect) -> None:
+    settings = {"deadlines": SHORT, "cluster": {**DEVICES, "nodes": 3}, "retry": {"max_without_progress": 2}}
+    training = trial("devices", nodes=3, settings=settings)
+    training.start()
+    reads = r"Insufficient (aws.amazon.com/neuron|vpc.amazonaws.com/efa)"
+    expect("unschedulable: too many devices", training, classes=["node", "node"], error="JobRetriesExhausted", reads=reads)
+
+
+@pytest.mark.alone
+def test_with_too_few_nodes_it_goes_on_with_those_there_are(trial: MakeTrial, expect: Expect) -> None:
+    settings = {"deadlines": SHORT, "cluster": {**DEVICES, "nodes": 3, "min_nodes": 1}}
+    training = trial("fewer", nodes=3, settings=settings, steps=12)
+    training.more = {"node_choices": [3, 2, 1]}
+    training.start()
+    expect("two of three nodes, min_nodes: 1", training, classes=["node"], reads="going on with 2 of 3 nodes")
+    assert [item["nodes"] for item in training.history()] == [3, 2]
+
+
+@pytest.mark.alone
+def test_a_node_that_hyperpod_marks_in_the_middle_does_not_end_the_job(trial: MakeTrial, expect: Expect) -> None:
+    """The label keeps new pods away; those that run are HyperPod's to move."""
+    label = "sagemaker.amazonaws.com/node-health-status"
+    settings = {"deadlines": SHORT, "cluster": {"instance_type": "trn1.32xlarge"}, "retry": {"max_without_progress": 2}}
+    training = trial("marked", settings=settings, later_step_s=0.5)
+    training.start()
+    training.when_step(5)
+    node = training.pod(1)["spec"]["nodeName"]
+    kubectl("label", "--overwrite", "node", node, f"{label}=UnschedulablePendingReplacement")
+    try:
+        training.kill_rank(1)
+        reads = "attempt 2 failed .*(node affinity|selector)"
+        supervisor = training.supervisors[-1]
+        supervisor.when_said("attempt 2 failed", 200)
+    finally:
+        kubectl("label", "--overwrite", "node", node, f"{label}=Schedulable")
+    expect("a node turns Unschedulable in the middle, and its worker dies", training, classes=["unknown", "node"], reads=reads)
+
+
+@pytest.mark.alone
+def test_a_quota_that_forbids_the_pods_stops_at_once(trial: MakeTrial, expect: Expect) -> None:
+    quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "tight", "namespace": NAMESPACE}}
+    apply({**quota, "spec": {"hard": {"pods": "1"}}})
+    eventually("the quota is known", lambda: kubectl("-n", NAMESPACE, "get", "resourcequota", "tight", "-o", "jsonpath={.status.hard}"))
+    try:
+        training = trial("quota")
+        training.start()
+        expect("a ResourceQuota forbids the pods", training, classes=["config"], error="JobPermanentError", reads="exceeded quota")
+    finally:
+        kubectl("-n", NAMESPACE, "delete", "resourcequota", "tight")
+
+
+@pytest.mark.slow
+def test_a_spec_that_the_operator_ignores_in_silence_is_named(trial: MakeTrial, expect: Expect) -> None:
+    """Operator 1.7.0 has no webhook: a container of the wrong name is accepted, and nothing ever happens."""
+    training = trial("ignored")
+    training.more = {"container_name": "trainer"}
+    training.start()
+    reads = "PyTorchJobFailedValidation|has not taken notice"
+    expect("a spec that the operator rejects in silence", training, classes=["config"], error="JobPermanentError", reads=reads)
+
+
+def test_a_name_that_is_too_long_is_cut_and_still_runs(trial: MakeTrial, expect: Expect) -> None:
+    training = trial("a-name-" + "that-goes-on-" * 6, steps=4)
+    training.start()
+    expect("a name that is too long", training, classes=[], reads="PyTorchJob")
+    assert json.dumps(training.history())
+
+
+def test_a_namespace_without_the_claim_is_named_like_any_other(trial: MakeTrial, expect: Expect) -> None:
+    training = trial("nowhere", settings={"cluster": {"namespace": "hyperpod-ns-nowhere"}})
+    training.namespace = "hyperpod-ns-nowhere"
+    training.start()
+    reads = 'namespaces "hyperpod-ns-nowhere" not found|not found'
+    expect("the namespace does not exist", training, classes=[], error="ClusterError", reads=reads)
+
+
+__all__ = ["make_namespace", "patch"]

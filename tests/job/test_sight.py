@@ -1,0 +1,168 @@
+"""The watch: what is known follows the cluster, costs few calls, and an API that is away leaves it as it was."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from steps.errors import ClusterError, ClusterForbidden
+from steps.job import sight as module
+from steps.job.sight import Sight
+
+
+@dataclass
+class Listed:
+    items: tuple[dict[str, Any], ...]
+    version: str = "1"
+
+
+def item(uid: str, **more: Any) -> dict[str, Any]:
+    return {"metadata": {"uid": uid, "name": uid}, **more}
+
+
+@dataclass
+class Cluster:
+    """A source whose lists and watches a test decides."""
+
+    objects: dict[str, list[dict[str, Any]]] = field(default_factory=lambda: {"pytorchjobs": [], "pods": []})
+    changes: list[tuple[str, str, dict[str, Any]]] = field(default_factory=list)
+    error: ClusterError | None = None
+    may_watch: bool = True
+    calls: list[str] = field(default_factory=list)
+    woken: threading.Condition = field(default_factory=threading.Condition)
+    bug: Exception | None = None
+
+    def list(self, kind: str, *, patience_s: float | None = None, **selector: str) -> Listed:
+        self.calls.append(f"list {kind} {selector}")
+        if self.error:
+            raise self.error
+        return Listed(tuple(self.objects[kind]))
+
+    def watch(self, kind: str, version: str, **selector: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        self.calls.append(f"watch {kind} {version}")
+        if not self.may_watch:
+            raise ClusterForbidden("may not watch")
+        while True:
+            with self.woken:
+                self.woken.wait(0.05)
+                mine = [change for change in self.changes if change[0] == kind]
+                self.changes = [change for change in self.changes if change[0] != kind]
+            for _, what, found in mine:
+                yield what, found
+            if self.bug:
+                raise self.bug
+            if self.error:
+                raise self.error
+
+    def change(self, kind: str, what: str, found: dict[str, Any]) -> None:
+        with self.woken:
+            self.changes.append((kind, what, found))
+            self.woken.notify_all()
+
+
+def eventually(ask: Callable[[], object]) -> None:
+    until_s = time.monotonic() + 20
+    while not ask():
+        assert time.monotonic() < until_s
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def cluster() -> Cluster:
+    return Cluster()
+
+
+@pytest.fixture
+def sight(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sight]:
+    monkeypatch.setattr(module, "FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr(module, "POLL_S", 0.02)
+    made = Sight(cluster, "demo-a1")
+    yield made
+    made.stop()
+
+
+def test_a_look_before_anything_is_there(sight: Sight) -> None:
+    sight.start()
+    assert sight.job is None
+    assert sight.pods == ()
+
+
+def test_changes_are_followed_without_another_list(cluster: Cluster, sight: Sight) -> None:
+    cluster.objects["pods"] = [item("p0")]
+    sight.start()
+    eventually(lambda: sum(call.startswith("watch") for call in cluster.calls) == 2)
+    before = len(cluster.calls)
+    cluster.change("pytorchjobs", "ADDED", item("j"))
+    cluster.change("pods", "MODIFIED", item("p0", status="new"))
+    cluster.change("pods", "ADDED", item("p1"))
+    cluster.change("pods", "BOOKMARK", {"metadata": {"resourceVersion": "9"}})
+    eventually(lambda: sight.job and len(sight.pods) == 2)
+    assert sight.pods[0]["status"] == "new"
+    cluster.change("pods", "DELETED", item("p0"))
+    eventually(lambda: [pod["metadata"]["uid"] for pod in sight.pods] == ["p1"])
+    assert len(cluster.calls) == before
+    assert sight.silent_s == 0.0
+
+
+def test_only_this_job_and_its_pods_are_asked_for(cluster: Cluster, sight: Sight) -> None:
+    sight.start()
+    assert "{'field_selector': 'metadata.name=demo-a1'}" in cluster.calls[0]
+    assert "{'label_selector': 'training.kubeflow.org/job-name=demo-a1'}" in cluster.calls[1]
+
+
+def test_an_api_that_is_away_leaves_what_was_known_and_the_silence_grows(cluster: Cluster, sight: Sight) -> None:
+    cluster.objects["pytorchjobs"] = [item("j")]
+    sight.start()
+    eventually(lambda: sight.silent_s == 0.0)
+    cluster.error = ClusterError("connection refused")
+    eventually(lambda: sight.silent_s > 0.1)
+    assert sight.job is not None
+    assert "refused" in sight.error
+    cluster.objects["pytorchjobs"] = []
+    cluster.error = None
+    eventually(lambda: sight.silent_s == 0.0)
+    assert sight.job is None
+    assert sight.error == ""
+
+
+def test_where_watching_is_not_allowed_it_lists_again(cluster: Cluster, sight: Sight) -> None:
+    cluster.may_watch = False
+    sight.start()
+    cluster.objects["pods"] = [item("p0")]
+    eventually(lambda: sight.pods)
+    assert sight.silent_s < 5
+
+
+def test_a_first_look_that_is_refused_is_told(cluster: Cluster, sight: Sight) -> None:
+    cluster.error = ClusterForbidden("may not list")
+    with pytest.raises(ClusterForbidden):
+        sight.start()
+
+
+def test_a_job_that_was_just_made_is_known_before_the_watch_tells(sight: Sight) -> None:
+    sight.note(item("j", status="made"))
+    assert sight.job == item("j", status="made")
+    sight.note(item("j", status="older"))
+    assert sight.job["status"] == "made"
+
+
+def test_the_threads_end_when_they_are_told_to(cluster: Cluster, sight: Sight) -> None:
+    sight.start()
+    names = [thread for thread in threading.enumerate() if thread.name.startswith("watch-")]
+    sight.stop()
+    cluster.change("pods", "ADDED", item("p"))
+    cluster.change("pytorchjobs", "ADDED", item("j"))
+    eventually(lambda: not any(thread.is_alive() for thread in names[-2:]))
+
+
+def test_a_mistake_in_a_thread_is_not_mistaken_for_a_quiet_cluster(cluster: Cluster, sight: Sight) -> None:
+    sight.start()
+    cluster.bug = KeyError("raw_object")
+    eventually(lambda: sight._broken)
+    with pytest.raises(ClusterError, match="nothing watches the cluster any more: KeyError"):
+        _ = sight.silent_s
