@@ -1,6 +1,6 @@
 """What runs have left on this machine: processes that nobody watches over, and directories with their sizes and stories.
 
-For `hyperpod-lora status` and `clean`. It only looks, but for `end_running`.
+For `hyperpod-lora status`, `cancel` and `clean`. It only looks, but for `end_running` and `cancel_running`.
 """
 
 from __future__ import annotations
@@ -22,9 +22,13 @@ from steps.events import EventTail
 from steps.job import deadlines, processes
 from steps.job.accounting import account_of
 from steps.job.history import History
-from steps.job.keeper import read_or_empty
+from steps.job.keeper import STOP, read_or_empty
 from steps.job.lease import holder_of
-from steps.rundir import TrainDir, read_json
+from steps.rundir import TrainDir, read_json, write_json
+
+
+WORD_S = 10.0
+"""For the keeper to kill what did not end in its grace, and to write its last word."""
 
 SET_ASIDE = re.compile(r"\.damaged(-\d+)?$")
 
@@ -73,6 +77,20 @@ def end_running(job: RunningJob, *, grace_s: float, sleep: Callable[[float], Non
     for pid in left:
         processes.send(pid, signal.SIGKILL)
     return len(left)
+
+
+def cancel_running(job: RunningJob, *, grace_s: float, sleep: Callable[[float], None] = time.sleep) -> int:
+    """End a job because a person wants it: a supervisor that watches starts no further attempt. Returns how many were killed.
+
+    Raises:
+        StorageError: the wish cannot be written down.
+    """
+    if job.is_watched:
+        write_json(TrainDir(job.directory).attempt(job.attempt) / STOP, {"grace_s": grace_s, "reason": "cancelled"})
+        until_s = time.monotonic() + grace_s + WORD_S
+        while processes.marked_with(processes.marker_of(job.directory, job.attempt)) and time.monotonic() < until_s:
+            sleep(0.1)
+    return end_running(job, grace_s=grace_s)
 
 
 def train_directories(root: Path) -> list[Path]:
