@@ -31,7 +31,7 @@ ORPHAN_GRACE_S = 5.0
 """For helpers of the workers (data loaders, say) that are left when torchrun has ended in order."""
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 STOP = "stop.json"
-"""The wish that the workers stop, with the seconds of grace: `{"grace_s": 60}`; a person who cancels adds `"reason": "cancelled"`."""
+"""The wish that the workers stop: `{"grace_s": 60}`; a person who cancels adds `"reason": "cancelled"`."""
 DETACHED = "detached\n"
 """A lease that never ends: a person started this attempt by hand, or left it running."""
 TORCHRUN_EVENT = '{"name": "torchelastic.worker.status.'

@@ -26,7 +26,6 @@ from steps.job.keeper import STOP, read_or_empty
 from steps.job.lease import holder_of
 from steps.rundir import TrainDir, read_json, write_json
 
-
 WORD_S = 10.0
 """For the keeper to kill what did not end in its grace, and to write its last word."""
 
