@@ -56,6 +56,11 @@ def running_jobs(root: Path) -> list[RunningJob]:
     return found
 
 
+def running_in(directory: Path) -> list[RunningJob]:
+    """The jobs of one training directory that have living processes here."""
+    return [job for job in running_jobs(directory.parent) if job.directory == directory.resolve()]
+
+
 def is_watched(directory: Path) -> bool:
     """Whether the supervisor that a training directory names lives on this machine."""
     holder = holder_of(directory)
@@ -110,7 +115,7 @@ def describe(directory: Path, prices: Launcher | None = None) -> dict[str, Any]:
     if last:
         for event in EventTail(paths.events(last.number)).read_new():
             progress = deadlines.advance(progress, event, 0.0)
-    running = [job for job in running_jobs(directory.parent) if job.directory == directory.resolve()]
+    running = running_in(directory)
     account = account_of(paths, history, prices or Launcher(), until_s=_end_s(history)) if last else {}
     return {
         "path": str(directory),
