@@ -1,17 +1,30 @@
-"""The `hyperpod-lora` command: talk to a tuned model, look at runs, clean up. Heavy imports only where a command needs them."""
+"""The `hyperpod-lora` command: its group, `generate` and `clean`; the other commands lie in modules of their own.
+
+Those are imported when they are called, and heavy things only where a command needs them, so that `--help` answers at once.
+"""
 
 from __future__ import annotations
 
+import importlib
 import shutil
-import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import click
 
-from steps.errors import LoraFlowError, StorageError
-from steps.progress import seconds_in_words
+from steps.errors import LoraFlowError
+from steps.runs import run_folders, storage_root
+
+ELSEWHERE = {
+    "status": ("look_cli", "Show trainings: state, progress, attempts."),
+    "logs": ("look_cli", "Show a rank's log."),
+    "cancel": ("act_cli", "End a run's training; its workers save first."),
+    "retry": ("act_cli", "Let a run go on that was given up."),
+    "jobspec": ("jobspec_cli", "Print the PyTorchJob of a training."),
+    "preflight": ("cluster_cli", "Check the cluster that a config describes."),
+}
+"""Commands by name: the module below `steps` that holds it, and what `--help` says of it."""
 
 
 class Words(click.ClickException):
@@ -28,6 +41,24 @@ class Words(click.ClickException):
 
 class Commands(click.Group):
     """A group whose commands may raise LoraFlowError."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        """All names, in the order of the alphabet."""
+        return sorted([*super().list_commands(context), *ELSEWHERE])
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        """The command of a name, imported if it lies elsewhere."""
+        if name not in ELSEWHERE:
+            return super().get_command(context, name)
+        found: click.Command = getattr(importlib.import_module(f"steps.{ELSEWHERE[name][0]}"), name)
+        return found
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        """The list of commands; none is imported for it."""
+        here = {name: command.get_short_help_str(limit=80) for name, command in self.commands.items()}
+        known = here | {name: words for name, (_, words) in ELSEWHERE.items()}
+        with formatter.section("Commands"):
+            formatter.write_dl(sorted(known.items()))
 
     def invoke(self, context: click.Context) -> Any:
         """Run the command; turn errors into words and exit code 1."""
@@ -77,21 +108,6 @@ ROOT = click.option(
 
 
 @main.command()
-@click.argument("run", default="")
-@ROOT
-def status(run: str, root: str) -> None:
-    """Show trainings: state, progress, attempts, where the time went. RUN: a run id, or nothing for the newest ten."""
-    from steps.job.leftovers import describe, train_directories
-
-    found = [path for path in train_directories(storage_root(root)) if run in ("", path.parent.name)]
-    if not found:
-        raise StorageError(f"no training {f'of run {run} ' if run else ''}below {storage_root(root)}")
-    for path in sorted(found, key=lambda item: item.stat().st_mtime)[-10:]:
-        for line in story(describe(path)):
-            click.echo(line)
-
-
-@main.command()
 @ROOT
 @click.option("--older-than-days", default=0.0, show_default=True, help="Leave younger run directories alone.")
 @click.option("--damaged", is_flag=True, help="Only what was set aside as damaged; the runs themselves stay.")
@@ -132,21 +148,6 @@ def clear(folders: Iterable[Path], *, yes: bool, included: str = "") -> None:
         click.echo(f"Nothing was removed; --yes removes all of this{included}.")
 
 
-def storage_root(given: str) -> Path:
-    """The absolute folder of run directories."""
-    from steps.presets import project_root
-
-    path = Path(given).expanduser()
-    return path if path.is_absolute() else project_root() / path
-
-
-def run_folders(root: Path, *, older_than_s: float) -> list[Path]:
-    """`<root>/<flow>/<run id>` folders that have not been touched for so long, the oldest first."""
-    latest = time.time() - older_than_s
-    found = [path for path in root.glob("*/*") if path.is_dir() and path.stat().st_mtime <= latest]
-    return sorted(found, key=lambda path: path.stat().st_mtime)
-
-
 def remove(path: Path) -> None:
     """Delete a folder; first out of the way under another name, so that half a run directory is never mistaken for one."""
     gone = path.with_name(f".{path.name}.removed")
@@ -154,25 +155,5 @@ def remove(path: Path) -> None:
     shutil.rmtree(gone)
 
 
-def story(facts: dict[str, Any]) -> list[str]:
-    """One training in a few lines."""
-    account = facts["account"] or {}
-    lines = [
-        f"{facts['path']}",
-        f"  {facts['state']}, step {facts['step']} of {facts['of'] or '?'}, newest complete checkpoint: {facts['complete_step']}"
-        + (f", pids {', '.join(map(str, facts['pids']))}" if facts["pids"] else ""),
-    ]
-    if account:
-        lines.append(
-            f"  {len(facts['attempts'])} attempt(s), {seconds_in_words(account.get('total_s', 0))} in all, "
-            f"goodput {account.get('goodput', 0):.0%}"
-        )
-    lines += [
-        f"  attempt {item['attempt']}: {item['class']}"
-        + (f": {item['message'].splitlines()[0]}" if item["message"] else "")
-        for item in facts["attempts"]
-        if item["class"] not in ("succeeded", "running")
-    ]
-    if facts["verdict"]:
-        lines.append(f"  ended for good: {facts['verdict'].splitlines()[0]}")
-    return lines
+if __name__ == "__main__":
+    main(prog_name="python -m steps.cli")

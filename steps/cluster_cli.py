@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from steps.config import Settings, parse_settings
+from steps.config import Settings
 from steps.errors import ConfigError, Problem
+from steps.launch import read_settings
 
 if TYPE_CHECKING:
     from steps.job.checks.cloud import Datastore
@@ -49,13 +50,7 @@ def cluster_settings(path: Path) -> Settings:
     Raises:
         ConfigError: they are wrong, or describe no cluster.
     """
-    import yaml
-
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError([Problem(str(path), f"is no YAML: {error}")]) from error
-    settings = parse_settings(raw)
+    settings = read_settings(path)
     if settings.launcher.kind != "pytorchjob":
         what = f"is {settings.launcher.kind!r} in {path}: no cluster is used, so there is nothing to check"
         raise ConfigError([Problem("launcher.kind", what)])

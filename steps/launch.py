@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from steps.config import Settings
+from steps.config import Settings, parse_settings
+from steps.errors import ConfigError, Problem
 from steps.job.launcher import Launcher
 from steps.job.local import LocalLauncher
 from steps.job.request import Code, Request
@@ -19,8 +21,23 @@ def local_launcher(settings: Settings) -> Launcher:
     return LocalLauncher(grace_s=settings.deadlines.grace_s)
 
 
-def connect(settings: Settings, *, notice: Callable[[str], None]) -> Kube:
-    """The configured namespace.
+def read_settings(path: Path) -> Settings:
+    """The settings in a config file.
+
+    Raises:
+        ConfigError: no YAML, or every setting in it that is unknown or not allowed.
+    """
+    import yaml
+
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError([Problem(str(path), f"cannot be read as YAML: {error}")]) from error
+    return parse_settings(raw)
+
+
+def connect(settings: Settings, *, notice: Callable[[str], None], patience_s: float | None = None) -> Kube:
+    """The configured namespace. `patience_s`: how long the API may be away; None: as configured.
 
     Raises:
         ClusterError: there is no usable Kubernetes configuration.
@@ -28,7 +45,8 @@ def connect(settings: Settings, *, notice: Callable[[str], None]) -> Kube:
     from steps.job.kube import Kube
 
     cluster = settings.cluster
-    return Kube(cluster.namespace, context=cluster.context, patience_s=cluster.api_patience_s, notice=notice)
+    patience_s = cluster.api_patience_s if patience_s is None else patience_s
+    return Kube(cluster.namespace, context=cluster.context, patience_s=patience_s, notice=notice)
 
 
 def request_of(

@@ -59,11 +59,12 @@ class ProgressPrinter:
 
     def observe(self, event: Event) -> None:
         """Print what the event means for a person, if anything."""
-        line = self._line(event)
+        line = self.line(event)
         if line:
             say(line)
 
-    def _line(self, event: Event) -> str:
+    def line(self, event: Event) -> str:
+        """What the event means for a person; empty: nothing, or too soon after the last line."""
         data = event.data
         match event.kind:
             case "started":

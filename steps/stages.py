@@ -14,6 +14,7 @@ from steps import cards, codepackage, estimate
 from steps import lineage as lineages
 from steps.config import Options, parse_options, parse_settings
 from steps.errors import ConfigError, LoraFlowError, Problem
+from steps.inputs import Inputs
 from steps.presets import Plan, check_model, project_root, resolve
 from steps.progress import StageProgress, say
 from steps.records import Adapter, BaseModel, MergedModel, PreparedData, Report
@@ -106,15 +107,16 @@ def prepare(raw_plan: Artifact, raw_base: Artifact, run_dir: str) -> Artifact:
         LoraFlowError: unusable data, full disk, or a continued run that this one does not match.
     """
     from steps.prepare import stage as prepare_stage
-    from steps.train import stage as train_stage
 
     plan, base, run = Plan.model_validate(raw_plan), BaseModel.from_dict(raw_base), RunDir(Path(run_dir))
     prepared = prepare_stage.prepare(plan, base, run, cache=cache_folder(plan), progress=StageProgress())
     for line in describe_data(prepared):
         say(line)
-    spec, directory = train_stage.build(plan, base, prepared, run)
+    inputs = Inputs(plan, base, prepared)
+    spec, job = inputs.job(run)
     if plan.continue_from:
-        check_continuation(spec.to_dict(), directory.path, run)
+        check_continuation(spec.to_dict(), job.directory.path, run)
+    inputs.save(run)
     say(estimate.plan_line(plan, base, prepared, cache=cache_folder(plan)))
     return prepared.to_dict()
 
@@ -160,7 +162,6 @@ def train(
     Raises:
         JobError: it ended badly for good.
     """
-    from steps.job.supervise import Job
     from steps.train import stage as train_stage
 
     plan, base, prepared = (
@@ -168,22 +169,8 @@ def train(
         BaseModel.from_dict(raw_base),
         PreparedData.from_dict(raw_prepared),
     )
-    spec, directory = train_stage.build(plan, base, prepared, RunDir(Path(run_dir)))
-    label = f"{plan.model.name}-{plan.dataset.name}"
-    job = Job(
-        module=train_stage.WORKER,
-        spec=spec.to_dict(),
-        directory=directory,
-        identity=spec.identity,
-        processes=plan.processes,
-        nodes=plan.nodes,
-        node_choices=plan.node_choices,
-        threads_per_process=plan.settings.launcher.threads_per_process,
-        environment=dict(train_stage.PROCESS_ENVIRONMENT),
-        label=label,
-        total_steps=prepared.steps,
-    )
-    result = handle.run(job, plan.settings, title=f"Training {label}", facts=lineages.plan_facts(plan, prepared))
+    spec, job = Inputs(plan, base, prepared).job(RunDir(Path(run_dir)))
+    result = handle.run(job, plan.settings, title=f"Training {job.label}", facts=lineages.plan_facts(plan, prepared))
     adapter = train_stage.collect(
         spec, result.result_dir, attempts=result.attempts, account=result.account, layout=result.layout
     )

@@ -12,7 +12,7 @@ from typing import Any
 from steps.base import cache as store
 from steps.base.folder import read_config
 from steps.base.progress import Say, silent
-from steps.base.sources import Source, find_source
+from steps.base.sources import RandomSource, S3Source, Source, WheelSource, find_source
 from steps.presets import ModelPreset
 from steps.records import BaseModel, identity_of
 from steps.rundir import held_lock, require_space
@@ -34,6 +34,22 @@ def describe(model: ModelPreset, *, cache: Path) -> dict[str, Any]:
         if folder and (folder / "config.json").is_file():
             return read_config(folder)
     return source.describe(entry.partial)
+
+
+def config_at_hand(model: ModelPreset, *, cache: Path) -> dict[str, Any] | None:
+    """The model's config.json where it is on this machine already; None where it would have to be fetched.
+
+    Raises:
+        ModelError: it is damaged.
+    """
+    source = find_source(model)
+    if isinstance(source, WheelSource | RandomSource):
+        return source.describe(cache)
+    if isinstance(source, S3Source):
+        return None  # even its name in the cache follows from what the bucket holds now
+    entry = _entry(model, source, cache)
+    folders = (folder for folder in (entry.folder, source.in_place()) if folder)
+    return next((read_config(folder) for folder in folders if (folder / "config.json").is_file()), None)
 
 
 def fetch(

@@ -47,7 +47,7 @@ WORDS_OF_REASON: dict[Reason, str] = {
     Reason.STOPPED: "it was asked to stop",
     Reason.LEASE: "no supervisor watched over it any more, so it was ended",
     Reason.KEEPER: "the process that watched over the workers was killed",
-    Reason.CANCELLED: "somebody deleted it",
+    Reason.CANCELLED: "somebody cancelled or deleted it",
     Reason.RECREATED: "its pod was deleted from outside",
     Reason.UNSCHEDULABLE: "no node has room for it",
 }

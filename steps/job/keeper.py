@@ -31,7 +31,7 @@ ORPHAN_GRACE_S = 5.0
 """For helpers of the workers (data loaders, say) that are left when torchrun has ended in order."""
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 STOP = "stop.json"
-"""The supervisor's wish that the workers stop, with the seconds of grace: `{"grace_s": 60}`."""
+"""The wish that the workers stop: `{"grace_s": 60}`; a person who cancels adds `"reason": "cancelled"`."""
 DETACHED = "detached\n"
 """A lease that never ends: a person started this attempt by hand, or left it running."""
 TORCHRUN_EVENT = '{"name": "torchelastic.worker.status.'
@@ -112,7 +112,7 @@ class Keeper:
             for pid in self._ranks():
                 processes.send(pid, signal.SIGUSR1)
         if (self._shared / STOP).exists():
-            self._stop("stopped")
+            self._stop(str(read_or_empty(self._shared / STOP).get("reason") or "stopped"))
 
     def _note_ends(self) -> None:
         """When each rank ended: torchrun does not tell, and the first to go is the one to listen to."""

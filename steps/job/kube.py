@@ -30,6 +30,8 @@ WATCH_TIMEOUT_S = (10, 130)
 """The server sends a bookmark every minute; one that is silent for longer is gone, even if nobody closed the connection."""
 DENIED_S = 60.0
 """A refused credential is tried again for so long: tokens are renewed behind our back."""
+LONGEST_LOG = 2**20
+"""Bytes of one answer."""
 Kind = Literal["pytorchjobs", "pods"]
 
 
@@ -120,23 +122,23 @@ class Kube:
 
     def log(self, pod: str, *, lines: int) -> str:
         """The end of a pod's log; empty if there is none (not started, or gone)."""
-        what = self._core.read_namespaced_pod_log
-        where = {"tail_lines": lines, "limit_bytes": 2**20}
+        what, doing = self._core.read_namespaced_pod_log, f"reading the log of pod {pod}"
         try:
-            return self._call(f"reading the log of pod {pod}", what, pod, self.namespace, **where).decode(
-                errors="replace"
-            )
+            while True:
+                where = {"tail_lines": lines, "limit_bytes": LONGEST_LOG}
+                found = self._call(doing, what, pod, self.namespace, **where)
+                if len(found) < LONGEST_LOG or lines <= 1:
+                    return found.decode(errors="replace")
+                lines //= 2  # the limit cuts the newest lines off, not the oldest
         except (Missing, Unready):
             return ""
 
     def follow_log(self, pod: str, *, lines: int) -> Iterator[str]:
         """A pod's log, line by line, until the pod ends."""
-        stream = watch.Watch().stream(
-            self._core.read_namespaced_pod_log, pod, self.namespace, tail_lines=lines, follow=True
-        )
+        where = {"tail_lines": lines, "follow": True, "_request_timeout": (TIMEOUT_S[0], None)}
         try:
-            yield from stream
-        except ApiException as error:
+            yield from watch.Watch().stream(self._core.read_namespaced_pod_log, pod, self.namespace, **where)
+        except (ApiException, HTTPError) as error:
             raise _error(f"following the log of pod {pod}", self.namespace, error) from error
 
     def watch(self, kind: Kind, version: str, **selector: str) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -1,6 +1,6 @@
 """What runs have left on this machine: processes that nobody watches over, and directories with their sizes and stories.
 
-For `hyperpod-lora status` and `clean`. It only looks, but for `end_running`.
+For `hyperpod-lora status`, `cancel` and `clean`. It only looks, but for `end_running` and `cancel_running`.
 """
 
 from __future__ import annotations
@@ -22,9 +22,12 @@ from steps.events import EventTail
 from steps.job import deadlines, processes
 from steps.job.accounting import account_of
 from steps.job.history import History
-from steps.job.keeper import read_or_empty
+from steps.job.keeper import STOP, read_or_empty
 from steps.job.lease import holder_of
-from steps.rundir import TrainDir, read_json
+from steps.rundir import TrainDir, read_json, write_json
+
+WORD_S = 10.0
+"""For the keeper to kill what did not end in its grace, and to write its last word."""
 
 SET_ASIDE = re.compile(r"\.damaged(-\d+)?$")
 
@@ -53,6 +56,11 @@ def running_jobs(root: Path) -> list[RunningJob]:
     return found
 
 
+def running_in(directory: Path) -> list[RunningJob]:
+    """The jobs of one training directory that have living processes here."""
+    return [job for job in running_jobs(directory.parent) if job.directory == directory.resolve()]
+
+
 def is_watched(directory: Path) -> bool:
     """Whether the supervisor that a training directory names lives on this machine."""
     holder = holder_of(directory)
@@ -75,6 +83,20 @@ def end_running(job: RunningJob, *, grace_s: float, sleep: Callable[[float], Non
     return len(left)
 
 
+def cancel_running(job: RunningJob, *, grace_s: float, sleep: Callable[[float], None] = time.sleep) -> int:
+    """End a job because a person wants it: a supervisor that watches starts no further attempt. Returns how many were killed.
+
+    Raises:
+        StorageError: the wish cannot be written down.
+    """
+    if job.is_watched:
+        write_json(TrainDir(job.directory).attempt(job.attempt) / STOP, {"grace_s": grace_s, "reason": "cancelled"})
+        until_s = time.monotonic() + grace_s + WORD_S
+        while processes.marked_with(processes.marker_of(job.directory, job.attempt)) and time.monotonic() < until_s:
+            sleep(0.1)
+    return end_running(job, grace_s=grace_s)
+
+
 def train_directories(root: Path) -> list[Path]:
     """All training directories below `root`: `<flow>/<run>/train-<identity>`."""
     return sorted(path for path in root.glob("*/*/train-*") if path.is_dir())
@@ -93,7 +115,7 @@ def describe(directory: Path, prices: Launcher | None = None) -> dict[str, Any]:
     if last:
         for event in EventTail(paths.events(last.number)).read_new():
             progress = deadlines.advance(progress, event, 0.0)
-    running = [job for job in running_jobs(directory.parent) if job.directory == directory.resolve()]
+    running = running_in(directory)
     account = account_of(paths, history, prices or Launcher(), until_s=_end_s(history)) if last else {}
     return {
         "path": str(directory),

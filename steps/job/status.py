@@ -43,7 +43,7 @@ class Reason(StrEnum):
     KEEPER = "keeper"
     """The process that watched over the workers is gone, and did not say how they ended."""
     CANCELLED = "cancelled"
-    """Somebody deleted the job while we watched it."""
+    """A person asked that it ends: deleted the job while we watched it, or said so (`hyperpod-lora cancel`)."""
     RECREATED = "recreated"
     """Somebody deleted a pod; the operator made it anew, and it can never join its peers."""
     UNSCHEDULABLE = "unschedulable"
@@ -79,6 +79,7 @@ REASONS: dict[str, Reason] = {
     # The local keeper.
     "oom_kill": Reason.OUT_OF_MEMORY,  # the cgroup's counter rose
     "stopped": Reason.STOPPED,
+    "cancelled": Reason.CANCELLED,
     "lease": Reason.LEASE,
     "reboot": Reason.NODE,
     "keeper": Reason.KEEPER,

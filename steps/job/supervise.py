@@ -219,7 +219,7 @@ class _Supervisor:
     def _decide(self, ending: Ending) -> Resubmit | GiveUp:
         """What follows: `retry.decide`, unless the retries are not ours, or somebody cancelled."""
         if ending.snapshot.reason is Reason.CANCELLED:
-            return GiveUp("cancelled", "somebody deleted the job, which means: stop")
+            return GiveUp("cancelled", "somebody cancelled or deleted the job, which means: stop")
         if self.settings.recovery_is_foreign:
             return GiveUp("exhausted", "cluster.recovery is hyperpod: its auto-resume owns the retries, and it gave up")
         return decide(

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,11 +16,11 @@ import psutil
 import pytest
 
 from steps.config import Settings
-from steps.errors import JobRetriesExhausted
+from steps.errors import JobCancelled, JobRetriesExhausted
 from steps.events import Event
 from steps.job import processes
 from steps.job.job import Job
-from steps.job.leftovers import describe, end_running, running_jobs, train_directories
+from steps.job.leftovers import cancel_running, describe, end_running, running_jobs, train_directories
 from steps.job.local import LocalLauncher
 from steps.job.status import Phase, Reason
 from steps.job.supervise import supervise
@@ -165,6 +166,28 @@ def test_workers_without_a_supervisor_end_with_their_lease(tmp_path: Path) -> No
     assert '"stopping"' in events_text(job, 1)
     assert snapshot.workers[0].exit_code == 143
     assert "step" in launcher.logs(job, 1, 0)
+
+
+def test_a_cancelled_job_saves_and_its_supervisor_starts_no_other_attempt(tmp_path: Path) -> None:
+    job = play_job(tmp_path, steps=10_000)
+    ended: list[Exception] = []
+
+    def watch_over() -> None:
+        try:
+            supervise(job, LocalLauncher(grace_s=5), Settings.model_validate(SETTINGS))
+        except JobCancelled as error:
+            ended.append(error)
+
+    supervisor = threading.Thread(target=watch_over)
+    supervisor.start()
+    wait_for(lambda: '"checkpoint"' in events_text(job, 1))
+    [running] = running_jobs(tmp_path)
+    assert running.is_watched
+    assert cancel_running(running, grace_s=20) == 0
+    supervisor.join(30)
+    assert "somebody cancelled or deleted it" in str(ended[0])
+    assert '"stopping"' in events_text(job, 1)
+    assert not job.directory.attempt(2).exists()
 
 
 @pytest.mark.slow

@@ -1,0 +1,127 @@
+"""`hyperpod-lora jobspec`: prints the PyTorchJob of a training, without a cluster. A command that `cli` adds to its group."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from steps.errors import ConfigError, Problem
+
+if TYPE_CHECKING:
+    from steps.jobspec import Printable
+    from steps.presets import Plan
+
+NOT_HERE = frozenset({"continue_from", "dry_run"})
+"""Options of the flow that change nothing of the job."""
+
+
+class Jobspec(click.Command):
+    """Takes the flow's own options as well; they are read only when this command is used."""
+
+    def get_params(self, context: click.Context) -> list[click.Parameter]:
+        """The command's options, and the flow's."""
+        from steps.config import Options
+
+        known = {
+            name: " ".join((field.description or "").split())
+            for name, field in Options.model_fields.items()
+            if name not in NOT_HERE
+        }
+        flow = [click.Option([f"--{name.replace('_', '-')}", name], help=text) for name, text in known.items()]
+        help_option = self.get_help_option(context)
+        return [*self.params, *flow, *([help_option] if help_option else [])]
+
+
+@click.command(cls=Jobspec)
+@click.option(
+    "--config",
+    envvar="HYPERPOD_LORA_CONFIG",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Where and how to run; config/hyperpod.yaml if not given.",
+)
+@click.option(
+    "--run", "run", default="", help="A prepared run: its id, `Flow/run id`, or its folder. The job is then real."
+)
+@click.option("--root", help="With --run: another storage.root than the config's.")
+def jobspec(config: Path | None, run: str, root: str | None, **options: str | None) -> None:
+    """Print the manifest of a training's PyTorchJob, with what it needs in its comments.
+
+    Without --run nothing is asked of anybody, and paths of the run are placeholders. With --run it is the job that the flow would
+    submit, and works by hand: hyperpod-lora jobspec --run RUN | kubectl apply -f -
+    """
+    from steps.catalog import config_root
+    from steps.config import parse_options
+    from steps.jobspec import by_hand, planned, text_of
+    from steps.launch import read_settings
+    from steps.presets import resolve
+    from steps.rundir import RunDir
+    from steps.runs import find_run, storage_root
+
+    settings = read_settings(config or config_root() / "hyperpod.yaml")
+    given = {name: value for name, value in options.items() if value is not None}
+    if run:
+        refuse_options(given)
+        made = by_hand(RunDir(find_run(storage_root(root or settings.storage.root), run)))
+    else:
+        if not settings.is_on_cluster:
+            what = f"is {settings.launcher.kind!r} in {config}: that runs on this machine, without a manifest"
+            raise ConfigError([Problem("launcher.kind", what)])
+        made = planned(resolve(settings, parse_options(given)))
+    warnings = owner_warnings(made)
+    click.echo(text_of(made, reasons=layout_reasons(made.plan), warnings=warnings), nl=False)
+    for line in warnings:
+        click.echo(f"warning: {line}", err=True)
+
+
+def refuse_options(given: dict[str, Any]) -> None:
+    """A prepared run has decided them all.
+
+    Raises:
+        ConfigError: some were given.
+    """
+    if given:
+        what = "is decided already by the run that --run names; leave it out, or start another run"
+        raise ConfigError([Problem(f"--{name.replace('_', '-')}", what) for name in given])
+
+
+def layout_reasons(plan: Plan) -> list[str]:
+    """Why so many processes, and how they share the model."""
+    from steps.base.stage import config_at_hand
+    from steps.train import neuron_layout
+
+    launcher, cluster = plan.settings.launcher, plan.settings.cluster
+    if launcher.backend == "torch":
+        return [f"torch backend: each of the {plan.world} processes holds the model ({plan.sharding})"]
+    chosen = f"tensor parallel {launcher.tensor_parallel} (launcher.tensor_parallel), data parallel {plan.replicas}"
+    model = config_at_hand(plan.model, cache=Path(plan.settings.storage.cache).expanduser())
+    if model is None:
+        return [
+            chosen,
+            f"the config.json of {plan.model.name} is not on this machine, so nothing is held against it here; `start` does. "
+            "The table with the reasons is in steps/train/neuron_layout.py",
+        ]
+    rule = neuron_layout.choose_layout(
+        model,
+        neuron_layout.find_instance(cluster.instance_type),
+        nodes=plan.nodes,
+        global_batch=plan.global_batch,
+        micro_batch=plan.micro_batch,
+    )
+    if (rule.tensor_parallel, rule.processes) == (launcher.tensor_parallel, plan.processes):
+        return list(rule.reasons)
+    advice = f"the table's rule would take tensor parallel {rule.tensor_parallel} and {rule.processes} processes a node"
+    return [f"{chosen}, {plan.processes} processes a node", f"{advice}: {'; '.join(rule.reasons)}"]
+
+
+def owner_warnings(made: Printable) -> list[str]:
+    """The pods run as a user of their own, who has to write where this command has just written."""
+    user, folder = made.request.cluster.run_as_user, made.job.directory.attempt(made.attempt)
+    if not made.is_real or not user or os.getuid() == user or folder.stat().st_mode & 0o002:
+        return []
+    return [
+        f"{folder} belongs to user {os.getuid()}, and the pods run as user {user} (cluster.run_as_user), who has to write there: "
+        f"chown -R {user}:{user} {made.job.directory.path}"
+    ]

@@ -1,0 +1,178 @@
+"""`hyperpod-lora status | logs`: a run by its id, on this machine or on the cluster that a config describes.
+
+Commands that `cli` adds to its group. On a cluster they look through labels and pod logs, so they work from a laptop that sees no
+run directory; where it is visible, they tell more. What is shown is decided in `seen_jobs` and `runs`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from steps.errors import ClusterError, StorageError
+from steps.run_place import CONFIG, ROOT, Place, look, open_cluster, place_of, say_aside
+from steps.runs import NEWEST, find_run, newest_trainings, story, trainings_of
+
+if TYPE_CHECKING:
+    from steps.job.kube import Kube
+    from steps.seen_jobs import SeenJob
+
+EVENT_LINES = 2000
+"""Of worker 0's log, looked through for events."""
+
+
+@click.command()
+@click.argument("run", default="")
+@CONFIG
+@ROOT
+def status(run: str, config: Path | None, root: str | None) -> None:
+    """Show trainings: state, progress, attempts, what they wait for, where the time went.
+
+    RUN: a run id, `Flow/run id`, a run's folder or a PyTorchJob's name; nothing for the newest ten.
+    """
+    place = place_of(root, config)
+    if place.settings is None:
+        lines = local_status(place.root, run)
+    else:
+        lines = cluster_status(open_cluster(place.settings), place.root, run, now_s=time.time())
+    for line in lines:
+        click.echo(line)
+
+
+def local_status(root: Path, run: str) -> list[str]:
+    """The stories in the run directories.
+
+    Raises:
+        StorageError: there is none.
+    """
+    found = trainings_of(find_run(root, run)) if run else newest_trainings(root)
+    if not found:
+        raise StorageError(f"no training {f'of run {run} ' if run else ''}below {root}")
+    return [line for path in found for line in story_in(path)]
+
+
+def story_in(path: Path, **known: object) -> list[str]:
+    """A training directory's story; what is `known` is known better than there."""
+    from steps.job.leftovers import describe
+
+    return story({**describe(path), **known})
+
+
+def cluster_status(kube: Kube, root: Path, run: str, *, now_s: float) -> list[str]:
+    """The jobs on the cluster, each with its story where its directory is visible; then the stories without a job.
+
+    Raises:
+        ClusterError: no such run, or the API refused.
+    """
+    from steps import seen_jobs
+
+    seen = look(kube)
+    try:
+        chosen = seen_jobs.choose(seen, run, namespace=kube.namespace) if run else seen
+    except ClusterError:
+        with contextlib.suppress(StorageError):  # not visible here either: then the first error is the one to tell
+            return local_status(root, run)
+        raise
+    lines: list[str] = []
+    for jobs in seen_jobs.by_training(chosen)[-NEWEST:]:
+        log = kube.log(jobs[-1].pod(0), lines=EVENT_LINES) if jobs[-1].has_log(0) else ""
+        lines += seen_jobs.describe(jobs, seen_jobs.listen(log, jobs[-1], now_s), now_s)
+        lines += [f"  {line}" for line in _story_of(jobs[-1])]
+    shown = {job.directory for job in chosen}
+    if not run:
+        lines += [line for path in newest_trainings(root) if str(path) not in shown for line in story_in(path)]
+    return lines or [f"no PyTorchJob of hyperpod-lora in namespace {kube.namespace}, and no training below {root}"]
+
+
+def _story_of(job: SeenJob) -> list[str]:
+    """What its run directory adds; that it cannot be seen, if so."""
+    path = Path(job.directory)
+    if not path.is_dir():
+        return ["(not visible from here: earlier attempts and checkpoints are told where it is mounted)"]
+    return story_in(path, state=job.state, pids=[])[1:]
+
+
+@click.command()
+@click.argument("run")
+@click.option("--rank", type=click.IntRange(min=0), default=0, show_default=True, help="Whose log.")
+@click.option("-f", "--follow", is_flag=True, help="Go on as it grows, into the next attempt too.")
+@click.option("--lines", type=click.IntRange(min=1), default=100, show_default=True, help="Last lines to begin with.")
+@click.option("--raw", is_flag=True, help="Events as they are written, not as sentences.")
+@CONFIG
+@ROOT
+def logs(run: str, rank: int, follow: bool, lines: int, raw: bool, config: Path | None, root: str | None) -> None:
+    """Show a rank's log: from its pod, or from the run directory. RUN as for `status`."""
+    from steps.run_logs import worded
+
+    place = place_of(root, config)
+    if place.settings is None:
+        found = local_log(place.root, run, rank, lines, follow=follow)
+    else:
+        found = cluster_log(open_cluster(place.settings), place, run, rank, lines, follow=follow)
+    with contextlib.suppress(KeyboardInterrupt):  # the way to end --follow
+        for line in worded(found, is_raw=raw):
+            click.echo(line)
+
+
+def local_log(root: Path, run: str, rank: int, lines: int, *, follow: bool) -> Iterable[str]:
+    """From the run directory.
+
+    Raises:
+        StorageError: no such run, or no such log.
+    """
+    found = trainings_of(find_run(root, run))
+    if not found:
+        raise StorageError(f"run {run} has no training yet, so there is no log")
+    return directory_log(found[-1], rank, lines, follow=follow)
+
+
+def directory_log(directory: Path, rank: int, lines: int, *, follow: bool) -> Iterable[str]:
+    """From a training directory."""
+    from steps import run_logs
+    from steps.job.leftovers import is_watched, running_in
+
+    if not follow:
+        return run_logs.last_lines(run_logs.log_file(directory, run_logs.newest_attempt(directory), rank), lines)
+
+    def is_running() -> bool:
+        return is_watched(directory) or bool(running_in(directory))
+
+    return run_logs.follow_file(directory, rank, is_running=is_running, lines=lines, note=say_aside)
+
+
+def cluster_log(kube: Kube, place: Place, run: str, rank: int, lines: int, *, follow: bool) -> Iterable[str]:
+    """From the pod of the newest attempt; from the run directory where the pod is gone and the directory visible.
+
+    Raises:
+        ClusterError: no such run or rank, or the API refused.
+        StorageError: the pod is gone, and the directory holds no such log.
+    """
+    from steps import run_logs, seen_jobs
+
+    def newest() -> SeenJob:
+        return seen_jobs.choose(look(kube), run, namespace=kube.namespace)[-1]
+
+    def newest_or_none() -> SeenJob | None:
+        with contextlib.suppress(ClusterError):
+            return newest()
+        return None
+
+    try:
+        job = newest()
+    except ClusterError:
+        with contextlib.suppress(StorageError):
+            return local_log(place.root, run, rank, lines, follow=follow)
+        raise
+    run_logs.require_rank(job, rank)
+    if follow:
+        return run_logs.follow_pods(kube, newest_or_none, rank, lines=lines, note=say_aside)
+    if job.has_log(rank):
+        return run_logs.pod_lines(kube, job, rank, lines=lines)
+    if job.is_over and Path(job.directory).is_dir():
+        return directory_log(Path(job.directory), rank, lines, follow=False)
+    raise ClusterError(f"pod {job.pod(rank)} has no log: the job is {job.state}. {job.snapshot.message}".strip())
