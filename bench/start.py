@@ -103,6 +103,9 @@ def report_worker(scratch: Path, times: int) -> None:
     whole: list[float] = []
     imports: list[float] = []
     rest: list[float] = []
+    output(
+        sys.executable, "-c", f"import {stage.WORKER}, steps.train.torch_backend, steps.train.torch_trainer"
+    )  # bytecode
     for number in range(times):
         whole.append(until_first_step(spec.model_copy(update={"directory": str(scratch / f"train-{number}")})))
         one, other = json.loads(output(sys.executable, "-c", PEER, str(model)))
@@ -132,7 +135,7 @@ def until_first_step(spec: TrainSpec) -> float:
 
 def in_turn(times: int, *works: Callable[[], float]) -> list[float]:
     """The median of each."""
-    found = [[work() for work in works] for _ in range(times)]
+    found = [[work() for work in works] for _ in range(times + 1)][1:]  # the first one warms up
     return [statistics.median(column) for column in zip(*found, strict=True)]
 
 
@@ -146,6 +149,7 @@ def seconds(*command: str) -> float:
 def output(*command: str) -> str:
     """What a process prints."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", **stage.PROCESS_ENVIRONMENT}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # from the second start on, bytecode is there, as for everyone
     return subprocess.run(command, check=True, env=environment, stdout=subprocess.PIPE, text=True).stdout
 
 
