@@ -4,9 +4,9 @@
     python -m bench merge prepare              these, each with all its runs
     python -m bench train --precision fp32     one, with its own options (`--help` tells them)
 
-Every benchmark is a module here with `main(argv) -> int` that prints JSON lines (see `_report`). Each runs in a process of its own,
-so that none profits from another's warm state. What it found takes the place of its last results in results.json, and RESULTS.md
-is written anew from that: a part that was measured again on a calmer machine stands beside the others, with its date and load.
+Every benchmark is a module here with `main(argv) -> int` that prints JSON lines (see `_report`). Each runs in a process of its
+own, so that none profits from another's warm state. What it found takes the place of its last results in results.json, and
+RESULTS.md is written anew from that: a part that was measured again stands beside the others, with its date and load.
 """
 
 from __future__ import annotations
@@ -42,8 +42,9 @@ RUNS: tuple[tuple[str, ...], ...] = (
     ("checkpoints",),
 )
 """In the order in which they run and stand on the page."""
-NOTES = """A ratio is ours / theirs: for times and memory less is better, for speeds more. Numbers are medians of runs in turn, ours and theirs one
-after the other on the same machine; the load is what other work asked for meanwhile (1.0: one core).
+NOTES = """A ratio is ours / theirs: for times and memory less is better, for speeds more.
+Numbers are medians of runs in turn, ours and theirs one after the other on the same machine.
+The load includes what other work asked for meanwhile (1.0: one core).
 
 On a GPU nothing was measured: none was at hand. Training there goes through the same code path.
 """

@@ -1,7 +1,7 @@
 """Made-up rows with the lengths of Alpaca's, for `prepare` and `train`.
 
-Lengths in words are drawn from the quantiles of real Alpaca rows, words by Zipf's law from the tokenizer's own vocabulary, which
-stands about in the order of frequency. So tokens per row, packing and the share of rare words are those of real rows; sense is not.
+Lengths in words are drawn from the quantiles of real Alpaca rows, words by Zipf's law from the tokenizer's own vocabulary,
+which stands about in the order of frequency. So tokens per row, packing and rare words are as in real rows; the sense is not.
 Made by this project: no row of anybody's data set is in it. `--data FILE` takes real rows instead.
 """
 

@@ -1,6 +1,6 @@
 """How looking at checkpoints grows: `choose` over 10 to 10,000 of them, `damage` over 1 to 4,096 files.
 
-    python -m bench.checkpoints [--most-checkpoints 10000] [--most-files 4096] [--repeats 5]
+    python -m bench checkpoints [--most-checkpoints 10000] [--most-files 4096] [--repeats 5]
 
 CPU time (median), in memory, so that a busy machine changes little. Beside ours stands transformers'
 `get_last_checkpoint`, which takes the highest step for good and opens no file. Ends with the growth: time per item at the
@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from bench._report import report
 from steps.checkpoints import Checkpoint, checkpoint_path, choose, commit, damage
 from steps.claims import Claim
 
@@ -27,8 +28,8 @@ FILE_BYTES = 4096
 
 
 def main(argv: Sequence[str]) -> int:
-    """Measure and print JSON lines."""
-    parser = argparse.ArgumentParser(prog="python -m bench.checkpoints", description=(__doc__ or "").split("\n")[0])
+    """Measure both."""
+    parser = argparse.ArgumentParser(prog="python -m bench checkpoints", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--most-checkpoints", type=int, default=10_000)
     parser.add_argument("--most-files", type=int, default=4096)
     parser.add_argument("--repeats", type=int, default=5)
@@ -53,10 +54,12 @@ def measure_choose(place: Path, most: int, repeats: int) -> None:
         usual[count] = cpu_s(lambda folder=folder: choose(folder, identity=IDENTITY), repeats)
         worst[count] = cpu_s(lambda folder=folder: choose(folder, identity="other"), repeats)
         theirs = cpu_s(lambda peer=peer: get_last_checkpoint(str(peer)), repeats)
-        say(f"choose among {count:,} checkpoints, the newest is whole", usual[count] * 1e3, theirs * 1e3, "ms")
-        say(f"choose among {count:,} checkpoints, none is usable", worst[count] * 1e3, None, "ms")
-    say("choose, the newest is whole: growth of the time per checkpoint", growth(usual), None, "×")
-    say("choose, none is usable: growth of the time per checkpoint", growth(worst), None, "×")
+        report(f"choose among {count:,} checkpoints, the newest is whole", usual[count] * 1e3, theirs * 1e3, unit="ms")
+        report(f"choose among {count:,} checkpoints, none is usable", worst[count] * 1e3, unit="ms")
+    report(
+        "choose, the newest is whole: growth of the time per checkpoint", growth(usual), unit="×", goal="ours <= 1.2"
+    )
+    report("choose, none is usable: growth of the time per checkpoint", growth(worst), unit="×", goal="ours <= 1.2")
 
 
 def measure_damage(place: Path, most: int, repeats: int) -> None:
@@ -65,8 +68,8 @@ def measure_damage(place: Path, most: int, repeats: int) -> None:
     for count in series(1, most, 4):
         saved = make_files(place / f"files-{count}", count)
         taken[count] = cpu_s(lambda saved=saved: damage(saved), repeats)
-        say(f"damage over {count:,} files of {FILE_BYTES // 1024} KiB", taken[count] * 1e3, None, "ms")
-    say("damage: growth of the time per file", growth(taken), None, "×")
+        report(f"damage over {count:,} files of {FILE_BYTES // 1024} KiB", taken[count] * 1e3, unit="ms")
+    report("damage: growth of the time per file", growth(taken), unit="×", goal="ours <= 1.2")
 
 
 def series(first: int, last: int, factor: int) -> list[int]:
@@ -117,18 +120,6 @@ def growth(taken: dict[int, float]) -> float:
     """Time per item at the largest number, as a multiple of that at the number before it."""
     before, largest = sorted(taken)[-2:]
     return (taken[largest] / largest) / (taken[before] / before)
-
-
-def say(what: str, ours: float, theirs: float | None, unit: str) -> None:
-    """One measurement as a JSON line."""
-    ratio = round(theirs / ours, 3) if theirs else None
-    shown = None if theirs is None else round(theirs, 4)
-    print(
-        json.dumps(
-            {"what": what, "ours": round(ours, 4), "theirs": shown, "ratio": ratio, "unit": unit}, ensure_ascii=False
-        ),
-        flush=True,
-    )
 
 
 if __name__ == "__main__":

@@ -1,15 +1,14 @@
 """Evaluation against transformers one at a time: generated tokens/s against `pipeline(...)`, loss against plain forward passes.
 
-    python -m bench.evaluate [--rounds 3] [--prompts 32] [--their-prompts 8]
+    python -m bench evaluate [--rounds 3] [--prompts 32] [--their-prompts 8]
 
 SmolLM2-135M in bf16 on the held-out orders that the demo is scored on. The pipeline answers only the first of the prompts, since
-it takes minutes for all; both speeds count end tokens. Prints JSON lines: {"what", "ours", "theirs", "ratio", "unit"}; medians.
+it takes minutes for all; both speeds count end tokens. Medians.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import sys
@@ -18,6 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from bench._report import report
 from steps.base.stage import fetch
 from steps.config import Settings
 from steps.evaluate.generate import end_tokens, generate
@@ -33,7 +33,7 @@ BATCH_SIZE = Settings().evaluation.batch_size
 
 def main(argv: list[str]) -> int:
     """Measure in turn, print medians."""
-    parser = argparse.ArgumentParser(prog="bench.evaluate")
+    parser = argparse.ArgumentParser(prog="python -m bench evaluate")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--prompts", type=int, default=32)
     parser.add_argument("--their-prompts", type=int, default=8)
@@ -51,7 +51,7 @@ def main(argv: list[str]) -> int:
         theirs=lambda: their_tokens(model, tokenizer, texts[: asked.their_prompts]),
         unit="tokens/s",
         rounds=asked.rounds,
-        goal=">= 3",
+        goal="ratio >= 3",
     )
     compare(
         "evaluation: loss, samples/s against one forward pass per sample",
@@ -64,7 +64,7 @@ def main(argv: list[str]) -> int:
 
 
 def compare(
-    what: str, *, ours: Callable[[], int], theirs: Callable[[], int], unit: str, rounds: int, goal: str | None = None
+    what: str, *, ours: Callable[[], int], theirs: Callable[[], int], unit: str, rounds: int, goal: str = ""
 ) -> None:
     """Both in turn; each call returns how much it did."""
     speeds: tuple[list[float], list[float]] = ([], [])
@@ -74,8 +74,7 @@ def compare(
             done = work()
             found.append(done / (time.perf_counter() - begun_s))
     mine, other = map(statistics.median, speeds)
-    row = {"what": what, "ours": mine, "theirs": other, "ratio": mine / other, "unit": unit}
-    print(json.dumps({**row, "goal": goal} if goal else row), flush=True)
+    report(what, mine, other, unit=unit, goal=goal)
 
 
 def held_out(tokenizer: Any, number: int) -> list[tuple[str, str]]:

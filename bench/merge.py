@@ -1,10 +1,10 @@
 """Merge against `cp` and against PEFT: wall time and peak memory of whole processes, in turn, on disk and on a RAM disk.
 
-    python bench/merge.py                   # Llama-3.2-1B-shaped, 2.5 GB; needs about 10 GB in each place
-    python bench/merge.py --shape 8b --no-peft --places .   # 16 GB: does the memory stay flat?
+    python -m bench merge                   (Llama-3.2-1B-shaped, 2.5 GB; needs about 5 GB in each place)
+    python -m bench merge --growth          (1 to 16 GB on disk: do time per GB and memory stay? needs 33 GB)
+    python -m bench merge --shape 8b --no-peft --places /tmp
 
-Prints one JSON line per figure: {"what", "ours", "theirs", "ratio", "unit"}; medians, with the lowest beside them. Processor time
-is reported as well: unlike wall time it stays about the same on a busy machine. Weights are random.
+Processor time is told as well: unlike wall time it stays about the same on a busy machine. Weights are random.
 """
 
 from __future__ import annotations
@@ -23,10 +23,12 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench._report import report
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
 RANK = 16
 SHARDS = 5
+PEFT_REPEATS, GROWTH_REPEATS = 3, 3
 OURS = """
 import sys
 from pathlib import Path
@@ -88,9 +90,13 @@ class Shape:
 
 SHAPES = {
     "tiny": Shape(256, 512, 4, 8, 4, 4096, True),
+    "0.5b": Shape(1536, 4096, 12, 12, 4, 128256, True),
     "1b": Shape(2048, 8192, 16, 32, 8, 128256, True),
+    "3b": Shape(3072, 8192, 28, 24, 8, 128256, True),
     "8b": Shape(4096, 14336, 32, 32, 8, 128256, False),
 }
+GROWTH = ("0.5b", "1b", "3b", "8b")
+"""1, 2.5, 6.4 and 16 GB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,11 +201,9 @@ def measure(command: list[str], out: Path) -> Measured:
     return Measured(wall_s, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
 
 
-def compare(folder: Path, shape: Shape, *, repeats: int, with_peft: bool) -> dict[str, list[Measured]]:
-    """Make the model in `folder`, then run each contender in turn."""
+def compare(folder: Path, *, repeats: int, with_peft: bool) -> dict[str, list[Measured]]:
+    """Run each contender in turn on the model in `folder`."""
     base, adapter, out = folder / "base", folder / "adapter", folder / "out"
-    make_model(folder, shape)
-    os.sync()
     paths = [str(base), str(adapter), str(out)]
     contenders = {
         "cp": ["cp", "-r", "--reflink=never", str(base), str(out)],
@@ -211,45 +215,64 @@ def compare(folder: Path, shape: Shape, *, repeats: int, with_peft: bool) -> dic
     results: dict[str, list[Measured]] = {name: [] for name in contenders}
     for _ in range(repeats):
         for name, command in contenders.items():
-            if name != "peft" or len(results[name]) < 3:
+            if name != "peft" or len(results[name]) < PEFT_REPEATS:
                 results[name].append(measure(command, out))
     return results
 
 
-def report(place: str, shape: str, results: dict[str, list[Measured]]) -> None:
-    """Print one JSON line per figure."""
+def report_against(place: str, shape: str, results: dict[str, list[Measured]]) -> None:
+    """Medians against each of the others."""
+    goals = {("cp", "wall_s"): "ratio <= 1.6", ("peft", "peak_mib"): "ratio <= 0.0625"}
     for other in [name for name in results if name != "ours"]:
         for field, unit in (("wall_s", "s"), ("cpu_s", "s"), ("peak_mib", "MiB")):
-            ours = [getattr(item, field) for item in results["ours"]]
-            theirs = [getattr(item, field) for item in results[other]]
-            middle, their_middle = statistics.median(ours), statistics.median(theirs)
-            line = {
-                "what": f"merge {shape} on {place}, {field.split('_')[0]} against {other}",
-                "ours": round(middle, 3),
-                "theirs": round(their_middle, 3),
-                "ratio": round(middle / their_middle, 3),
-                "unit": unit,
-                "ours_min": round(min(ours), 3),
-                "theirs_min": round(min(theirs), 3),
-                "load": round(os.getloadavg()[0], 1),
-            }
-            print(json.dumps(line), flush=True)
+            if (other, field) != ("cp", "peak_mib"):
+                medians = [statistics.median(getattr(run, field) for run in results[name]) for name in ("ours", other)]
+                what = f"merge {shape} on {place}, {field.split('_')[0]} against {other}"
+                report(what, *medians, unit=unit, goal=goals.get((other, field), ""))
+
+
+def report_growth(place: str, repeats: int) -> None:
+    """Time per GB and peak memory of ever larger models; `theirs` is the next smaller one's."""
+    before: tuple[str, float, float] | None = None
+    for shape in GROWTH:
+        with tempfile.TemporaryDirectory(dir=place, prefix="bench-merge-") as scratch:
+            folder = Path(scratch)
+            make_model(folder, SHAPES[shape])
+            os.sync()
+            gb = sum(file.stat().st_size for file in (folder / "base").iterdir()) / 1e9
+            runs = compare(folder, repeats=repeats, with_peft=False)
+        cpu, peak = (statistics.median(getattr(run, field) for run in runs["ours"]) for field in ("cpu_s", "peak_mib"))
+        report(f"merge {shape} ({gb:.1f} GB), wall against cp", *_walls(runs), unit="s")
+        if before:
+            name, cpu_per_gb, their_peak = before
+            report(f"merge: CPU per GB, {shape} against {name}", cpu / gb, cpu_per_gb, unit="s", goal="ratio <= 1.2")
+            report(f"merge: peak memory, {shape} against {name}", peak, their_peak, unit="MiB", goal="ratio <= 1.1")
+        before = shape, cpu / gb, peak
+
+
+def _walls(runs: dict[str, list[Measured]]) -> tuple[float, float]:
+    ours, theirs = (statistics.median(run.wall_s for run in runs[name]) for name in ("ours", "cp"))
+    return ours, theirs
 
 
 def main(argv: list[str]) -> int:
     """Entry point; exit status 0 when everything ran."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(prog="python -m bench merge")
     parser.add_argument("--shape", choices=SHAPES, default="1b")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--places", nargs="+", default=[tempfile.gettempdir(), "/dev/shm"], help="scratch folders")
+    parser.add_argument("--places", nargs="+", default=["/dev/shm", tempfile.gettempdir()], help="scratch folders")
     parser.add_argument("--no-peft", action="store_true", help="leave PEFT out (it needs the whole model in memory)")
-    options = parser.parse_args(argv)
-    for place in options.places:
+    parser.add_argument("--growth", action="store_true", help="1 to 16 GB in the last of the places")
+    given = parser.parse_args(argv)
+    if given.growth:
+        report_growth(given.places[-1], min(given.repeats, GROWTH_REPEATS))
+        return 0
+    for place in given.places:
         with tempfile.TemporaryDirectory(dir=place, prefix="bench-merge-") as scratch:
-            results = compare(
-                Path(scratch), SHAPES[options.shape], repeats=options.repeats, with_peft=not options.no_peft
-            )
-            report(place, options.shape, results)
+            make_model(Path(scratch), SHAPES[given.shape])
+            os.sync()
+            results = compare(Path(scratch), repeats=given.repeats, with_peft=not given.no_peft)
+        report_against(place, given.shape, results)
     return 0
 
 

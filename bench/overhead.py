@@ -1,9 +1,9 @@
 """Our own overhead around a job: the call → the first worker runs; the last worker's exit → the result is there.
 
-    python -m bench.overhead [--times 5]
+    python -m bench overhead [--times 5]
 
-`theirs` is torchrun itself, started by hand for the same worker, in turn with ours: most of both is torchrun importing torch.
-Prints JSON lines: {"what", "ours", "theirs", "ratio", "unit"}; medians of seconds.
+`theirs` is torchrun itself, started by hand for the same worker, in turn with ours: most of both is torchrun importing torch, and
+what is ours is the difference. Medians of seconds.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from bench._report import report
 from steps.config import Settings
 from steps.job.job import Job
 from steps.job.local import LocalLauncher
@@ -67,7 +68,7 @@ def _around(begun_s: float, folder: Path) -> Times:
 
 def main(argv: list[str]) -> int:
     """Measure both in turn and print the medians."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m bench overhead")
     parser.add_argument("--times", type=int, default=5)
     options = parser.parse_args(argv)
     found: dict[str, list[Times]] = {"ours": [], "theirs": []}
@@ -77,14 +78,7 @@ def main(argv: list[str]) -> int:
                 found[name].append(measure(Path(folder)))
     for index, what in enumerate(("job: call to first worker running", "job: last worker's exit to result")):
         mine, other = (statistics.median(times[index] for times in found[name]) for name in ("ours", "theirs"))
-        row = {
-            "what": what,
-            "ours": round(mine, 3),
-            "theirs": round(other, 3),
-            "ratio": round(other / mine, 2),
-            "unit": "s",
-        }
-        print(json.dumps({**row, "goal": "at most 1 s more than torchrun itself"}))
+        report(what, mine, other, unit="s", goal="difference < 1")
     return 0
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import itertools
 import json
 import multiprocessing
 import resource
@@ -193,7 +194,7 @@ def report_growth(scratch: Path, model: Path, data: str) -> None:
         file = make_file(scratch / f"{count}.jsonl", count, model, data)
         found[count] = run_ours(file, model)
         file.unlink()
-    for less, more in zip(GROWTH, GROWTH[1:], strict=False):
+    for less, more in itertools.pairwise(GROWTH):
         times = [1e6 * found[count]["seconds"] / count for count in (more, less)]
         goal = "ratio <= 1.1" if less == GROWTH[1] else ""  # the first rows pay for starting processes
         report(f"prepare: time per row, {more:,} rows against {less:,}", *times, unit="µs", goal="ratio <= 1.1")

@@ -1,8 +1,8 @@
 """What the supervisor costs while it waits: 24 simulated hours, 64 workers, a step every 5 seconds, a save every 100 steps.
 
-    python -m bench.supervisor [--hours 24] [--workers 64]
+    python -m bench supervisor [--hours 24] [--workers 64]
 
-A fake clock and a scripted launcher; the event file grows for real. Prints JSON lines: CPU as a share of one core over the
+A fake clock and a scripted launcher; the event file grows for real. Tells CPU as a share of one core over the
 simulated time, and memory held at the end against memory held after the first hour.
 """
 
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import sys
 import tempfile
 import time
@@ -18,6 +17,7 @@ import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
 
+from bench._report import report
 from steps.config import Settings
 from steps.events import Event
 from steps.job.job import Job
@@ -103,7 +103,7 @@ def live(hours: float, workers: int, *, trace: bool) -> tuple[float, Day]:
 
 def main(argv: list[str]) -> int:
     """Print CPU share and memory growth."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m bench supervisor")
     parser.add_argument("--hours", type=float, default=24.0)
     parser.add_argument("--workers", type=int, default=64)
     options = parser.parse_args(argv)
@@ -112,10 +112,8 @@ def main(argv: list[str]) -> int:
     _, day = live(options.hours, options.workers, trace=True)
     first, last = day.memory[min(1, max(day.memory))], day.memory[max(day.memory)]
     what = f"supervisor, {options.workers} workers, {options.hours:g} simulated hours"
-    cpu = {"what": f"{what}: CPU", "ours": round(100 * share, 4), "theirs": None, "ratio": None}
-    print(json.dumps({**cpu, "unit": "% of a core", "goal": "< 0.1"}))
-    memory = {"what": f"{what}: memory held, against hour 1", "ours": round(last / 1024), "theirs": round(first / 1024)}
-    print(json.dumps({**memory, "ratio": round(last / first, 2), "unit": "KiB", "goal": "flat"}))
+    report(f"{what}: CPU", 100 * share, unit="% of a core", goal="ours < 0.1")
+    report(f"{what}: memory held, against hour 1", last / 1024, first / 1024, unit="KiB", goal="ratio <= 1.1")
     return 0
 
 

@@ -15,6 +15,8 @@ from steps.merge.folder import merge_folders
 from tests.merge.conftest import Workshop, adapted, load, merged_by_peft, stored
 
 NUMBER = itertools.count()
+FLIPPED_ONE_IN = 8_000
+"""Of half precision's values: an fp32 sum has 13 to 16 bits more, so about one in so many lies next to the middle."""
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -61,18 +63,25 @@ def check_fp32(workshop: Workshop, config: dict[str, Any], seed: int, sizes: dic
 
 
 def check_half(workshop: Workshop, config: dict[str, Any], seed: int, dtype: str) -> None:
-    """Correctly rounded: what an fp32 sum as far from PEFT's as another order of summation may take it can be rounded to."""
+    """PEFT's fp32 sum rounded to nearest even, but for the few values so near to the middle that the sum's last bit decides.
+
+    That bit depends on the order in which a BLAS library adds; a second rounding, as PEFT's own, would change far more values.
+    """
     import torch
 
     base = workshop.base(dtype, dtype=dtype)
     adapter = workshop.adapter(base, f"adapter-{next(NUMBER)}", seed=seed, **config)
     ours, theirs = stored(merged(workshop, base, adapter)), merged_by_peft(base, adapter)
     assert ours.keys() == theirs.keys()
+    changed = 0
     for name, tensor in ours.items():
         assert tensor.dtype == getattr(torch, dtype), name
+        flipped = tensor != theirs[name].to(tensor.dtype)
+        changed += int(flipped.sum())
         slack = theirs[name].abs().max() * 2**-22
         least, most = ((theirs[name] + sign * slack).to(tensor.dtype) for sign in (-1, 1))
-        assert bool(((least <= tensor) & (tensor <= most)).all()), name
+        assert bool(((least <= tensor) & (tensor <= most))[flipped].all()), name
+    assert changed <= 1 + sum(tensor.numel() for tensor in ours.values()) // FLIPPED_ONE_IN
 
 
 QUICK = settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
