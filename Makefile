@@ -47,6 +47,9 @@ lock: .venv/uv  ## resolve all versions anew into requirements.lock and requirem
 	  --custom-compile-command "make lock" --all-extras --group build pyproject.toml -o requirements.lock
 	$(BIN)/uv pip compile -q --python-version 3.11 --generate-hashes --no-annotate --no-emit-index-url \
 	  --custom-compile-command "make lock" --all-extras --group build --group dev -c requirements.lock pyproject.toml -o requirements-dev.lock
+	$(BIN)/uv pip compile -q --python-version 3.11 --generate-hashes --no-annotate --no-emit-index-url \
+	  --custom-compile-command "make lock" --override containers/neuron-overrides.txt \
+	  containers/neuron-requirements.in -o containers/neuron-requirements.lock
 
 clean:  ## remove the virtual environment and caches (runs stay in .lora: see `hyperpod-lora clean`)
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .coverage htmlcov bench-results

@@ -102,7 +102,8 @@ class JobHandle:
             card.observe(event)
 
         launcher = _on_cluster(job, settings, notice) if settings.is_on_cluster else launch.local_launcher(settings)
-        resumed = current.origin_run_id is not None and current.retry_count == 0
+        # Retry 0 is always a person's: a first run, `resume`, or `argo retry`, which begins to count anew in the same run.
+        resumed = current.retry_count == 0
         result = supervise(
             job,
             launcher,

@@ -20,6 +20,7 @@ OF_THE_ROLE = {
     "pods": {"get", "list", "watch"},
     "pods/log": {"get"},
     "persistentvolumeclaims": {"get"},
+    "resourcequotas": {"list"},
     "events": {"list"},
     "localqueues.kueue.x-k8s.io": {"get"},
     "workloads.kueue.x-k8s.io": {"list"},
