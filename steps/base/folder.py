@@ -69,7 +69,7 @@ def inspect(folder: Path) -> Contents:
         for entry in header.values():
             sizes[entry["dtype"]] += count_items(entry["shape"])
     if not sizes:
-        raise ModelError(f"{folder} is no usable model: its *.safetensors hold no tensor; fetch it again")
+        raise ModelError(f"{folder} is no usable model: its safetensors hold no tensor; fetch it again")
     dtype = sizes.most_common(1)[0][0]
     return Contents(
         config=config,
@@ -88,7 +88,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     if not folder.is_dir():
         kind = "is a file" if folder.exists() else "does not exist"
-        raise ModelError(f"{folder} {kind}: expected a folder with config.json, *.safetensors and a tokenizer")
+        raise ModelError(f"{folder} {kind}: expected a folder with config.json, safetensors and a tokenizer")
     path = folder / "config.json"
     if not path.is_file():
         if (folder / "adapter_config.json").is_file():
@@ -112,8 +112,8 @@ def _weight_problems(folder: Path, names: list[str]) -> list[str]:
     if not shards:
         pickles = sorted({path.name for pattern in PICKLES for path in folder.glob(pattern)})
         if pickles:
-            return [f"it has no *.safetensors, only {', '.join(pickles[:3])}; {CONVERT.format(folder=folder)}"]
-        return [f"it has no *.safetensors (it holds {_listing(folder)})"]
+            return [f"it has no safetensors, only {', '.join(pickles[:3])}; {CONVERT.format(folder=folder)}"]
+        return [f"it has no safetensors (it holds {_listing(folder)})"]
     index = folder / "model.safetensors.index.json"
     if not index.is_file():
         return []
