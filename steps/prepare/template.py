@@ -151,9 +151,11 @@ def read_template(folder: Path, added: Sequence[str]) -> ChatTemplate:
         if isinstance(source, list):  # several named ones
             source = {item["name"]: item["template"] for item in source}.get("default")
         if source and not isinstance(source, str):
-            raise TypeError(f"expected a text, found {type(source).__name__}")
+            raise TypeError("a template is a text")
     except (ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"the chat template in {folder} cannot be read ({error}); fetch the model again") from error
+        raise ModelError(
+            f"the chat template or a special token in {folder} is not as transformers writes it; fetch the model again"
+        ) from error
     if not source:
         source, tokens = FALLBACK, {"eos_token": "", **tokens}
     return ChatTemplate(source, tokens, added)
