@@ -65,7 +65,7 @@ def read_config(text: str) -> dict[str, Any]:
     with clean_errors():
         try:
             raw = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise ConfigError([Problem("config", f"not valid YAML: {error}")]) from error
         return parse_settings(raw).model_dump(mode="json")
 

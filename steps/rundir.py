@@ -150,7 +150,8 @@ def read_json(path: Path) -> dict[str, Any]:
             f"{path} is not valid JSON ({error}); it was damaged or edited: remove it and run again"
         ) from error
     if not isinstance(value, dict):
-        raise StorageError(f"{path}: expected a JSON object, found {type(value).__name__}")
+        found = "null" if value is None else type(value).__name__
+        raise StorageError(f"{path}: expected a JSON object, found {found}")
     return value
 
 

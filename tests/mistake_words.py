@@ -9,6 +9,8 @@ import pytest
 
 from steps.errors import ConfigError, LoraFlowError
 
+EATEN = re.compile(r"\*")
+"""Metaflow takes it for the mark of bold text and leaves it out of what a person reads."""
 NOT_FOR_PEOPLE = re.compile(r'Traceback|^\s*File ".*", line \d|object at 0x|<class |\w+Error\(|NoneType')
 
 
@@ -20,6 +22,7 @@ def told(call: Callable[[], object]) -> str:
     assert caught.value.headline
     assert len(message.split()) >= 4, f"too short to help: {message!r}"
     assert not NOT_FOR_PEOPLE.search(message), message
+    assert not EATEN.search(message), message
     if isinstance(caught.value, ConfigError):
         assert all(problem.path.strip() and problem.message.strip() for problem in caught.value.problems)
     return message

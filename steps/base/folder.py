@@ -68,6 +68,8 @@ def inspect(folder: Path) -> Contents:
     for header in headers:
         for entry in header.values():
             sizes[entry["dtype"]] += count_items(entry["shape"])
+    if not sizes:
+        raise ModelError(f"{folder} is no usable model: its safetensors hold no tensor; fetch it again")
     dtype = sizes.most_common(1)[0][0]
     return Contents(
         config=config,
@@ -86,7 +88,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     if not folder.is_dir():
         kind = "is a file" if folder.exists() else "does not exist"
-        raise ModelError(f"{folder} {kind}: expected a folder with config.json, *.safetensors and a tokenizer")
+        raise ModelError(f"{folder} {kind}: expected a folder with config.json, safetensors and a tokenizer")
     path = folder / "config.json"
     if not path.is_file():
         if (folder / "adapter_config.json").is_file():
@@ -98,7 +100,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         )
     try:
         config = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelError(f"{path} is not valid JSON ({error}): fetch the model again") from error
     if not isinstance(config, dict) or not config.get("model_type"):
         raise ModelError(f"{path} names no model_type: expected the config.json of a transformers model")
@@ -110,14 +112,14 @@ def _weight_problems(folder: Path, names: list[str]) -> list[str]:
     if not shards:
         pickles = sorted({path.name for pattern in PICKLES for path in folder.glob(pattern)})
         if pickles:
-            return [f"it has no *.safetensors, only {', '.join(pickles[:3])}; {CONVERT.format(folder=folder)}"]
-        return [f"it has no *.safetensors (it holds {_listing(folder)})"]
+            return [f"it has no safetensors, only {', '.join(pickles[:3])}; {CONVERT.format(folder=folder)}"]
+        return [f"it has no safetensors (it holds {_listing(folder)})"]
     index = folder / "model.safetensors.index.json"
     if not index.is_file():
         return []
     try:
-        named = set(json.loads(index.read_bytes())["weight_map"].values())
-    except (ValueError, KeyError, AttributeError, TypeError):
+        named = {str(name) for name in json.loads(index.read_bytes())["weight_map"].values()}
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
         return [f"{index.name} is damaged: fetch it again"]
     missing = sorted(named - set(shards))
     return [f"{index.name} names {len(missing)} missing files, first {missing[0]}: fetch them again"] if missing else []

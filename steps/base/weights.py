@@ -51,8 +51,11 @@ def read_header(path: Path) -> dict[str, dict[str, Any]]:
     try:
         header = json.loads(raw)
         tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
-        end = max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
-    except (ValueError, AttributeError, KeyError, TypeError, IndexError) as error:
+        end = max((int(entry["data_offsets"][1]) for entry in tensors.values()), default=0)
+        for entry in tensors.values():
+            count_items([int(size) for size in entry["shape"]])
+            str.lower(entry["dtype"])
+    except (ValueError, AttributeError, KeyError, TypeError, IndexError, OverflowError, RecursionError) as error:
         raise ModelError(f"{path}: its safetensors header is damaged: fetch it again") from error
     if 8 + length + end != size:
         raise ModelError(

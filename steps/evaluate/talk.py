@@ -135,6 +135,6 @@ def _neither(folder: Path) -> str:
     inside = sorted(path.parent for name in ("config.json", "adapter_config.json") for path in folder.glob(f"*/{name}"))
     hint = f"; did you mean {' or '.join(map(str, inside[:3]))}?" if inside else ""
     return (
-        f"{folder} is neither a model (config.json and *.safetensors) nor an adapter (adapter_config.json){hint}"
+        f"{folder} is neither a model (config.json and safetensors) nor an adapter (adapter_config.json){hint}"
         " Give the merged model's folder, or an adapter's with --base"
     )

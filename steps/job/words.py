@@ -59,7 +59,7 @@ def final_message(job: Job, attempt: int, failure: Failure, decision: GiveUp, re
         f"{job.label}: attempt {attempt} failed, {describe_failure(failure)}",
         f"No further attempt: {decision.reason}.",
         *(f"    {line}" for line in failure.traceback),
-        f"Evidence: {folder / 'evidence'}; logs: {folder}/rank-*.log.",
+        f"Evidence: {folder / 'evidence'}; logs: rank-0.log and its like in {folder}.",
         f"What to do: {ADVICE[failure.failure_class]}. Then `resume` goes on ({kept}).",
     ]
     return "\n".join(lines)

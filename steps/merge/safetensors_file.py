@@ -86,8 +86,9 @@ def read_header(file: Path, *, error: type[LoraFlowError]) -> Header:
         header = json.loads(raw)
         metadata = dict(header.pop("__metadata__", None) or {})
         tensors = _located(file, header, LENGTH_BYTES + length)
-    except (ValueError, KeyError, TypeError, AttributeError) as cause:
-        raise error(f"{file}: the safetensors header is damaged ({cause}); fetch the file again") from cause
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as cause:
+        why = f" ({cause})" if isinstance(cause, ValueError) else ""
+        raise error(f"{file}: the safetensors header is damaged{why}; fetch the file again") from cause
     end = max((tensor.start + tensor.bytes for tensor in tensors), default=LENGTH_BYTES + length)
     if end != size:
         raise error(f"{file} is truncated or damaged: its header asks for {end} bytes, it has {size}; fetch it again")

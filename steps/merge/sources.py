@@ -114,8 +114,9 @@ def read_object(file: Path, error: type[LoraFlowError]) -> dict[str, Any]:
         value = json.loads(file.read_bytes())
     except OSError as cause:
         raise error(f"cannot read {file}: {cause.strerror}") from cause
-    except ValueError as cause:
+    except (ValueError, RecursionError) as cause:
         raise error(f"{file} is not valid JSON ({cause}); fetch or train it again") from cause
     if not isinstance(value, dict):
-        raise error(f"{file}: expected a JSON object, found {type(value).__name__}")
+        found = "null" if value is None else type(value).__name__
+        raise error(f"{file}: expected a JSON object, found {found}")
     return value

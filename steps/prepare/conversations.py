@@ -100,7 +100,7 @@ def find_layout(found: Iterable[str], *, shape: str = "auto", columns: Mapping[s
     raise DataError(
         f"its columns fit {'no known shape' if shape == 'auto' else f'not the shape {shape}'}: "
         f"found {_listed(there)}; {_known_forms(candidates)}; "
-        "or name the columns in a preset (config/datasets/*.yaml, `columns:`)"
+        "or name the columns in a preset (a file in config/datasets, `columns:`)"
     )
 
 

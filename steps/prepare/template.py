@@ -144,12 +144,18 @@ def read_template(folder: Path, added: Sequence[str]) -> ChatTemplate:
     """
     config = _read(folder / "tokenizer_config.json")
     special = {**_read(folder / "special_tokens_map.json"), **config}
-    tokens = {name: _content(special[name]) for name in SPECIAL_TOKENS if special.get(name)}
     own = folder / "chat_template.jinja"
-    source = own.read_text(encoding="utf-8") if own.is_file() else config.get("chat_template")
-    if isinstance(source, list):  # several named ones
-        named = {item["name"]: item["template"] for item in source}
-        source = named.get("default")
+    try:
+        tokens = {name: _content(special[name]) for name in SPECIAL_TOKENS if special.get(name)}
+        source = own.read_text(encoding="utf-8") if own.is_file() else config.get("chat_template")
+        if isinstance(source, list):  # several named ones
+            source = {item["name"]: item["template"] for item in source}.get("default")
+        if source and not isinstance(source, str):
+            raise TypeError("a template is a text")
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(
+            f"the chat template or a special token in {folder} is not as transformers writes it; fetch the model again"
+        ) from error
     if not source:
         source, tokens = FALLBACK, {"eos_token": "", **tokens}
     return ChatTemplate(source, tokens, added)
@@ -160,7 +166,7 @@ def _read(path: Path) -> dict[str, Any]:
         return {}
     try:
         return dict(json.loads(path.read_bytes()))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise ModelError(f"{path} is not a JSON object ({error}); fetch the model again") from error
 
 

@@ -93,28 +93,6 @@ def test_a_continued_run_with_other_settings_is_refused_by_name(finished: tuple[
     assert "Traceback" not in done.stdout + done.stderr
 
 
-@pytest.mark.parametrize(
-    ("words", "expected"),
-    [
-        pytest.param(
-            ["--model", "llama3.2-7b"], ["Llama 3.2 has 1B and 3B", "llama3.1-8b"], id="a model that does not exist"
-        ),
-        pytest.param(
-            ["--global-batch", "5", "--micro-batch", "2"], ["multiple of", "4 and 6"], id="a batch that does not divide"
-        ),
-        pytest.param(["--lora-targets", "q_prj"], ["no module 'q_prj'", "q_proj"], id="a target that the model lacks"),
-        pytest.param(["--dataset", "nowhere.jsonl"], ["no such file", "nowhere.jsonl"], id="a file that is not there"),
-    ],
-)
-def test_mistakes_are_told_before_anything_runs(place: Place, words: list[str], expected: list[str]) -> None:
-    place.write_config()
-    done = place.call(place.run_words(*words))
-    assert done.returncode != 0
-    for text in expected:
-        assert text in done.stdout + done.stderr
-    assert "Traceback" not in done.stdout + done.stderr
-
-
 def test_a_mistake_in_the_config_ends_the_command_with_every_problem(place: Place) -> None:
     place.write_config(retry={"max_attempts": 0, "delay": 3})
     done = place.call(place.run_words())

@@ -30,7 +30,10 @@ FIRST: dict[str, list[str]] = {
     "a folder that is gone": ["--model: no such file or folder", "my-model", "looked for in /"],
 }
 """What the command says of itself where that comes before our own look."""
-IN_MAKE_TEST = ("a key misspelt", "a parameter misspelt", "broken JSON in line 2", "pickles only", "of another family")
+IN_MAKE_TEST = (
+    *("a key misspelt", "a parameter misspelt", "a batch that does not divide", "a target of another family"),
+    *("broken JSON in line 2", "pickles only"),
+)
 FITTING = RandomModel(
     hidden_size=LLAMA["hidden_size"],
     intermediate_size=LLAMA["intermediate_size"],

@@ -39,8 +39,8 @@ ADAPTER = "adapter_model.safetensors"
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGSTOP)
 ROLES = {"rank": "steps.job.rank", "torchrun": "torch.distributed.run", "keeper": "steps.job.keeper"}
 """A word in the command line of each of the job's processes."""
-STEPS_PER_KILL = 30
-"""Training goes on for about two seconds between two kills."""
+STEPS_PER_KILL = 8
+"""Each kill comes at the latest when its share of the steps is done."""
 LIMIT_PER_KILL_S = 180.0
 
 
@@ -100,26 +100,38 @@ class Soak:
         while not self.is_over():
             assert time.monotonic() < limit_s, f"still not over after {len(self.kills)} kills: {self.place.path}"
             if len(self.kills) < kills:
-                self.wait_for_a_moment()
+                self.wait_for_a_moment(before=self.steps * (len(self.kills) + 1) // (kills + 1))
+                self.strike()
             else:
                 time.sleep(0.5)
-            if len(self.kills) < kills and not self.is_over():
-                self.strike()
             self.watched.look(self.place)
             if self.process.poll() not in (None, 0):  # as a person's `resume` or @retry would
                 self.start()
         assert len(self.kills) >= kills, f"it was over after {len(self.kills)} kills: give more --steps"
 
-    def wait_for_a_moment(self) -> None:
-        """Anywhere before the first step; inside a save or right behind it; or while it trains."""
+    def wait_for_a_moment(self, before: int) -> None:
+        """Anywhere before the first step; inside a save or right behind it; or while it trains.
+
+        At the latest behind the checkpoint of step `before`: so training cannot end before enough was struck.
+        """
         kind, until_s = self.dice.random(), time.monotonic() + 90
-        if kind < 0.2:
-            time.sleep(self.dice.uniform(0.1, 9))
-            return
         wanted = self.is_saving if kind < 0.53 else self.is_training
-        while time.monotonic() < until_s and self.process.poll() is None and not wanted():
+        if kind < 0.2:
+            until_s = time.monotonic() + self.dice.uniform(0.1, 9)
+        while time.monotonic() < until_s and self.process.poll() is None and self.watched.newest < before:
+            if kind >= 0.2 and wanted():
+                break
             time.sleep(0.002 if wanted == self.is_saving else 0.1)
-        time.sleep(self.dice.uniform(0, 0.02) if wanted == self.is_saving else self.dice.uniform(0, 4))
+            self.watched.look(self.place)
+        if kind >= 0.2:
+            self.pause(self.dice.uniform(0, 0.02) if wanted == self.is_saving else self.dice.uniform(0, 4), before)
+
+    def pause(self, seconds: float, before: int) -> None:
+        """Sleep, but not beyond the checkpoint of step `before`."""
+        until_s = time.monotonic() + seconds
+        while (left_s := until_s - time.monotonic()) > 0 and self.watched.newest < before:
+            time.sleep(min(0.05, left_s))
+            self.watched.look(self.place)
 
     def is_saving(self) -> bool:
         """The newest checkpoint has no record yet."""

@@ -11,7 +11,6 @@ import random
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,12 +59,12 @@ class FlowSoak(Soak):
                 words, cwd=self.folder, env=self.flow.environment, stdout=log, stderr=log, start_new_session=True
             )
 
-    def wait_for_a_moment(self) -> None:
+    def wait_for_a_moment(self, before: int) -> None:
         """Half of them in whatever step the flow is in."""
         if self.dice.random() < 0.5:
-            super().wait_for_a_moment()
+            super().wait_for_a_moment(before)
         else:
-            time.sleep(self.dice.uniform(1, 25))
+            self.pause(self.dice.uniform(1, 25), before)
 
     def pids_of(self, target: str) -> list[int]:
         """The flow's process group, with or without the workers, or its newest step."""

@@ -28,7 +28,7 @@ SETTINGS = {
     "launcher": {"threads_per_process": 1},
     "checkpoints": {"every_steps": 2, "keep": 3},
     "retry": {"max_attempts": 10_000, "max_without_progress": 10_000, "delay_s": 0, "max_delay_s": 0},
-    "deadlines": {"grace_s": 20, "step_gap_s": STEP_GAP_S},
+    "deadlines": {"startup_s": 1800, "grace_s": 20, "step_gap_s": STEP_GAP_S},
     "validation": {"every_steps": 1000, "max_rows": 2},
 }
 

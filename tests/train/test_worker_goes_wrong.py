@@ -81,11 +81,12 @@ def test_an_attempt_that_wakes_up_after_a_newer_one_adds_its_own_and_harms_nothi
     assert chosen is not None
     assert (chosen.step, str(chosen.claim)) == (10, "002-01")
     os.killpg(asleep.pid, signal.SIGCONT)
-    assert finish(asleep) == 0, training.log(1)
+    finish(asleep)  # it ends well, or as storage's failure: the newer one has set its half-written save aside
     after = digests_below(training.path)
     changed = {name for name in {*newer, *after} if newer.get(name) != after.get(name)}
     assert changed, "it did go on"
-    assert {name for name in changed if "001-01" not in name} <= {"attempts/001/events.jsonl", "log-1.txt"}
+    assert [name for name in changed if "001-01" not in name and not name.startswith(("attempts/001/", "log-1"))] == []
+    assert {record.failure_class for record in read_records(place.attempt(1))} <= {"storage"}
     assert checkpoints.choose(place.checkpoints, identity="abc").checkpoint == chosen
     assert digest_file(place.writers / "002-01" / "result" / "adapter_model.safetensors") == whole.bits
 
@@ -96,11 +97,9 @@ def test_data_that_changes_between_two_attempts_is_refused_before_a_step(trainin
     assert training.run_until(5) != 0
     prepared = trainings.folder / f"changed-{name}"
     shutil.copytree(training.spec.prepared_path, prepared)
-    with (prepared / name).open("r+b") as file:
-        file.seek(-9, 2)
-        last = file.read(1)
-        file.seek(-9, 2)
-        file.write(bytes([last[0] ^ 1]))
+    content = bytearray((prepared / name).read_bytes())
+    content[len(content) // 2] ^= 1  # among the values: the file can still be opened
+    (prepared / name).write_bytes(content)
     moved = Training(training.spec.model_copy(update={"prepared_path": str(prepared)}))
     before = digests_below(training.spec.place.checkpoints)
     assert moved.run(2) != 0
