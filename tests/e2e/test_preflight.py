@@ -242,6 +242,7 @@ def test_a_queue_without_kueue_is_refused(space: str) -> None:
     assert any("Kueue is not installed" in item for item in sentences(look(load_client(""), space, queue="q")))
 
 
+@pytest.mark.timeout(300)
 def test_it_runs_from_inside_a_pod_as_the_pod_s_own_account(space: str) -> None:
     """With the virtual environment and the sources of this machine, mounted at the same places."""
     config = {
@@ -272,11 +273,11 @@ def test_it_runs_from_inside_a_pod_as_the_pod_s_own_account(space: str) -> None:
         ],
     }
     with made({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "look", "namespace": space}, "spec": spec}):
-        kubectl("wait", "--for=jsonpath={.status.phase}=Succeeded", "pod/look", "-n", space, "--timeout=50s")
-        found = {
-            (item["check"], item["severity"]): item["message"]
-            for item in json.loads(kubectl("logs", "look", "-n", space))
-        }
+        ended = "--for=jsonpath={.status.containerStatuses[0].state.terminated}"
+        kubectl("wait", ended, "pod/look", "-n", space, "--timeout=110s")
+        said = kubectl("logs", "look", "-n", space)
+    assert said.startswith("["), said
+    found = {(item["check"], item["severity"]): item["message"] for item in json.loads(said)}
     assert f"as system:serviceaccount:{space}:{NAME}" in found["api", "ok"]
     assert "may do all that a run does" in found["permissions", "ok"]
     assert "/fsx can be written from here" in found["mount", "ok"]
