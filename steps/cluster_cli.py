@@ -27,15 +27,16 @@ if TYPE_CHECKING:
     required=True,
     help="The config that runs will use, config/hyperpod.yaml say.",
 )
+@click.option("--datastore", default="", help="As given to the run; without it as Metaflow is configured.")
 @click.option("--json", "as_json", is_flag=True, help="The findings as JSON, for a program.")
-def preflight(config: Path, as_json: bool) -> None:
+def preflight(config: Path, datastore: str, as_json: bool) -> None:
     """Check the cluster that a config describes, and change nothing. Exit code 1 if a run could not work."""
     from steps.job.checks.finding import errors, table
     from steps.job.checks.whole import Target
     from steps.job.preflight import findings
 
     begun_s = time.monotonic()
-    target = Target(cluster_settings(config), datastore=metaflow_datastore(), is_inside=is_in_pod())
+    target = Target(cluster_settings(config), datastore=metaflow_datastore(datastore), is_inside=is_in_pod())
     found = findings(target)
     if as_json:
         click.echo(json.dumps([asdict(item) for item in found], indent=2))

@@ -30,21 +30,43 @@ from steps.job.kube import load_client
 
 LIMIT_S = 9.0
 """All questions together."""
-CONNECT_S, READ_S = 3.0, 6.0
-"""One question: to connect, and to read."""
+CONNECT_S = 3.0
+"""One question: to connect. To be answered: as long as there is time."""
 AT_ONCE = 12
 """Questions under way at the same time."""
+PATIENCE_S, PAUSE_S = 60.0, 5.0
+"""`start` bears with an API server that is away for a moment: it looks again."""
 Ask = Callable[[Question], Answer]
 T = TypeVar("T")
 
 
-def require(target: Target, *, notice: Callable[[str], None]) -> None:
+def findings(
+    target: Target, *, connect: Callable[[str], ApiClient] = load_client, limit_s: float = LIMIT_S
+) -> list[Finding]:
+    """Everything, good and bad, within `limit_s`."""
+    with _Pool(time.monotonic() + limit_s) as pool:
+        outside = pool.start({"cluster": aws.describe, "nodes": aws.list_nodes, "bucket": aws.head_bucket}, target)
+        found = _inside(target, pool, connect)
+        return [*found, *_outside(target, {key: pool.result(future) for key, future in outside.items()})]
+
+
+def require(
+    target: Target,
+    *,
+    notice: Callable[[str], None],
+    look: Callable[[Target], list[Finding]] = findings,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> None:
     """Go on only where nothing forbids it; warnings are told.
 
     Raises:
         ClusterError: with every error that was found, and what to do about each.
     """
-    found = findings(target)
+    until_s = clock() + PATIENCE_S
+    while whole.is_away(found := look(target)) and clock() < until_s:
+        notice(f"preflight: {found[0].message}; looking again in {PAUSE_S:g} s")
+        sleep(PAUSE_S)
     for item in found:
         if item.severity == "warning":
             notice(f"preflight: {item.check}: {item.message} → {item.fix}")
@@ -54,21 +76,12 @@ def require(target: Target, *, notice: Callable[[str], None]) -> None:
         raise ClusterError(f"the cluster cannot run this job ({where}):\n{finding.table(wrong)}")
 
 
-def findings(target: Target, *, connect: Callable[[str], ApiClient] = load_client) -> list[Finding]:
-    """Everything, good and bad, within `LIMIT_S`."""
-    until_s = time.monotonic() + LIMIT_S
-    with _Pool(until_s) as pool:
-        outside = pool.start({"cluster": aws.describe, "nodes": aws.list_nodes, "bucket": aws.head_bucket}, target)
-        found = _inside(target, pool, connect)
-        return [*found, *_outside(target, {key: pool.result(future) for key, future in outside.items()})]
-
-
 def _inside(target: Target, pool: _Pool, connect: Callable[[str], ApiClient]) -> list[Finding]:
     """What the API server knows; one finding if it cannot be reached."""
     try:
         ask = _asker(connect(target.settings.cluster.context), pool.until_s)
     except ClusterError as error:
-        return [finding.error("api", str(error), "set KUBECONFIG or cluster.context, or: aws eks update-kubeconfig")]
+        return [finding.error("login", str(error), "set KUBECONFIG or cluster.context, or: aws eks update-kubeconfig")]
     version = ask(whole.VERSION)
     if not version.is_ok:
         return [whole.unreachable(version)]
@@ -98,12 +111,13 @@ def look_at_mount(target: Target) -> storage.Mount:
 def _asker(api: ApiClient, until_s: float) -> Ask:
     """One request to the API server, as a function that never raises."""
     api.configuration.retries = False  # a second try would need the time of all the others
+    api.configuration.connection_pool_maxsize = AT_ONCE
     client = ApiClient(api.configuration)
 
     def ask(question: Question) -> Answer:
         left_s = until_s - time.monotonic()
         if left_s <= 0:
-            return Answer(0, reason=f"not asked: {LIMIT_S:g} s were over")
+            return Answer(0, reason="not asked: the time was over")
         asked = client.param_serialize(
             "GET" if question.body is None else "POST",
             question.path,
@@ -112,7 +126,7 @@ def _asker(api: ApiClient, until_s: float) -> Ask:
             body=question.body,
             auth_settings=["BearerToken"],
         )
-        limits = (min(CONNECT_S, left_s), min(READ_S, left_s))
+        limits = (min(CONNECT_S, left_s), left_s)
         try:
             response = client.call_api(*asked, _request_timeout=limits)
             return _answer(response.status, response.read())
@@ -154,7 +168,7 @@ class _Pool:
         try:
             return future.result(max(0.0, self.until_s - time.monotonic()))
         except TookTooLong:
-            return Answer(0, reason=f"no answer within {LIMIT_S:g} s")
+            return Answer(0, reason="no answer in time")
 
     def ask(self, ask: Ask, asked: Mapping[str, Question]) -> dict[str, Answer]:
         """All of them at once."""

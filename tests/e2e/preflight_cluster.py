@@ -155,8 +155,8 @@ def settings(space: str, **cluster: Any) -> Settings:
 
 
 def look(api: ApiClient, space: str, **cluster: Any) -> list[Finding]:
-    """All findings, as that account."""
-    return findings(Target(settings(space, **cluster)), connect=lambda context: api)
+    """All findings, as that account; with more time than in earnest, as other tests may keep the machine busy."""
+    return findings(Target(settings(space, **cluster)), connect=lambda context: api, limit_s=60.0)
 
 
 def sentences(found: Sequence[Finding]) -> set[str]:

@@ -11,10 +11,10 @@ from typing import Any
 
 import preflight_answers as good
 import pytest
+from job_fakes import FakeClock
 from kubernetes.client import ApiClient, Configuration
 
 from steps.errors import ClusterError
-from steps.job import preflight
 from steps.job.checks import whole
 from steps.job.checks.finding import Finding
 from steps.job.checks.question import Answer, Question
@@ -23,13 +23,18 @@ from steps.job.preflight import findings, require
 Respond = Callable[[str, str, Any], tuple[int, Any]]
 
 
+class QuietServer(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that hung up, as it should when its time is over."""
+
+
 @pytest.fixture
 def serve() -> Iterator[Callable[[Respond], ApiClient]]:
     """Starts a server for a function of (method, path, body); returns a client of it."""
     servers: list[ThreadingHTTPServer] = []
 
     def start(respond: Respond) -> ApiClient:
-        server = ThreadingHTTPServer(("127.0.0.1", 0), handler(respond))
+        server = QuietServer(("127.0.0.1", 0), handler(respond))
         threading.Thread(target=server.serve_forever, daemon=True).start()
         servers.append(server)
         return client(server.server_address[1])
@@ -84,8 +89,9 @@ def plain() -> whole.Target:
     return whole.Target(good.settings(), is_inside=True)
 
 
-def look(api: ApiClient) -> list[Finding]:
-    found = findings(plain(), connect=lambda context: api)
+def look(api: ApiClient, *, limit_s: float = 60.0) -> list[Finding]:
+    """With more time than in earnest: the machine may be busy with other tests."""
+    found = findings(plain(), connect=lambda context: api, limit_s=limit_s)
     return [item for item in found if item.check not in ("mount", "datastore")]
 
 
@@ -100,34 +106,34 @@ def test_a_server_that_is_not_there_is_one_finding_at_once() -> None:
     (found,) = look(client(1))
     assert (found.check, found.severity) == ("api", "error")
     assert "does not answer: NewConnectionError at http://127.0.0.1:1" in found.message
-    assert time.monotonic() - begun_s < 2
+    assert time.monotonic() - begun_s < 10
 
 
 def test_a_refused_credential_is_one_finding_without_the_credential(serve: Callable[[Respond], ApiClient]) -> None:
     api = serve(lambda method, path, body: (401, {"message": "Unauthorized"}))
     api.configuration.api_key = {"BearerToken": "Bearer verysecret"}
     (found,) = look(api)
-    assert (found.severity, "credential was refused: Unauthorized" in found.message) == ("error", True)
+    assert (found.check, found.severity) == ("login", "error")
+    assert "credential was refused: Unauthorized" in found.message
     assert "verysecret" not in repr(found)
 
 
 def test_a_server_that_hangs_costs_no_more_than_the_time_that_was_given(
-    serve: Callable[[Respond], ApiClient], monkeypatch: pytest.MonkeyPatch
+    serve: Callable[[Respond], ApiClient],
 ) -> None:
-    monkeypatch.setattr(preflight, "LIMIT_S", 1.0)
     over = threading.Event()
 
     def respond(method: str, path: str, body: Any) -> tuple[int, Any]:
         if path.startswith("/version"):
             return 200, {"gitVersion": "v1"}
-        over.wait(20)
+        over.wait(30)
         return 200, {}
 
     begun_s = time.monotonic()
-    found = look(serve(respond))
+    found = look(serve(respond), limit_s=2.0)
     took_s = time.monotonic() - begun_s
     over.set()
-    assert took_s < 4
+    assert took_s < 10
     assert any(item.check == "nodes" and "is not checked" in item.message for item in found)
     assert any(item.check == "permissions" and "could not be asked" in item.message for item in found)
 
@@ -146,7 +152,7 @@ def test_a_configuration_that_cannot_be_loaded_is_a_finding() -> None:
         raise ClusterError("no usable Kubernetes configuration for the current context")
 
     found = findings(plain(), connect=connect)
-    assert ("api", "error") in {(item.check, item.severity) for item in found}
+    assert ("login", "error") in {(item.check, item.severity) for item in found}
 
 
 def test_mistakes_outside_of_the_cluster_are_told_even_when_it_is_away() -> None:
@@ -171,19 +177,43 @@ def test_what_is_posted_is_a_dry_run(serve: Callable[[Respond], ApiClient]) -> N
     assert all("dryRun=All" in path for path in changing)
 
 
-def test_require_tells_warnings_and_raises_all_errors_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = [
-        Finding("a", "error", "wrong", "mend"),
-        Finding("b", "warning", "odd", "look"),
-        Finding("c", "error", "bad", "x"),
-    ]
-    monkeypatch.setattr(preflight, "findings", lambda target: made)
+ODD = [
+    Finding("a", "error", "wrong", "mend"),
+    Finding("b", "warning", "odd", "look"),
+    Finding("c", "error", "bad", "x"),
+]
+AWAY = [Finding("api", "error", "the Kubernetes API does not answer", "look at the network")]
+
+
+def test_require_tells_warnings_and_raises_all_errors_at_once() -> None:
     told: list[str] = []
     with pytest.raises(ClusterError) as caught:
-        require(good.target(), notice=told.append)
+        require(plain(), notice=told.append, look=lambda target: ODD)
     assert told == ["preflight: b: odd → look"]
     assert [words in str(caught.value) for words in ("wrong", "→ mend", "bad", "2 errors")] == [True] * 4
     assert "odd" not in str(caught.value)
+
+
+def test_require_looks_again_while_the_api_is_away_for_a_moment() -> None:
+    told, clock, answers = list[str](), FakeClock(), iter([AWAY, AWAY, ODD[1:2]])
+    require(plain(), notice=told.append, look=lambda target: next(answers), clock=clock, sleep=clock.sleep)
+    assert [words.split("; ")[-1] for words in told[:2]] == ["looking again in 5 s"] * 2
+    assert told[2] == "preflight: b: odd → look"
+
+
+def test_require_gives_up_when_the_api_stays_away() -> None:
+    clock = FakeClock()
+    with pytest.raises(ClusterError, match="does not answer"):
+        require(plain(), notice=lambda words: None, look=lambda target: AWAY, clock=clock, sleep=clock.sleep)
+    assert clock.now_s == 1000 + 60
+
+
+def test_a_wrong_login_is_not_waited_for() -> None:
+    wrong = [Finding("login", "error", "the credential was refused", "log in")]
+    clock = FakeClock()
+    with pytest.raises(ClusterError, match="refused"):
+        require(plain(), notice=lambda words: None, look=lambda target: wrong, clock=clock, sleep=clock.sleep)
+    assert clock.now_s == 1000
 
 
 def test_a_question_is_a_value_that_can_be_read() -> None:

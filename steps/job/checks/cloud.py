@@ -111,7 +111,7 @@ def judge_datastore(cluster: Cluster, datastore: Datastore, answer: Answer) -> l
     if datastore.kind not in REMOTE:
         if not cluster.steps.enabled:
             return [ok("datastore", f"{datastore.kind}; the steps run here, the code goes over {cluster.mount_path}")]
-        fix = "set METAFLOW_DEFAULT_DATASTORE=s3 and METAFLOW_DATASTORE_SYSROOT_S3, or cluster.steps.enabled: false"
+        fix = "set METAFLOW_DEFAULT_DATASTORE=s3 and METAFLOW_DATASTORE_SYSROOT_S3, or cluster.steps.enabled to false"
         return [
             error("datastore", f"Metaflow's datastore is {datastore.kind}, which the steps' pods cannot reach", fix)
         ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
@@ -19,6 +19,8 @@ from steps.job.job import Job
 from steps.job.request import Code, Request, build
 from steps.rundir import TrainDir
 
+AWAY = "api"
+"""The check that fails when the API server does not answer at all."""
 VERSION = Question("/version")
 ME = Question(
     "/apis/authentication.k8s.io/v1/selfsubjectreviews",
@@ -96,9 +98,14 @@ def unreachable(version: Answer) -> Finding:
     """The API server gave no answer to the first question, or none that helps."""
     if version.status == HTTPStatus.UNAUTHORIZED:
         fix = "log in again: aws sso login, or aws eks update-kubeconfig"
-        return finding.error("api", f"the credential was refused: {version.message}", fix)
+        return finding.error("login", f"the credential was refused: {version.message}", fix)
     fix = "look at the network (VPN, private endpoint), KUBECONFIG and cluster.context; nothing in the cluster was checked"
-    return finding.error("api", f"the Kubernetes API does not answer: {version.message}", fix)
+    return finding.error(AWAY, f"the Kubernetes API does not answer: {version.message}", fix)
+
+
+def is_away(found: Sequence[Finding]) -> bool:
+    """Nothing could be asked, which may pass."""
+    return any(item.check == AWAY and item.severity == "error" for item in found)
 
 
 def _those(known: Mapping[str, Answer], prefix: str) -> dict[str, Answer]:
@@ -110,7 +117,9 @@ def _username(me: Answer) -> str:
 
 
 def _step_pod(target: Target) -> dict[str, Any]:
-    """The largest of the flow's own pods."""
-    steps = target.settings.cluster.steps
+    """The largest of the flow's own pods, as `step_pods` asks for them."""
+    cluster = target.settings.cluster
+    steps = cluster.steps
     asked = {"cpu": f"{round(steps.cpu * 1000)}m", "memory": f"{round(steps.memory_gib * 1024)}Mi"}
-    return {"nodeSelector": steps.node_selector, "containers": [{"resources": {"requests": asked}}]}
+    containers = [{"resources": {"requests": asked}}]
+    return {"nodeSelector": steps.node_selector, "tolerations": cluster.tolerations, "containers": containers}
