@@ -7,6 +7,7 @@ to a cluster.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
@@ -187,3 +188,14 @@ def cluster_problems(cluster: Cluster, *, root: str, cache: str) -> list[Problem
         one_owner = "cannot be used with recovery: hyperpod, which owns the pods; leave it 0"
         refuse(0 < cluster.min_nodes < cluster.nodes, "cluster.min_nodes", one_owner)
     return problems
+
+
+def hidden_paths(cluster: Cluster, paths: Mapping[str, str]) -> list[Problem]:
+    """Which of the given paths, by option, the pods do not see."""
+    seen = [PurePosixPath(cluster.mount_path), *(PurePosixPath(item.mount_path) for item in cluster.volumes)]
+    what = f"must lie below cluster.mount_path, {cluster.mount_path}, for the pods to see it; or name an s3:// prefix or a hub id"
+    return [
+        Problem(option, f"{path} {what}")
+        for option, path in paths.items()
+        if path and not any(PurePosixPath(path).is_relative_to(folder) for folder in seen)
+    ]

@@ -21,6 +21,7 @@ from steps.catalog import (
     preset_names,
     project_root,
 )
+from steps.cluster import hidden_paths
 from steps.config import AUTO, Method, Options, Precision, Quantization, Scheduler, Settings, Sharding
 from steps.errors import ConfigError, Problem
 from steps.instances import find_instance
@@ -122,25 +123,33 @@ def resolve(settings: Settings, options: Options) -> Plan:
     Raises:
         ConfigError: with every contradiction found.
     """
-    model, dataset = _find_both(options)
+    model, dataset = _find_both(settings, options)
     plan = _decide(settings, options, model, dataset)
-    problems = _contradictions(plan, options)
+    problems = [*_contradictions(plan, options), *_hidden_paths(plan)]
     if problems:
         raise ConfigError(problems)
     return plan
 
 
-def _find_both(options: Options) -> tuple[ModelPreset, DatasetPreset]:
+def _find_both(settings: Settings, options: Options) -> tuple[ModelPreset, DatasetPreset]:
     problems: list[Problem] = []
     found: list[Any] = []
     for find, given in ((find_model, options.model), (find_dataset, options.dataset)):
         try:
             found.append(find(given))
         except ConfigError as error:
-            problems.extend(error.problems)
+            note = _where_steps_run(settings) if "/" in given else ""
+            problems.extend(Problem(item.path, item.message + note) for item in error.problems)
     if problems:
         raise ConfigError(problems)
     return found[0], found[1]
+
+
+def _where_steps_run(settings: Settings) -> str:
+    """What explains that a file which is there was not found."""
+    if not settings.is_on_cluster or not settings.cluster.steps.enabled:
+        return ""
+    return f"; steps run in pods, which see {settings.cluster.mount_path} and no file of the machine that launched them"
 
 
 def _decide(settings: Settings, options: Options, model: ModelPreset, dataset: DatasetPreset) -> Plan:
@@ -253,6 +262,17 @@ def _contradictions(plan: Plan, options: Options) -> list[Problem]:
         f"no adapter_config.json in {plan.lora.init_adapter!r}: expected a PEFT adapter folder",
     )
     return problems
+
+
+def _hidden_paths(plan: Plan) -> list[Problem]:
+    """Files of this machine alone, in a run whose pods read them; the data is read by `prepare`, which may run here."""
+    cluster = plan.settings.cluster
+    if not plan.settings.is_on_cluster:
+        return []
+    paths = {"--model": plan.model.path, "--init-adapter": plan.lora.init_adapter}
+    if cluster.steps.enabled:
+        paths["--dataset"] = plan.dataset.path
+    return hidden_paths(cluster, paths)
 
 
 def _nearest_multiples(value: int, step: int) -> str:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from steps import catalog, presets
 from steps.catalog import DatasetPreset, ModelPreset, read_preset
-from steps.config import Options, Settings, parse_options
+from steps.config import Options, Settings, parse_options, parse_settings
 from steps.errors import ConfigError
 from steps.presets import Plan, check_model, config_root, find_dataset, find_model, linear_names, preset_names, resolve
 
@@ -268,3 +268,40 @@ def test_any_options_give_a_plan_or_a_config_error_with_paths(raw: dict[str, Any
         assert all(problem.path.startswith("--") and problem.message for problem in error.problems)  # noqa: PT017
     else:
         assert plan.accumulation >= 1
+
+
+def on_cluster(mount: Path, *, steps_in_pods: bool) -> Settings:
+    cluster = {"namespace": "team", "image": "lora:1", "mount_path": str(mount), "steps": {"enabled": steps_in_pods}}
+    storage = {"root": f"{mount}/runs", "cache": f"{mount}/cache"}
+    return parse_settings({"launcher": {"kind": "pytorchjob"}, "storage": storage, "cluster": cluster})
+
+
+@pytest.mark.parametrize(
+    ("folder", "steps_in_pods", "refused"),
+    [
+        pytest.param("fsx", True, [], id="on the shared file system"),
+        pytest.param("home", True, ["--model", "--dataset"], id="elsewhere, and the steps are pods"),
+        pytest.param(
+            "home", False, ["--model"], id="elsewhere, and prepare runs here: the workers still load the model"
+        ),
+    ],
+)
+def test_what_the_pods_do_not_see_is_refused(
+    tmp_path: Path, folder: str, steps_in_pods: bool, refused: list[str]
+) -> None:
+    (tmp_path / folder / "model").mkdir(parents=True)
+    (tmp_path / folder / "rows.jsonl").write_text("{}")
+    given = Options(model=str(tmp_path / folder / "model"), dataset=str(tmp_path / folder / "rows.jsonl"))
+    settings = on_cluster(tmp_path / "fsx", steps_in_pods=steps_in_pods)
+    if not refused:
+        assert resolve(settings, given).dataset.path
+        return
+    with pytest.raises(ConfigError) as caught:
+        resolve(settings, given)
+    assert [problem.path for problem in caught.value.problems] == refused
+    assert all("must lie below cluster.mount_path" in problem.message for problem in caught.value.problems)
+
+
+def test_a_file_that_the_pod_does_not_find_is_explained(tmp_path: Path) -> None:
+    told = refusal(resolve, on_cluster(tmp_path, steps_in_pods=True), Options(model="tiny", dataset="./mine.jsonl"))
+    assert f"steps run in pods, which see {tmp_path} and no file of the machine that launched them" in told

@@ -67,7 +67,7 @@ class Site:
     store: Mapping[str, str]
     """Environment of whoever uses the object storage."""
 
-    def kubectl(self, *words: str, stdin: str = "", timeout_s: float = 60) -> str:
+    def kubectl(self, *words: str, stdin: str = "", timeout_s: float = 180) -> str:
         """Output of kubectl in the test's namespace; a failure is told with what it said."""
         return kubectl("--namespace", self.namespace, *words, stdin=stdin, timeout_s=timeout_s)
 
@@ -147,7 +147,7 @@ class Place:
         given = [] if command == "resume" else ["--config", "config", str(self.config)]
         return [sys.executable, str(FLOW), *given, *shlex.split(command), *small, *options]
 
-    def call(self, words: Sequence[str], *, timeout_s: float = 600) -> subprocess.CompletedProcess[str]:
+    def call(self, words: Sequence[str], *, timeout_s: float = 1500) -> subprocess.CompletedProcess[str]:
         """Run a command to its end."""
         return subprocess.run(
             words,
@@ -177,7 +177,7 @@ class Place:
         return self.site.shared / "runs" / "LoraFlow" / run_id
 
 
-def kubectl(*words: str, stdin: str = "", timeout_s: float = 60) -> str:
+def kubectl(*words: str, stdin: str = "", timeout_s: float = 180) -> str:
     """Output of kubectl."""
     done = subprocess.run(
         ["kubectl", *words], input=stdin, capture_output=True, text=True, timeout=timeout_s, check=False
