@@ -113,7 +113,7 @@ def expect(seen: str) -> Expect:
         assert trial.damaged() == []
         if not error:
             assert (trial.directory.adapter).is_dir()
-        eventually(f"nothing of {trial.name} is left", lambda: not trial.left(), limit_s=60)
+        eventually(f"nothing of {trial.name} is left", lambda: not trial.left(), limit_s=150)
         shown = first.replace(str(trial.folder), "…").replace(trial.name, "demo")
         told = ", ".join(dict.fromkeys(classes)) or "–"
         write_row(Row(fault, told, shown, len(history), lost, len(trial.left()), seen))

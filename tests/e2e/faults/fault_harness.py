@@ -30,10 +30,10 @@ PROGRAM = Path(__file__).parents[1] / "supervise_on_cluster.py"
 NAMESPACE = "hyperpod-ns-faults"
 CLAIM = "fsx-claim"
 IMAGE = "localhost/hyperpod-lora:mounted"
-PATIENCE_S = 240.0
+PATIENCE_S = 400.0
 """For what takes seconds on a machine that is not busy."""
 USUAL: dict[str, Any] = {
-    "deadlines": {"startup_s": 180, "grace_s": 10, "step_gap_s": 60, "exit_s": 90},
+    "deadlines": {"startup_s": 400, "grace_s": 10, "step_gap_s": 120, "exit_s": 200, "deletion_s": 120},
     "retry": {"delay_s": 0.5, "max_delay_s": 1},
     "checkpoints": {"every_steps": 2, "keep": 3},
 }
@@ -91,7 +91,7 @@ class Supervisor:
         lines = self.output.read_text().splitlines()
         return [line.split(" ", 1)[-1] for line in lines if " event " not in line[:25] and not line.startswith("{")]
 
-    def wait(self, limit_s: float = 600.0) -> dict[str, Any]:
+    def wait(self, limit_s: float = 1200.0) -> dict[str, Any]:
         """Its last line: the result, or the error."""
         self.process.wait(timeout=limit_s)
         last = self.output.read_text().strip().splitlines()[-1]

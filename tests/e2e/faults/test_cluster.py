@@ -128,7 +128,7 @@ def test_an_old_attempt_that_comes_back_from_a_partition_harms_nothing(trial: Ma
         supervisor.when_said("attempt 1 failed", 200)
         eventually("attempt 2 trains", lambda: training.events(2), limit_s=120)
         before = len(training.events(1))
-        eventually("the old one still writes", lambda: len(training.events(1)) > before + 3, limit_s=60)
+        eventually("the old one still writes", lambda: len(training.events(1)) > before + 3, limit_s=150)
     expect("a cut-off node's worker goes on writing beside the next attempt", training, classes=["node"], reads="attempt 1 failed", lost_at_most=400)
     assert writers_of(training) >= {"002-01"}
 

@@ -9,7 +9,7 @@ import pytest
 from conftest import Expect, MakeTrial, patch
 from fault_harness import Trial, eventually, kubectl
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
 
 
 def uid_of(training: Trial) -> str:
@@ -82,8 +82,8 @@ def test_ctrl_c_saves_and_deletes_and_resume_goes_on(trial: MakeTrial, expect: E
     first = training.start()
     training.when_step(5)
     first.process.send_signal(signal.SIGINT)
-    first.process.wait(timeout=120)
-    eventually("nothing is left", lambda: not training.left(), limit_s=60)
+    first.process.wait(timeout=200)
+    eventually("nothing is left", lambda: not training.left(), limit_s=150)
     training.start(resume=True)
     expect("Ctrl-C, then resume", training, classes=["preempted"], reads="interrupted; the workers save and stop", lost_at_most=0)
 
@@ -94,7 +94,7 @@ def test_ctrl_c_with_detach_leaves_the_job_to_the_next_launcher(trial: MakeTrial
     training.when_step(5)
     before = uid_of(training)
     first.process.send_signal(signal.SIGINT)
-    first.process.wait(timeout=60)
+    first.process.wait(timeout=150)
     assert uid_of(training) == before
     training.start(resume=True)
     ended = expect("Ctrl-C with detach, then resume", training, classes=[], reads="left running")
@@ -108,7 +108,7 @@ def test_workers_that_nobody_watches_save_and_leave_after_the_lease(trial: MakeT
     training.when_step(2)
     first.kill()
     eventually("the job ends", lambda: any(event.kind == "stopping" for event in training.events(1)), limit_s=120)
-    eventually("the job failed", lambda: '"Failed"' in json.dumps(training.objects("pytorchjobs.kubeflow.org")), limit_s=60)
+    eventually("the job failed", lambda: '"Failed"' in json.dumps(training.objects("pytorchjobs.kubeflow.org")), limit_s=150)
     training.start(resume=True)
     expect("nobody watches for lease_s", training, classes=["preempted"], reads="attempt 1 failed", lost_at_most=0)
 

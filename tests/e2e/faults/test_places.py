@@ -8,7 +8,7 @@ import pytest
 from conftest import Expect, MakeTrial, make_namespace, patch
 from fault_harness import NAMESPACE, apply, eventually, kubectl
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
 
 SHORT = {"startup_s": 20}
 DEVICES = {"instance_type": "trn1.32xlarge"}
