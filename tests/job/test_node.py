@@ -42,10 +42,18 @@ def ranks(**codes: tuple[int, float]) -> dict[str, Any]:
 RECORD = FailureRecord("storage", "no space", "OSError", 3, "n", 7, 66, 1.0)
 WORDS: dict[str, tuple[dict[str, Any], int, str]] = {
     "well": ({"exit_code": 0, "ranks": {}}, 0, ""),
-    "asked to stop": ({"exit_code": 1, "reason": "stopped", "message": "", "ranks": ranks(r0=(143, 1.0))}, 143, '"reason": "stopped"'),
+    "asked to stop": (
+        {"exit_code": 1, "reason": "stopped", "message": "", "ranks": ranks(r0=(143, 1.0))},
+        143,
+        '"reason": "stopped"',
+    ),
     "nobody watches": ({"exit_code": 1, "reason": "lease", "ranks": {}}, 143, '"reason": "lease"'),
     "a rank with a record": ({"exit_code": 1, "ranks": ranks(r3=(66, 1.0))}, 66, "no space"),
-    "a rank that said why": ({"exit_code": 1, "ranks": ranks(r2=(1, 1.0))}, 1, "ModuleNotFoundError: No module named 'x'"),
+    "a rank that said why": (
+        {"exit_code": 1, "ranks": ranks(r2=(1, 1.0))},
+        1,
+        "ModuleNotFoundError: No module named 'x'",
+    ),
     "a rank without a word": ({"exit_code": 1, "ranks": ranks(r4=(1, 1.0))}, 1, ""),
     "a rank without a log": ({"exit_code": 1, "ranks": ranks(r9=(1, 1.0))}, 1, ""),
     "killed": ({"exit_code": 1, "ranks": ranks(r4=(-9, 1.0))}, 137, ""),
@@ -93,12 +101,28 @@ def test_the_words_about_a_name_that_never_came_are_a_network_failure() -> None:
 
 def environment(**more: str) -> dict[str, str]:
     paths = f"{PROJECT}{os.pathsep}{PROJECT / 'tests' / 'job'}"
-    own = {"NODE_RANK": "0", "POD_NAME": "p-0", "POD_UID": "u", "NODE_NAME": "n", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    own = {
+        "NODE_RANK": "0",
+        "POD_NAME": "p-0",
+        "POD_UID": "u",
+        "NODE_NAME": "n",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "1",
+    }
     return {**os.environ, **own, "PYTHONPATH": paths, **more}
 
 
 def arguments(directory: Path, **more: Any) -> list[str]:
-    given = {"module": "play_worker", "attempt": 1, "nodes": 1, "processes": 1, "threads": 1, "grace-s": 20, "lease-s": 600, "name-wait-s": 1}
+    given = {
+        "module": "play_worker",
+        "attempt": 1,
+        "nodes": 1,
+        "processes": 1,
+        "threads": 1,
+        "grace-s": 20,
+        "lease-s": 600,
+        "name-wait-s": 1,
+    }
     return [f"--directory={directory}", *(f"--{key}={value}" for key, value in {**given, **more}.items())]
 
 
@@ -193,7 +217,16 @@ def archive(folder: Path) -> Path:
 
 
 def bootstrap(path: Path, digest: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", Path(pod.__file__).with_name("bootstrap.py").read_text(), str(path), digest, "hello", "a", "b"]
+    command = [
+        sys.executable,
+        "-c",
+        Path(pod.__file__).with_name("bootstrap.py").read_text(),
+        str(path),
+        digest,
+        "hello",
+        "a",
+        "b",
+    ]
     return subprocess.run(command, capture_output=True, text=True, timeout=60)
 
 

@@ -48,9 +48,16 @@ def make_namespace(name: str, folder: Path, claim: str = CLAIM) -> None:
     persistent = {"claimRef": {"name": claim, "namespace": name}, "capacity": size, "hostPath": {"path": str(folder)}}
     apply(
         {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}},
-        {"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": f"{name}-shared"}, "spec": {**volume, **persistent}},
         {
-            **{"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": claim, "namespace": name}},
+            "apiVersion": "v1",
+            "kind": "PersistentVolume",
+            "metadata": {"name": f"{name}-shared"},
+            "spec": {**volume, **persistent},
+        },
+        {
+            "apiVersion": "v1",
+            "kind": "PersistentVolumeClaim",
+            "metadata": {"name": claim, "namespace": name},
             "spec": {**volume, "volumeName": f"{name}-shared", "resources": {"requests": size}},
         },
     )

@@ -1,4 +1,4 @@
-"""One fault on a real cluster: a supervisor as a process of its own, what it said, what it left. Used by the tests of this folder.
+"""One fault on a real cluster: a supervisor as a process of its own, what it said, what it left. For the tests of this folder.
 
 KUBECONFIG names the cluster; from the environment besides: LORA_E2E_IMAGE (of the pods; its packages may come from the virtual
 environment of the tests, which is mounted), LORA_E2E_SHARED (a folder that this machine and the nodes see at the same path),
@@ -99,7 +99,11 @@ class Supervisor:
 
     def when_said(self, text: str, limit_s: float = PATIENCE_S) -> str:
         """The first line with `text`."""
-        return str(eventually(f"{text!r} in {self.output}", lambda: next((x for x in self.said() if text in x), ""), limit_s=limit_s))
+        return str(
+            eventually(
+                f"{text!r} in {self.output}", lambda: next((x for x in self.said() if text in x), ""), limit_s=limit_s
+            )
+        )
 
     def kill(self) -> None:
         """kill -9."""
@@ -151,9 +155,17 @@ class Trial:
         shared = str(self.folder.parent.parent)
         mounts = {"venv": sys.prefix, "python": sys.base_prefix}
         cluster = {
-            **{"namespace": self.namespace, "image": os.environ.get("LORA_E2E_IMAGE", IMAGE), "nodes": self.nodes},
-            **{"cpu": 0.2, "memory_gib": 1, "shared_memory_gib": 0.5, "claim": CLAIM, "mount_path": shared},
-            **{"lease_s": 60, "require_healthy_nodes": True, "environment": {"PATH": f"{sys.prefix}/bin:/usr/bin:/bin"}},
+            "namespace": self.namespace,
+            "image": os.environ.get("LORA_E2E_IMAGE", IMAGE),
+            "nodes": self.nodes,
+            "cpu": 0.2,
+            "memory_gib": 1,
+            "shared_memory_gib": 0.5,
+            "claim": CLAIM,
+            "mount_path": shared,
+            "lease_s": 60,
+            "require_healthy_nodes": True,
+            "environment": {"PATH": f"{sys.prefix}/bin:/usr/bin:/bin"},
             "volumes": [{"name": key, "mount_path": path, "host_path": path} for key, path in mounts.items()],
         }
         cluster |= {**self.settings.get("cluster", {}), **changes}
@@ -165,7 +177,15 @@ class Trial:
             "cluster": cluster,
         }
         what = {"training": self.training} if self.training else {"play": self.play}
-        return {"folder": folder, "nodes": self.nodes, "processes": 1, "label": self.name, "settings": settings, **what, **self.more}
+        return {
+            "folder": folder,
+            "nodes": self.nodes,
+            "processes": 1,
+            "label": self.name,
+            "settings": settings,
+            **what,
+            **self.more,
+        }
 
     def events(self, attempt: int) -> list[Event]:
         """What an attempt's workers told so far."""
@@ -175,7 +195,10 @@ class Trial:
 
     def when_step(self, step: int, *, attempt: int = 1) -> None:
         """Wait until a step is done."""
-        eventually(f"{self.name}: step {step} of attempt {attempt}", lambda: any(event.step >= step for event in self.events(attempt)))
+        eventually(
+            f"{self.name}: step {step} of attempt {attempt}",
+            lambda: any(event.step >= step for event in self.events(attempt)),
+        )
 
     def objects(self, kind: str) -> list[dict[str, Any]]:
         """This training's objects."""
@@ -224,4 +247,6 @@ class Trial:
         for supervisor in self.supervisors:
             if supervisor.process.poll() is None:
                 supervisor.kill()
-        kubectl("-n", self.namespace, "delete", "pytorchjobs.kubeflow.org", "-l", self.selector, "--wait=false", check=False)
+        kubectl(
+            "-n", self.namespace, "delete", "pytorchjobs.kubeflow.org", "-l", self.selector, "--wait=false", check=False
+        )

@@ -1,4 +1,4 @@
-"""Each permission missing, one verb at a time: with exactly the shipped role's rights otherwise, and what the launcher then says."""
+"""Each permission missing, one verb at a time: with the shipped role's rights otherwise, and what the launcher then says."""
 
 from __future__ import annotations
 
@@ -38,7 +38,12 @@ def account(name: str, without: str, folder: Path) -> Path:
     binding: dict[str, Any] = {"apiVersion": f"{group}/v1", "kind": "RoleBinding", "metadata": metadata}
     apply(
         {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata},
-        {"apiVersion": f"{group}/v1", "kind": "Role", "metadata": metadata, "rules": [rule for rule in rules if rule["verbs"]]},
+        {
+            "apiVersion": f"{group}/v1",
+            "kind": "Role",
+            "metadata": metadata,
+            "rules": [rule for rule in rules if rule["verbs"]],
+        },
         {
             **binding,
             "roleRef": {"apiGroup": group, "kind": "Role", **role},
@@ -67,9 +72,17 @@ def test_without_an_optional_right_a_worker_that_dies_is_still_recovered(
     trial: MakeTrial, expect: Expect, kubeconfig: tuple[str, Path]
 ) -> None:
     missing, path = kubeconfig
-    training = trial("no-" + missing.replace(" ", "-").replace("/", "-"), nodes=1, acts={"1": {"rank": 0, "step": 5, "act": "crash"}})
+    training = trial(
+        "no-" + missing.replace(" ", "-").replace("/", "-"), nodes=1, acts={"1": {"rank": 0, "step": 5, "act": "crash"}}
+    )
     training.start(kubeconfig=str(path))
-    expect(f"no permission: {missing} (optional)", training, classes=["unknown"], reads="rank 0 .*killed by SIGKILL", lost_at_most=40)
+    expect(
+        f"no permission: {missing} (optional)",
+        training,
+        classes=["unknown"],
+        reads="rank 0 .*killed by SIGKILL",
+        lost_at_most=40,
+    )
 
 
 @pytest.mark.parametrize("kubeconfig", REQUIRED, indirect=True)

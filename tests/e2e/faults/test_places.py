@@ -41,7 +41,9 @@ def test_more_devices_than_there_are_says_so_at_every_deadline(trial: MakeTrial,
     training = trial("devices", nodes=3, settings=settings)
     training.start()
     reads = r"Insufficient (aws.amazon.com/neuron|vpc.amazonaws.com/efa)"
-    expect("unschedulable: too many devices", training, classes=["node", "node"], error="JobRetriesExhausted", reads=reads)
+    expect(
+        "unschedulable: too many devices", training, classes=["node", "node"], error="JobRetriesExhausted", reads=reads
+    )
 
 
 @pytest.mark.alone
@@ -71,18 +73,32 @@ def test_a_node_that_hyperpod_marks_in_the_middle_does_not_end_the_job(trial: Ma
         supervisor.when_said("attempt 2 failed", 200)
     finally:
         kubectl("label", "--overwrite", "node", node, f"{label}=Schedulable")
-    expect("a node turns Unschedulable in the middle, and its worker dies", training, classes=["unknown", "node"], reads=reads)
+    expect(
+        "a node turns Unschedulable in the middle, and its worker dies",
+        training,
+        classes=["unknown", "node"],
+        reads=reads,
+    )
 
 
 @pytest.mark.alone
 def test_a_quota_that_forbids_the_pods_stops_at_once(trial: MakeTrial, expect: Expect) -> None:
     quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "tight", "namespace": NAMESPACE}}
     apply({**quota, "spec": {"hard": {"pods": "1"}}})
-    eventually("the quota is known", lambda: kubectl("-n", NAMESPACE, "get", "resourcequota", "tight", "-o", "jsonpath={.status.hard}"))
+    eventually(
+        "the quota is known",
+        lambda: kubectl("-n", NAMESPACE, "get", "resourcequota", "tight", "-o", "jsonpath={.status.hard}"),
+    )
     try:
         training = trial("quota")
         training.start()
-        expect("a ResourceQuota forbids the pods", training, classes=["config"], error="JobPermanentError", reads="exceeded quota")
+        expect(
+            "a ResourceQuota forbids the pods",
+            training,
+            classes=["config"],
+            error="JobPermanentError",
+            reads="exceeded quota",
+        )
     finally:
         kubectl("-n", NAMESPACE, "delete", "resourcequota", "tight")
 
@@ -94,7 +110,13 @@ def test_a_spec_that_the_operator_ignores_in_silence_is_named(trial: MakeTrial, 
     training.more = {"container_name": "trainer"}
     training.start()
     reads = "PyTorchJobFailedValidation|has not taken notice"
-    expect("a spec that the operator rejects in silence", training, classes=["config"], error="JobPermanentError", reads=reads)
+    expect(
+        "a spec that the operator rejects in silence",
+        training,
+        classes=["config"],
+        error="JobPermanentError",
+        reads=reads,
+    )
 
 
 def test_a_name_that_is_too_long_is_cut_and_still_runs(trial: MakeTrial, expect: Expect) -> None:

@@ -11,7 +11,18 @@ from fault_harness import kubectl
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
 
 RETRIED = {64: False, 65: False, 66: True, 70: False, 75: True, 76: True, 77: True, 78: True, 1: True, 139: True}
-CLASS = {64: "user", 65: "config", 66: "storage", 70: "user", 75: "unknown", 76: "accelerator", 77: "network", 78: "hang", 1: "unknown", 139: "unknown"}
+CLASS = {
+    64: "user",
+    65: "config",
+    66: "storage",
+    70: "user",
+    75: "unknown",
+    76: "accelerator",
+    77: "network",
+    78: "hang",
+    1: "unknown",
+    139: "unknown",
+}
 
 
 @pytest.mark.parametrize("rank", [0, 1], ids=["rank 0", "another rank"])
@@ -29,13 +40,25 @@ def test_an_exit_code_of_the_table_without_a_record(trial: MakeTrial, expect: Ex
     training = trial(f"exit{code}", nodes=1, acts={"1": {"rank": 0, "step": 5, "act": f"exit {code}"}})
     training.start()
     error = "" if RETRIED[code] else "JobPermanentError"
-    expect(f"worker exits with {code}", training, classes=[CLASS[code]], error=error, reads=f"code {code}|SIGSEGV|{CLASS[code]}")
+    expect(
+        f"worker exits with {code}",
+        training,
+        classes=[CLASS[code]],
+        error=error,
+        reads=f"code {code}|SIGSEGV|{CLASS[code]}",
+    )
 
 
 def test_a_failure_record_speaks_for_the_worker(trial: MakeTrial, expect: Expect) -> None:
     training = trial("record", nodes=1, acts={"1": {"rank": 0, "step": 5, "act": "record user 64"}})
     training.start()
-    ended = expect("worker fails with a record", training, classes=["user"], error="JobPermanentError", reads="RuntimeError: it broke")
+    ended = expect(
+        "worker fails with a record",
+        training,
+        classes=["user"],
+        error="JobPermanentError",
+        reads="RuntimeError: it broke",
+    )
     assert "line of the trace" in ended["message"]
 
 
@@ -79,6 +102,12 @@ def test_a_pod_that_is_told_to_stop_saves_within_its_grace(trial: MakeTrial, exp
     training.start()
     training.when_step(5)
     kubectl("-n", training.namespace, "delete", "pod", training.pod(0)["metadata"]["name"], "--wait=false")
-    expect("SIGTERM with grace (a pod is drained)", training, classes=["preempted"], reads="attempt 1 failed", lost_at_most=0)
+    expect(
+        "SIGTERM with grace (a pod is drained)",
+        training,
+        classes=["preempted"],
+        reads="attempt 1 failed",
+        lost_at_most=0,
+    )
     second = training.events(2)
     assert second[0].step >= 5, json.dumps([event.kind for event in second])
