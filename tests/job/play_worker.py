@@ -1,8 +1,8 @@
 """A worker without torch that plays a training, for tests of the job room: `spec["play"]` says how it goes.
 
 Keys: steps, step_s (later_step_s from the second attempt on), save_every, and by attempt (as text, or "*") under "acts": {"rank",
-"step", "act"}; clock_shift_s (of its events), deafness (ignores SIGTERM from the start), ballast_kib (in each checkpoint), together
-(no rank goes on without the others, as with a collective). An error leaves a failure record, as the real worker does.
+"step", "act"}; clock_shift_s (of its events), deafness (ignores SIGTERM from the start), ballast_kib (in each checkpoint),
+together (no rank goes on without the others, as with a collective). An error leaves a failure record, as the real worker does.
 Acts: crash, exit <code>, record <class> <code>, hang, deaf (hangs and ignores SIGTERM), no_result, eat (all memory).
 """
 

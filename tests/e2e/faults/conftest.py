@@ -14,7 +14,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from fault_harness import CLAIM, NAMESPACE, Supervisor, Trial, apply, eventually, held, kubectl
+from fault_harness import CLAIM, NAMESPACE, Supervisor, Trial, apply, eventually, held, kubectl, shared_folder
 from fault_table import Row, versions, write_row
 
 PLAY = {"steps": 60, "step_s": 0.5, "later_step_s": 0.05, "save_every": 2, "together": True}
@@ -25,13 +25,7 @@ LOST_AT_MOST = 2
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder that this machine and all pods see."""
-    given = os.environ.get("LORA_E2E_SHARED")
-    if not given or not os.environ.get("KUBECONFIG"):
-        pytest.skip("KUBECONFIG and LORA_E2E_SHARED are not set: see fault_harness")
-    folder = Path(given) / "faults"
-    folder.mkdir(exist_ok=True)
-    folder.chmod(0o777)
-    return folder
+    return shared_folder()
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -59,6 +60,21 @@ def tool(*arguments: str) -> None:
     if not program:
         pytest.skip("LORA_E2E_TOOL is not set: nothing here can stop a node or the API")
     subprocess.run([program, *arguments], check=True, timeout=300, capture_output=True)
+
+
+def hear_ctrl_c() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def shared_folder() -> Path:
+    """The folder that this machine and all pods see."""
+    given = os.environ.get("LORA_E2E_SHARED")
+    if not given or not os.environ.get("KUBECONFIG"):
+        pytest.skip("KUBECONFIG and LORA_E2E_SHARED are not set: see fault_harness")
+    folder = Path(given) / "faults"
+    folder.mkdir(exist_ok=True)
+    folder.chmod(0o777)
+    return folder
 
 
 def eventually(what: str, ask: Callable[[], Any], *, limit_s: float = PATIENCE_S) -> Any:
@@ -147,7 +163,8 @@ class Trial:
         environment = {**os.environ, **({"KUBECONFIG": kubeconfig} if kubeconfig else {})}
         command = [sys.executable, str(PROGRAM), str(plan), *(["resume"] if resume else [])]
         with output.open("wb") as file:
-            process = subprocess.Popen(command, stdout=file, stderr=file, env=environment)
+            # A shell's background job ignores SIGINT, and so would its children: Ctrl-C is one of the faults.
+            process = subprocess.Popen(command, stdout=file, stderr=file, env=environment, preexec_fn=hear_ctrl_c)
         self.supervisors.append(Supervisor(process, output))
         return self.supervisors[-1]
 
@@ -210,11 +227,11 @@ class Trial:
         label = "training.kubeflow.org/replica-index"
         return dict(next(item for item in self.objects("pods") if item["metadata"]["labels"][label] == str(index)))
 
-    def kill_rank(self, rank: int, signal: int = 9, *, attempt: int = 1) -> None:
+    def kill_rank(self, rank: int, number: int = 9, *, attempt: int = 1) -> None:
         """A signal to a rank, inside its pod."""
         pid = read_json(self.directory.attempt(attempt) / "nodes" / f"{rank:03d}" / f"rank-{rank}.json")["pid"]
         name = self.pod(rank)["metadata"]["name"]
-        kubectl("-n", self.namespace, "exec", name, "--", "python", "-SEc", f"import os; os.kill({pid}, {signal})")
+        kubectl("-n", self.namespace, "exec", name, "--", "python", "-SEc", f"import os; os.kill({pid}, {number})")
 
     def history(self) -> list[dict[str, Any]]:
         """All attempts, as remembered."""

@@ -14,8 +14,8 @@ PATH = Path(__file__).parents[3] / "docs" / "fault-table.md"
 HEAD = """# What follows each fault
 
 Written by `make e2e`: each fault was made to happen on a real Kubernetes with the real Training Operator, in a training of one or
-two worker pods that saves every second step, and each row is what was then seen. `steps lost`: done, and done again after the last
-complete checkpoint. `left`: jobs, pods and services that were still there afterwards.
+two worker pods that saves every second step, and each row is what was then seen. `steps lost`: done, and done again
+after the last complete checkpoint. `left`: jobs, pods, services still there afterwards.
 """
 LONGEST = 260
 
