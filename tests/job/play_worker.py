@@ -21,6 +21,8 @@ from steps.events import EventWriter
 from steps.failure_record import EXIT_STOPPED, FailureRecord, record_of, write_record
 from steps.rundir import TrainDir
 
+MEET_S = 3.0
+"""A rank that is to stop waits for the others for so long."""
 stopping = False
 
 
@@ -72,8 +74,11 @@ def meet(folder: Path, rank: int, world: int, step: int) -> bool:
     beside = folder / f".at-{rank}"
     beside.write_text(str(step))
     beside.rename(folder / f"at-{rank}")
+    since_s = None
     while not all(at(folder / f"at-{other}") >= step for other in range(world)):
-        if stopping or (folder / "stopping").exists():
+        since_s = since_s or (time.monotonic() if stopping else None)
+        is_alone = since_s is not None and time.monotonic() - since_s > MEET_S
+        if is_alone or (folder / "stopping").exists():
             return False
         time.sleep(0.02)
     return True

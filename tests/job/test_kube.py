@@ -161,6 +161,14 @@ def test_the_server_says_how_long_to_wait(kube: Kube, api: Api, waits: Waits) ->
     assert waits.slept[:2] == [7.0, 60.0]
 
 
+def test_a_namespace_or_a_resource_that_is_not_there_says_what_to_look_at(kube: Kube, api: Api) -> None:
+    api.answers = [answer(404, {"message": "the server could not find the requested resource"})]
+    with pytest.raises(
+        ClusterError, match=r"could not find .*is cluster.namespace right, and the Training Operator installed\?"
+    ):
+        kube.create(JOB)
+
+
 def test_patience_ends(kube: Kube, api: Api, waits: Waits) -> None:
     api.answers = [answer(503)]
     with pytest.raises(

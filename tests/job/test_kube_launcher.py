@@ -217,6 +217,26 @@ def test_an_api_that_is_away_for_too_long_ends_in_words(scene: Scene, monkeypatc
         scene.read()
 
 
+def test_the_failed_pod_is_looked_for_when_the_job_failed_first(scene: Scene) -> None:
+    """Two streams: the job's `Failed` may come before the pod's exit code."""
+    scene.cluster.found, scene.cluster.pods = job("Running"), [pod(0), pod(1)]
+    assert scene.read().phase is Phase.RUNNING
+    scene.launcher._watched[1].sight._known["pytorchjobs"] = {"j1": job("Failed", message="1 failed")}
+    scene.cluster.pods = [pod(0), pod(1, "Failed", state=terminated(137))]
+    found = scene.read()
+    assert [worker.exit_code for worker in found.workers] == [None, 137]
+
+
+def test_without_the_right_to_look_nothing_is_made(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(kind: str, **_: Any) -> Listed:
+        raise ClusterForbidden("may not list")
+
+    monkeypatch.setattr(scene.cluster, "list", refuse)
+    with pytest.raises(ClusterForbidden):
+        scene.launcher.create(scene.job, 1)
+    assert scene.cluster.calls == []
+
+
 def test_deletion_tells_the_grace_and_asks_for_the_foreground(scene: Scene) -> None:
     scene.job.directory.attempt(1).mkdir(parents=True)
     scene.launcher.delete(scene.job, 1, grace_s=7.0)

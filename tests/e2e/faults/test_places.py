@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from conftest import Expect, MakeTrial, make_namespace, patch
+from conftest import Expect, MakeTrial
 from fault_harness import NAMESPACE, apply, eventually, kubectl
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
@@ -15,7 +15,7 @@ DEVICES = {"instance_type": "trn1.32xlarge"}
 
 
 def test_an_image_that_does_not_exist_stops_at_once(trial: MakeTrial, expect: Expect) -> None:
-    training = trial("image", settings={"cluster": {"image": "localhost/no-such-image:1"}})
+    training = trial("image", settings={"cluster": {"image": "registry.invalid/no-such-image:1"}})
     training.start()
     reads = "its image cannot be pulled"
     expect("an image that does not exist", training, classes=["image"], error="JobPermanentError", reads=reads)
@@ -126,12 +126,9 @@ def test_a_name_that_is_too_long_is_cut_and_still_runs(trial: MakeTrial, expect:
     assert json.dumps(training.history())
 
 
-def test_a_namespace_without_the_claim_is_named_like_any_other(trial: MakeTrial, expect: Expect) -> None:
+def test_a_namespace_that_does_not_exist_is_named(trial: MakeTrial, expect: Expect) -> None:
     training = trial("nowhere", settings={"cluster": {"namespace": "hyperpod-ns-nowhere"}})
     training.namespace = "hyperpod-ns-nowhere"
     training.start()
-    reads = 'namespaces "hyperpod-ns-nowhere" not found|not found'
+    reads = 'namespaces "hyperpod-ns-nowhere" not found; is cluster.namespace right'
     expect("the namespace does not exist", training, classes=[], error="ClusterError", reads=reads)
-
-
-__all__ = ["make_namespace", "patch"]
