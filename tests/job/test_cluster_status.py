@@ -82,8 +82,15 @@ PHASES: dict[str, tuple[JobSnapshot, Phase, Reason]] = {
         Phase.SUCCEEDED,
         Reason.NONE,
     ),
-    "failed": (look(job("Created", "Failed", message="1 failed"), pod(0)), Phase.FAILED, Reason.NONE),
-    "failed, its pods cleaned away": (look(job("Failed", message="1 failed")), Phase.FAILED, Reason.NONE),
+    "failed": (
+        look(job("Failed", message="1 failed"), pod(0, deleting=True), pod(1, "Failed", state=terminated(1))),
+        Phase.FAILED,
+        Reason.NONE,
+    ),
+    "failed, nobody knows why": (look(job("Failed", message="1 failed"), pod(0), pod(1)), Phase.FAILED, Reason.NONE),
+    "failed, a pod is gone": (look(job("Failed"), pod(0, deleting=True)), Phase.FAILED, Reason.RECREATED),
+    "failed, a pod is going": (look(job("Failed"), pod(0), pod(1, deleting=True)), Phase.FAILED, Reason.RECREATED),
+    "failed, all pods are gone": (look(job("Failed")), Phase.FAILED, Reason.RECREATED),
     "suspended before it ran": (look(job("Created", "Suspended", suspend=True)), Phase.QUEUED, Reason.NONE),
     "suspended by its spec alone": (look(job(suspend=True)), Phase.QUEUED, Reason.NONE),
     "suspended after it ran": (
