@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from steps.events import PREFIX
 from steps.failure_record import parse_record
 from steps.job.status import REASONS, JobSnapshot, Phase, Reason, WorkerState, reason_of
 
@@ -192,7 +193,8 @@ def _own_words(text: str) -> tuple[Reason, str]:
         raw = json.loads(text)
         return REASONS.get(str(raw.get("reason", "")), Reason.NONE), str(raw.get("message", ""))
     except (ValueError, AttributeError):
-        return Reason.NONE, text.strip()[-400:]
+        said = [line for line in text.splitlines() if line.strip() and not line.startswith(PREFIX)]
+        return Reason.NONE, "\n".join(said)[-400:]
 
 
 def is_hopeless(waiting: Mapping[str, Any]) -> bool:

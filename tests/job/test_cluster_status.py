@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from steps.events import PREFIX
 from steps.failure_record import FailureRecord
 from steps.job.cluster_status import View, has_conditions, is_hopeless, snapshot_of_cluster
 from steps.job.status import JobSnapshot, Phase, Reason
@@ -126,6 +127,12 @@ def test_phase_and_reason(name: str) -> None:
 PODS: dict[str, tuple[dict[str, Any], Reason, str, bool]] = {
     "runs": (pod(), Reason.NONE, "", False),
     "exit 1": (pod(0, "Failed", state=terminated(1, message="last line")), Reason.NONE, "last line", True),
+    "exit 1 after events": (
+        pod(0, "Failed", state=terminated(1, message=f"why\n{PREFIX}{{}}\n")),
+        Reason.NONE,
+        "why",
+        True,
+    ),
     "out of memory": (pod(0, "Failed", state=terminated(137, "OOMKilled")), Reason.OUT_OF_MEMORY, "", True),
     "node lost": (pod(conditions=(disrupted("DeletionByTaintManager"),)), Reason.NODE, "said the platform", True),
     "drained": (pod(conditions=(disrupted("EvictionByEvictionAPI"),)), Reason.PREEMPTED, "said the platform", True),

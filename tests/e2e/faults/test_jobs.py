@@ -41,7 +41,7 @@ def test_deleting_the_job_by_hand_means_stop(trial: MakeTrial, expect: Expect) -
     said = "somebody deleted the job, which means: stop"
     expect("the job is deleted by hand", training, classes=["preempted"], error="JobCancelled", reads=said)
     training.start(resume=True)
-    again = expect("… and resumed by a person", training, classes=["preempted"], reads="adapter|worker-0")
+    again = expect("… and resumed by a person", training, classes=["preempted"], reads="somebody deleted the job")
     assert again["attempts"] == 2
 
 

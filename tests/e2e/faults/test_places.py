@@ -15,10 +15,22 @@ DEVICES = {"instance_type": "trn1.32xlarge"}
 
 
 def test_an_image_that_does_not_exist_stops_at_once(trial: MakeTrial, expect: Expect) -> None:
-    training = trial("image", settings={"cluster": {"image": "registry.invalid/no-such-image:1"}})
+    settings = {"cluster": {"image": "localhost/no-such-image:1", "image_pull_policy": "Never"}}
+    training = trial("image", settings=settings)
     training.start()
     reads = "its image cannot be pulled"
     expect("an image that does not exist", training, classes=["image"], error="JobPermanentError", reads=reads)
+
+
+def test_a_registry_that_does_not_answer_is_given_time_and_named(trial: MakeTrial, expect: Expect) -> None:
+    cluster = {"image": "localhost/no-such-image:1"}
+    training = trial(
+        "registry", settings={"cluster": cluster, "deadlines": SHORT, "retry": {"max_without_progress": 2}}
+    )
+    training.start()
+    reads = "Back-off pulling image|connection refused"
+    classes = ["unknown", "unknown"]
+    expect("a registry that does not answer", training, classes=classes, error="JobRetriesExhausted", reads=reads)
 
 
 def test_a_claim_that_is_missing_stops_at_once(trial: MakeTrial, expect: Expect) -> None:
