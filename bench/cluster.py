@@ -181,7 +181,9 @@ class Day:
         return type("Listed", (), {"items": (), "version": "0"})
 
     def watch(self, kind: str, version: str, **_: str) -> Iterator[tuple[str, dict[str, Any]]]:
-        for beat in range(self.beats if kind == "pods" else 0):
+        if kind == "pytorchjobs":
+            threading.Event().wait()
+        for beat in range(self.beats):
             for index in range(self.pods):
                 status = {"phase": "Running", "beat": beat, "conditions": [{"type": "Ready", "status": "True"}] * 4}
                 yield "MODIFIED", {"metadata": {"uid": str(index), "name": f"p-{index}"}, "status": status}
