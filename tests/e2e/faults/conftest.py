@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -77,7 +78,9 @@ def trial(request: pytest.FixtureRequest, shared: Path, namespace: str) -> Itera
         made.append(Trial(folder, {**PLAY, **play}, nodes=nodes, settings=settings or {}))
         return made[-1]
 
-    with held(shared.parent / ".e2e.lock", alone=alone):
+    of_devices = request.node.get_closest_marker("devices") is not None
+    devices = held(shared.parent / ".devices.lock", alone=True) if of_devices else contextlib.nullcontext()
+    with devices, held(shared.parent / ".e2e.lock", alone=alone):
         yield make
         for item in made:
             item.clean()

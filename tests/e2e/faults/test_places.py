@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
-from conftest import Expect, MakeTrial
+from conftest import Expect, MakeTrial, make_namespace
 from fault_harness import NAMESPACE, apply, eventually, kubectl
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
@@ -47,7 +48,7 @@ def test_a_secret_that_is_missing_stops_at_once(trial: MakeTrial, expect: Expect
     expect("the token's secret is missing", training, classes=["config"], error="JobPermanentError", reads=reads)
 
 
-@pytest.mark.alone
+@pytest.mark.devices
 def test_more_devices_than_there_are_says_so_at_every_deadline(trial: MakeTrial, expect: Expect) -> None:
     settings = {"deadlines": SHORT, "cluster": {**DEVICES, "nodes": 3}, "retry": {"max_without_progress": 2}}
     training = trial("devices", nodes=3, settings=settings)
@@ -58,7 +59,7 @@ def test_more_devices_than_there_are_says_so_at_every_deadline(trial: MakeTrial,
     )
 
 
-@pytest.mark.alone
+@pytest.mark.devices
 def test_with_too_few_nodes_it_goes_on_with_those_there_are(trial: MakeTrial, expect: Expect) -> None:
     settings = {"deadlines": SHORT, "cluster": {**DEVICES, "nodes": 3, "min_nodes": 1}}
     training = trial("fewer", nodes=3, settings=settings, steps=12)
@@ -68,7 +69,7 @@ def test_with_too_few_nodes_it_goes_on_with_those_there_are(trial: MakeTrial, ex
     assert [item["nodes"] for item in training.history()] == [3, 2]
 
 
-@pytest.mark.alone
+@pytest.mark.devices
 def test_a_node_that_hyperpod_marks_in_the_middle_does_not_end_the_job(trial: MakeTrial, expect: Expect) -> None:
     """The label keeps new pods away; those that run are HyperPod's to move."""
     label = "sagemaker.amazonaws.com/node-health-status"
@@ -93,26 +94,18 @@ def test_a_node_that_hyperpod_marks_in_the_middle_does_not_end_the_job(trial: Ma
     )
 
 
-@pytest.mark.alone
-def test_a_quota_that_forbids_the_pods_stops_at_once(trial: MakeTrial, expect: Expect) -> None:
-    quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "tight", "namespace": NAMESPACE}}
+def test_a_quota_that_forbids_the_pods_stops_at_once(trial: MakeTrial, expect: Expect, shared: Path) -> None:
+    tight = f"{NAMESPACE}-tight"
+    make_namespace(tight, shared.parent)
+    quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "tight", "namespace": tight}}
     apply({**quota, "spec": {"hard": {"pods": "1"}}})
-    eventually(
-        "the quota is known",
-        lambda: kubectl("-n", NAMESPACE, "get", "resourcequota", "tight", "-o", "jsonpath={.status.hard}"),
-    )
-    try:
-        training = trial("quota")
-        training.start()
-        expect(
-            "a ResourceQuota forbids the pods",
-            training,
-            classes=["config"],
-            error="JobPermanentError",
-            reads="exceeded quota",
-        )
-    finally:
-        kubectl("-n", NAMESPACE, "delete", "resourcequota", "tight")
+    status = ["-n", tight, "get", "resourcequota", "tight", "-o", "jsonpath={.status.hard}"]
+    eventually("the quota is known", lambda: kubectl(*status))
+    training = trial("quota", settings={"cluster": {"namespace": tight}})
+    training.namespace = tight
+    training.start()
+    reads = "exceeded quota"
+    expect("a ResourceQuota forbids the pods", training, classes=["config"], error="JobPermanentError", reads=reads)
 
 
 @pytest.mark.slow
