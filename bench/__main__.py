@@ -42,6 +42,8 @@ RUNS: tuple[tuple[str, ...], ...] = (
     ("checkpoints",),
 )
 """In the order in which they run and stand on the page."""
+ON_REQUEST = (("cluster",),)
+"""Need more than this machine; they run when they are named, and have a page of their own."""
 NOTES = """A ratio is ours / theirs: for times and memory less is better, for speeds more.
 Numbers are medians of runs in turn, ours and theirs one after the other on the same machine.
 The load includes what other work asked for meanwhile (1.0: one core).
@@ -54,11 +56,15 @@ def main(argv: list[str]) -> int:
     """Run what is asked for; returns 1 if something failed."""
     names = list(takewhile(lambda word: not word.startswith("-"), argv))
     options = argv[len(names) :]
-    known = {name for name, *_ in RUNS}
+    known = {name for name, *_ in (*RUNS, *ON_REQUEST)}
     if not known.issuperset(names) or (options and len(names) != 1):
         print(f"{__doc__}\nbenchmarks: {', '.join(sorted(known))}", file=sys.stderr)
         return 2
-    chosen = [(names[0], *options)] if options else [run for run in RUNS if not names or run[0] in names]
+    chosen = (
+        [(names[0], *options)]
+        if options
+        else [run for run in (*RUNS, *ON_REQUEST) if (not names and run in RUNS) or run[0] in names]
+    )
     failed = [" ".join(command) for command in chosen if not measure(command)]
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)
@@ -99,8 +105,15 @@ def store(title: str, rows: list[dict[str, Any]]) -> None:
     load = statistics.median(row["load"] for row in rows)
     kept[title] = {"when": f"{datetime.datetime.now():%Y-%m-%d %H:%M}", "load": load, "rows": rows}
     STORE.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
-    RESULTS.write_text(page(kept))
-    print(f"written: {RESULTS}", flush=True)
+    apart = [name for (name,) in ON_REQUEST if title.split()[0] == name]
+    path = RESULTS.with_name(f"RESULTS-{apart[0]}.md") if apart else RESULTS
+    path.write_text(page({key: value for key, value in kept.items() if is_apart(key) == bool(apart)}))
+    print(f"written: {path}", flush=True)
+
+
+def is_apart(title: str) -> bool:
+    """Whether a run has a page of its own."""
+    return any(title.split()[0] == name for (name,) in ON_REQUEST)
 
 
 def page(kept: dict[str, Any]) -> str:

@@ -6,7 +6,7 @@ Sources: the operator's code at v1.7.0 for the conditions, the kubelet's and the
 |---|---|
 | no job | GONE |
 | condition Succeeded | SUCCEEDED |
-| condition Failed | FAILED |
+| condition Failed | FAILED; without a failed pod, one was deleted from outside |
 | suspended, and it never ran | QUEUED |
 | suspended after it ran | FAILED, preempted: the attempt ends, the next one waits in the queue |
 | a pod ended badly, or can never start | FAILED: not waiting for an operator that may be away |
@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from steps.events import PREFIX
 from steps.failure_record import parse_record
 from steps.job.status import REASONS, JobSnapshot, Phase, Reason, WorkerState, reason_of
 
@@ -68,7 +69,7 @@ def snapshot_of_cluster(view: View) -> JobSnapshot:
     if _is_true(succeeded):
         return JobSnapshot(Phase.SUCCEEDED, workers, remaining=remaining)
     if _is_true(failed):
-        return JobSnapshot(Phase.FAILED, workers, Reason.NONE, str((failed or {}).get("message", "")), remaining)
+        return _failed(view, workers, remaining, str((failed or {}).get("message", "")))
     if is_suspended(view.job):
         return _suspended(view, workers, remaining)
     if view.recovery == "client" and any(_is_definite(pod, worker) for pod, worker in _pairs(view, workers)):
@@ -92,6 +93,17 @@ def _suspended(view: View, workers: tuple[WorkerState, ...], remaining: int) -> 
         words = "the queue suspended it: something of higher priority took its place"
         return JobSnapshot(Phase.FAILED, (), Reason.PREEMPTED, words, remaining)
     return JobSnapshot(Phase.QUEUED, workers, Reason.NONE, "suspended: waits to be admitted", remaining)
+
+
+def _failed(view: View, workers: tuple[WorkerState, ...], remaining: int, message: str) -> JobSnapshot:
+    """The operator counts a pod that somebody deletes as failed, and keeps those that really failed: none means deleted."""
+    staying = [pod["metadata"]["name"] for pod in view.pods if not pod["metadata"].get("deletionTimestamp")]
+    if len(staying) == view.nodes or any(worker.has_failed for worker in workers):
+        return JobSnapshot(Phase.FAILED, workers, Reason.NONE, message, remaining)
+    leaving = [pod["metadata"]["name"] for pod in view.pods if pod["metadata"]["name"] not in staying]
+    who = f"{', '.join(leaving)} is going" if leaving else f"{view.nodes - len(staying)} of {view.nodes} pods are gone"
+    words = f"{who}, and none failed; a node that was replaced looks the same"
+    return JobSnapshot(Phase.FAILED, workers, Reason.RECREATED, words, remaining)
 
 
 def _remaining(view: View) -> int:
@@ -181,7 +193,8 @@ def _own_words(text: str) -> tuple[Reason, str]:
         raw = json.loads(text)
         return REASONS.get(str(raw.get("reason", "")), Reason.NONE), str(raw.get("message", ""))
     except (ValueError, AttributeError):
-        return Reason.NONE, text.strip()[-400:]
+        said = [line for line in text.splitlines() if line.strip() and not line.startswith(PREFIX)]
+        return Reason.NONE, "\n".join(said)[-400:]
 
 
 def is_hopeless(waiting: Mapping[str, Any]) -> bool:

@@ -77,6 +77,9 @@ class Kube:
             )
         except Found:
             return None
+        except Missing as error:
+            hint = "is cluster.namespace right, and the Training Operator installed?"
+            raise ClusterError(f"{error}; {hint}") from error
 
     def job(self, name: str) -> dict[str, Any] | None:
         """A PyTorchJob; None if there is none."""

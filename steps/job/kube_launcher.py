@@ -50,6 +50,8 @@ class _Watched:
     since_s: float
     has_been: bool = False
     """The job was seen."""
+    has_looked_again: bool = False
+    """After the job's failure, which may be told of before its pods'."""
     hint: str = ""
     asked_s: float = float("-inf")
     confirmed_s: float = float("-inf")
@@ -80,6 +82,7 @@ class KubeLauncher:
         Raises:
             ClusterError: refused, the API is away, or the name belongs to something else.
         """
+        watched = self._watch(job, attempt)  # first: without the right to look, nothing is made
         manifest = requests.build(self._request, job, attempt, exclude_nodes=exclude_nodes)
         name = manifest["metadata"]["name"]
         made = self._kube.create(manifest)
@@ -90,7 +93,6 @@ class KubeLauncher:
             if made is not None:
                 self._require_ours(made, manifest)
                 self._notice(f"PyTorchJob {self._kube.namespace}/{name} is there already; watching over it from here")
-        watched = self._watch(job, attempt)
         if made is not None:
             watched.sight.note(made)
 
@@ -102,16 +104,21 @@ class KubeLauncher:
         """
         watched = self._watch(job, attempt)
         self._require_api(watched)
-        found, pods = watched.sight.job, watched.sight.pods
-        if found is None:
-            found = self._confirm_gone(watched, job, attempt)
+        found = watched.sight.job or self._confirm_gone(watched, job, attempt)
         watched.has_been = watched.has_been or found is not None
-        self._notice_dead(watched, pods)
-        self._ask(watched, job, found, pods)
-        view = View(
-            found, pods, job.nodes, job.processes, frozenset(watched.dead), watched.hint, self._request.cluster.recovery
-        )
-        return self._judge(watched, job, attempt, snapshot_of_cluster(view), found)
+        self._notice_dead(watched, watched.sight.pods)
+        self._ask(watched, job, found, watched.sight.pods)
+        snapshot = self._snapshot(watched, job, found)
+        if snapshot.phase is Phase.FAILED and not watched.has_looked_again:
+            watched.has_looked_again = True
+            watched.sight.look_again()
+            snapshot = self._snapshot(watched, job, found)
+        return self._judge(watched, job, attempt, snapshot, found)
+
+    def _snapshot(self, watched: _Watched, job: Job, found: Mapping[str, Any] | None) -> JobSnapshot:
+        pods, recovery = watched.sight.pods, self._request.cluster.recovery
+        view = View(found, pods, job.nodes, job.processes, frozenset(watched.dead), watched.hint, recovery)
+        return snapshot_of_cluster(view)
 
     def delete(self, job: Job, attempt: int, *, grace_s: float) -> None:
         """Ask the workers to save and stop, then delete the job; its pods go with it.

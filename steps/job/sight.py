@@ -6,6 +6,7 @@ not allowed they list every quarter of a minute. An API that is away leaves what
 
 from __future__ import annotations
 
+import contextlib
 import random
 import threading
 import time
@@ -43,6 +44,8 @@ class Sight:
             "pods": {"label_selector": f"training.kubeflow.org/job-name={name}"},
         }
         self._known: dict[Kind, dict[str, dict[str, Any]]] = {kind: {} for kind in KINDS}
+        self._gone: set[str] = set()
+        """UIDs that were seen, and then were not."""
         self._heard_s: dict[Kind, float] = dict.fromkeys(KINDS, time.monotonic())
         self._is_connected: dict[Kind, bool] = dict.fromkeys(KINDS, False)
         self._lock = threading.Lock()
@@ -95,6 +98,18 @@ class Sight:
         with self._lock:
             self._known["pytorchjobs"].setdefault(job["metadata"]["uid"], job)
 
+    def look_again(self) -> None:
+        """See the pods as they are now: job and pods are told of by two streams, and one may lag behind the other.
+
+        Nothing that was seen is forgotten, not even if the API refuses.
+        """
+        with contextlib.suppress(ClusterError):
+            found = self._list("pods", patience_s=0.0).items
+            with self._lock:
+                for item in found:
+                    if item["metadata"]["uid"] not in self._gone:
+                        self._known["pods"][item["metadata"]["uid"]] = item
+
     def _list(self, kind: Kind, patience_s: float | None = None) -> Any:
         return self._source.list(kind, patience_s=patience_s, **self._selectors[kind])
 
@@ -125,7 +140,9 @@ class Sight:
 
     def _replace(self, kind: Kind, items: Any) -> None:
         with self._lock:
-            self._known[kind] = {item["metadata"]["uid"]: item for item in items}
+            now = {item["metadata"]["uid"]: item for item in items}
+            self._gone |= self._known[kind].keys() - now.keys()
+            self._known[kind] = now
         self._heard(kind)
 
     def _apply(self, kind: Kind, change: str, item: dict[str, Any]) -> None:
@@ -134,6 +151,7 @@ class Sight:
                 pass  # a sign of life
             elif change == "DELETED":
                 self._known[kind].pop(item["metadata"]["uid"], None)
+                self._gone.add(item["metadata"]["uid"])
             else:
                 self._known[kind][item["metadata"]["uid"]] = item
         self._heard(kind)

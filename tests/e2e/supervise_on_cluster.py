@@ -120,6 +120,7 @@ def main(argv: list[str]) -> int:
         say(f"event {event.kind} {event.step} {json.dumps(event.data)[:300]}")
 
     launcher = launch.cluster_launcher(launch.connect(settings, notice=say), request, notice=say)
+    say("begins")
     try:
         result = supervise(
             job,
@@ -135,6 +136,7 @@ def main(argv: list[str]) -> int:
             json.dumps({"error": type(error).__name__, "headline": error.headline, "message": str(error)}), flush=True
         )
         return 3
+    say("is over")
     told = {
         "adapter": str(result.result_dir),
         "attempts": result.attempts,

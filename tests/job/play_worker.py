@@ -1,7 +1,8 @@
 """A worker without torch that plays a training, for tests of the job room: `spec["play"]` says how it goes.
 
-Keys: steps, step_s (later_step_s from the second attempt on), save_every, and by attempt (as text, or "*") under "acts": {"rank", "step", "act"}; clock_shift_s (of its
-events), deafness (ignores SIGTERM from the start), ballast_kib (in each checkpoint), together (no rank goes on without the others, as with a collective). An error leaves a failure record, as the real worker does.
+Keys: steps, step_s (later_step_s from the second attempt on), save_every, and by attempt (as text, or "*") under "acts": {"rank",
+"step", "act"}; clock_shift_s (of its events), deafness (ignores SIGTERM from the start), ballast_kib (in each checkpoint),
+together (no rank goes on without the others, as with a collective). An error leaves a failure record, as the real worker does.
 Acts: crash, exit <code>, record <class> <code>, hang, deaf (hangs and ignores SIGTERM), no_result, eat (all memory).
 """
 
@@ -20,6 +21,8 @@ from steps.events import EventWriter
 from steps.failure_record import EXIT_STOPPED, FailureRecord, record_of, write_record
 from steps.rundir import TrainDir
 
+MEET_S = 3.0
+"""A rank that is to stop waits for the others for so long."""
 stopping = False
 
 
@@ -71,8 +74,11 @@ def meet(folder: Path, rank: int, world: int, step: int) -> bool:
     beside = folder / f".at-{rank}"
     beside.write_text(str(step))
     beside.rename(folder / f"at-{rank}")
+    since_s = None
     while not all(at(folder / f"at-{other}") >= step for other in range(world)):
-        if stopping or (folder / "stopping").exists():
+        since_s = since_s or (time.monotonic() if stopping else None)
+        is_alone = since_s is not None and time.monotonic() - since_s > MEET_S
+        if is_alone or (folder / "stopping").exists():
             return False
         time.sleep(0.02)
     return True

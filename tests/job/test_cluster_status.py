@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from steps.events import PREFIX
 from steps.failure_record import FailureRecord
 from steps.job.cluster_status import View, has_conditions, is_hopeless, snapshot_of_cluster
 from steps.job.status import JobSnapshot, Phase, Reason
@@ -15,7 +16,9 @@ BEGUN, ENDED = "2026-11-26T01:00:00Z", "2026-11-26T01:00:10Z"
 ENDED_S = 1795654810.0
 
 
-def job(*true: str, false: tuple[str, ...] = (), suspend: bool = False, deleting: bool = False, message: str = "") -> dict[str, Any]:
+def job(
+    *true: str, false: tuple[str, ...] = (), suspend: bool = False, deleting: bool = False, message: str = ""
+) -> dict[str, Any]:
     conditions = [{"type": kind, "status": "True", "message": message} for kind in true]
     conditions += [{"type": kind, "status": "False"} for kind in false]
     metadata = {"name": "j", "uid": "j1", **({"deletionTimestamp": ENDED} if deleting else {})}
@@ -41,7 +44,9 @@ def pod(
 
 
 def terminated(code: int, reason: str = "Error", message: str = "") -> dict[str, Any]:
-    return {"terminated": {"exitCode": code, "reason": reason, "message": message, "startedAt": BEGUN, "finishedAt": ENDED}}
+    return {
+        "terminated": {"exitCode": code, "reason": reason, "message": message, "startedAt": BEGUN, "finishedAt": ENDED}
+    }
 
 
 def waiting(reason: str, message: str = "") -> dict[str, Any]:
@@ -68,17 +73,48 @@ PHASES: dict[str, tuple[JobSnapshot, Phase, Reason]] = {
     "a pod runs, one does not": (look(RUNNING, pod(0), pod(1, "Pending")), Phase.STARTING, Reason.NONE),
     "one pod of two is there": (look(RUNNING, pod(0)), Phase.STARTING, Reason.NONE),
     "all run": (look(RUNNING, pod(0), pod(1)), Phase.RUNNING, Reason.NONE),
-    "one is done": (look(RUNNING, pod(0), pod(1, "Succeeded", state=terminated(0, "Completed"))), Phase.STARTING, Reason.NONE),
-    "succeeded": (look(job("Created", "Succeeded", false=("Running",)), pod(0, "Succeeded")), Phase.SUCCEEDED, Reason.NONE),
-    "failed": (look(job("Created", "Failed", message="1 failed"), pod(0)), Phase.FAILED, Reason.NONE),
-    "failed, its pods cleaned away": (look(job("Failed", message="1 failed")), Phase.FAILED, Reason.NONE),
+    "one is done": (
+        look(RUNNING, pod(0), pod(1, "Succeeded", state=terminated(0, "Completed"))),
+        Phase.STARTING,
+        Reason.NONE,
+    ),
+    "succeeded": (
+        look(job("Created", "Succeeded", false=("Running",)), pod(0, "Succeeded")),
+        Phase.SUCCEEDED,
+        Reason.NONE,
+    ),
+    "failed": (
+        look(job("Failed", message="1 failed"), pod(0, deleting=True), pod(1, "Failed", state=terminated(1))),
+        Phase.FAILED,
+        Reason.NONE,
+    ),
+    "failed, nobody knows why": (look(job("Failed", message="1 failed"), pod(0), pod(1)), Phase.FAILED, Reason.NONE),
+    "failed, a pod is gone": (look(job("Failed"), pod(0, deleting=True)), Phase.FAILED, Reason.RECREATED),
+    "failed, a pod is going": (look(job("Failed"), pod(0), pod(1, deleting=True)), Phase.FAILED, Reason.RECREATED),
+    "failed, all pods are gone": (look(job("Failed")), Phase.FAILED, Reason.RECREATED),
     "suspended before it ran": (look(job("Created", "Suspended", suspend=True)), Phase.QUEUED, Reason.NONE),
     "suspended by its spec alone": (look(job(suspend=True)), Phase.QUEUED, Reason.NONE),
-    "suspended after it ran": (look(job("Suspended", false=("Running",), suspend=True)), Phase.FAILED, Reason.PREEMPTED),
-    "a pod failed, the operator is away": (look(RUNNING, pod(0), pod(1, "Failed", state=terminated(1))), Phase.FAILED, Reason.NONE),
-    "a pod failed without a container": (look(RUNNING, pod(0), pod(1, "Failed", reason="Evicted")), Phase.FAILED, Reason.NONE),
-    "quota": (look(job("Created"), hint='FailedCreatePod: exceeded quota: tight'), Phase.STARTING, Reason.CONFIG),
-    "no room": (look(job("Created"), pod(0, "Pending", conditions=(unscheduled("0/2 nodes are available"),))), Phase.STARTING, Reason.NONE),
+    "suspended after it ran": (
+        look(job("Suspended", false=("Running",), suspend=True)),
+        Phase.FAILED,
+        Reason.PREEMPTED,
+    ),
+    "a pod failed, the operator is away": (
+        look(RUNNING, pod(0), pod(1, "Failed", state=terminated(1))),
+        Phase.FAILED,
+        Reason.NONE,
+    ),
+    "a pod failed without a container": (
+        look(RUNNING, pod(0), pod(1, "Failed", reason="Evicted")),
+        Phase.FAILED,
+        Reason.NONE,
+    ),
+    "quota": (look(job("Created"), hint="FailedCreatePod: exceeded quota: tight"), Phase.STARTING, Reason.CONFIG),
+    "no room": (
+        look(job("Created"), pod(0, "Pending", conditions=(unscheduled("0/2 nodes are available"),))),
+        Phase.STARTING,
+        Reason.NONE,
+    ),
 }
 
 
@@ -91,22 +127,48 @@ def test_phase_and_reason(name: str) -> None:
 PODS: dict[str, tuple[dict[str, Any], Reason, str, bool]] = {
     "runs": (pod(), Reason.NONE, "", False),
     "exit 1": (pod(0, "Failed", state=terminated(1, message="last line")), Reason.NONE, "last line", True),
+    "exit 1 after events": (
+        pod(0, "Failed", state=terminated(1, message=f"why\n{PREFIX}{{}}\n")),
+        Reason.NONE,
+        "why",
+        True,
+    ),
     "out of memory": (pod(0, "Failed", state=terminated(137, "OOMKilled")), Reason.OUT_OF_MEMORY, "", True),
     "node lost": (pod(conditions=(disrupted("DeletionByTaintManager"),)), Reason.NODE, "said the platform", True),
     "drained": (pod(conditions=(disrupted("EvictionByEvictionAPI"),)), Reason.PREEMPTED, "said the platform", True),
     "disrupted in a new way": (pod(conditions=(disrupted("Unheard"),)), Reason.NONE, "", False),
     "evicted": (pod(0, "Failed", reason="Evicted", message="disk pressure"), Reason.NODE, "disk pressure", True),
-    "no such image": (pod(0, "Pending", state=waiting("ErrImagePull", "manifest unknown")), Reason.IMAGE, "manifest unknown", True),
-    "slow registry": (pod(0, "Pending", state=waiting("ErrImagePull", "i/o timeout")), Reason.NONE, "i/o timeout", False),
+    "no such image": (
+        pod(0, "Pending", state=waiting("ErrImagePull", "manifest unknown")),
+        Reason.IMAGE,
+        "manifest unknown",
+        True,
+    ),
+    "slow registry": (
+        pod(0, "Pending", state=waiting("ErrImagePull", "i/o timeout")),
+        Reason.NONE,
+        "i/o timeout",
+        False,
+    ),
     "image name": (pod(0, "Pending", state=waiting("InvalidImageName")), Reason.IMAGE, "", True),
-    "no such secret": (pod(0, "Pending", state=waiting("CreateContainerConfigError", 'secret "x"')), Reason.CONFIG, 'secret "x"', True),
+    "no such secret": (
+        pod(0, "Pending", state=waiting("CreateContainerConfigError", 'secret "x"')),
+        Reason.CONFIG,
+        'secret "x"',
+        True,
+    ),
     "starts": (pod(0, "Pending", state=waiting("ContainerCreating")), Reason.NONE, "", False),
     "no room": (pod(0, "Pending", conditions=(unscheduled("no room"),)), Reason.UNSCHEDULABLE, "no room", False),
     "no claim": (
         pod(0, "Pending", conditions=(unscheduled('persistentvolumeclaim "x" not found'),)),
         *(Reason.CONFIG, 'persistentvolumeclaim "x" not found', True),
     ),
-    "asked to stop": (pod(0, "Failed", state=terminated(143, message='{"reason": "lease", "message": "m"}')), Reason.LEASE, "m", True),
+    "asked to stop": (
+        pod(0, "Failed", state=terminated(143, message='{"reason": "lease", "message": "m"}')),
+        Reason.LEASE,
+        "m",
+        True,
+    ),
     "other words": (pod(0, "Failed", state=terminated(1, message='{"reason": "new"}')), Reason.NONE, "", True),
     "words that are no object": (pod(0, "Failed", state=terminated(1, message="[1]")), Reason.NONE, "[1]", True),
 }
@@ -135,7 +197,13 @@ def test_a_failure_record_in_the_termination_message_is_read() -> None:
 
 def test_words_about_pods_that_do_not_come_are_gathered_once() -> None:
     same = unscheduled("0/2 nodes are available")
-    found = look(job("Created"), pod(0, "Pending", conditions=(same,)), pod(1, "Pending", conditions=(same,)), nodes=3, hint="FailedCreatePod: why")
+    found = look(
+        job("Created"),
+        pod(0, "Pending", conditions=(same,)),
+        pod(1, "Pending", conditions=(same,)),
+        nodes=3,
+        hint="FailedCreatePod: why",
+    )
     assert found.message == "0/2 nodes are available; FailedCreatePod: why"
 
 
@@ -154,7 +222,9 @@ def test_a_hint_is_not_told_once_all_pods_are_there() -> None:
     ],
     ids=["job and pods", "job on its way out", "a dead node's pod", "pods without a job", "nothing"],
 )
-def test_what_remains_could_still_write(found: Any, pods: tuple[Any, ...], dead: tuple[str, ...], remaining: int) -> None:
+def test_what_remains_could_still_write(
+    found: Any, pods: tuple[Any, ...], dead: tuple[str, ...], remaining: int
+) -> None:
     assert look(found, *pods, dead_pods=frozenset(dead)).remaining == remaining
 
 

@@ -95,7 +95,9 @@ def api() -> Iterator[Api]:
 def configuration(folder: Path, url: str, user: dict[str, Any]) -> Path:
     path = folder / "kubeconfig"
     raw = {
-        **{"apiVersion": "v1", "kind": "Config", "current-context": "here"},
+        "apiVersion": "v1",
+        "kind": "Config",
+        "current-context": "here",
         "contexts": [{"name": "here", "context": {"cluster": "c", "user": "u"}}],
         "clusters": [{"name": "c", "cluster": {"server": url}}],
         "users": [{"name": "u", "user": user}],
@@ -149,14 +151,29 @@ def test_a_passing_failure_is_tried_again(kube: Kube, api: Api, waits: Waits, sa
 
 
 def test_the_server_says_how_long_to_wait(kube: Kube, api: Api, waits: Waits) -> None:
-    api.answers = [answer(429, Retry_After="7"), answer(429, Retry_After="9999"), answer(503, Retry_After="soon"), answer(200, JOB)]
+    api.answers = [
+        answer(429, Retry_After="7"),
+        answer(429, Retry_After="9999"),
+        answer(503, Retry_After="soon"),
+        answer(200, JOB),
+    ]
     assert kube.job("j") == JOB
     assert waits.slept[:2] == [7.0, 60.0]
 
 
+def test_a_namespace_or_a_resource_that_is_not_there_says_what_to_look_at(kube: Kube, api: Api) -> None:
+    api.answers = [answer(404, {"message": "the server could not find the requested resource"})]
+    with pytest.raises(
+        ClusterError, match=r"could not find .*is cluster.namespace right, and the Training Operator installed\?"
+    ):
+        kube.create(JOB)
+
+
 def test_patience_ends(kube: Kube, api: Api, waits: Waits) -> None:
     api.answers = [answer(503)]
-    with pytest.raises(ClusterError, match=r"reading PyTorchJob j in namespace team: the API answered 503: message of 503"):
+    with pytest.raises(
+        ClusterError, match=r"reading PyTorchJob j in namespace team: the API answered 503: message of 503"
+    ):
         kube.job("j")
     assert 1800 < waits.now_s < 1900
 
@@ -196,7 +213,12 @@ def test_a_credential_that_ran_out_is_renewed(
         "told = {'apiVersion': 'client.authentication.k8s.io/v1', 'kind': 'ExecCredential', 'status': {'token': token}}\n"
         "print(json.dumps(told))\n"
     )
-    run = {"apiVersion": "client.authentication.k8s.io/v1", "command": sys.executable, "args": [str(program)], "interactiveMode": "Never"}
+    run = {
+        "apiVersion": "client.authentication.k8s.io/v1",
+        "command": sys.executable,
+        "args": [str(program)],
+        "interactiveMode": "Never",
+    }
     monkeypatch.setattr(DEFAULT, str(configuration(tmp_path, api.url, {"exec": run})))
     said: list[str] = []
     kube = Kube("team", context="here", notice=said.append, clock=waits, sleep=waits.sleep)
@@ -208,7 +230,9 @@ def test_a_credential_that_ran_out_is_renewed(
 
 def test_a_credential_that_stays_refused_is_told_soon(kube: Kube, api: Api, waits: Waits) -> None:
     api.answers = [answer(401, {"message": "Unauthorized"})]
-    with pytest.raises(ClusterError, match=r"the credential was refused \(Unauthorized\); log in again, then `resume`") as caught:
+    with pytest.raises(
+        ClusterError, match=r"the credential was refused \(Unauthorized\); log in again, then `resume`"
+    ) as caught:
         kube.job("j")
     assert waits.now_s < 120
     assert TOKEN not in repr(caught.value)
@@ -340,7 +364,9 @@ def test_a_node_answers_or_not(kube: Kube, api: Api, found: Answer, expected: bo
 def test_without_any_configuration_the_words_say_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(DEFAULT, str(tmp_path / "none"))
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
-    with pytest.raises(ClusterError, match=r"no usable Kubernetes configuration for the current context.*aws eks update-kubeconfig"):
+    with pytest.raises(
+        ClusterError, match=r"no usable Kubernetes configuration for the current context.*aws eks update-kubeconfig"
+    ):
         Kube("team")
 
 

@@ -26,16 +26,34 @@ BOOTSTRAP = "<steps/job/bootstrap.py>"
 CPU = {
     "storage": {"root": "/shared/runs", "cache": "/shared/cache"},
     "launcher": {"kind": "pytorchjob"},
-    "cluster": {"namespace": "kubeflow", "image": "lora:1", "nodes": 2, "cpu": 2, "memory_gib": 4, "mount_path": "/shared"},
+    "cluster": {
+        "namespace": "kubeflow",
+        "image": "lora:1",
+        "nodes": 2,
+        "cpu": 2,
+        "memory_gib": 4,
+        "mount_path": "/shared",
+    },
 }
 EVERYTHING = {
     **CPU,
     "cluster": {
         **CPU["cluster"],  # type: ignore[dict-item]
-        **{"instance_type": "trn1.32xlarge", "min_nodes": 1, "queue": "research", "priority": "high", "topology": "required"},
-        **{"token_secret": "hub", "labels": {"team": "a"}, "annotations": {"note": "b"}, "node_selector": {"zone": "c"}},
-        **{"tolerations": [{"key": "x", "operator": "Exists"}], "environment": {"NCCL_DEBUG": "INFO"}},
-        **{"service_account": "worker", "image_pull_secrets": ["pull"], "run_as_user": 0, "require_healthy_nodes": False},
+        "instance_type": "trn1.32xlarge",
+        "min_nodes": 1,
+        "queue": "research",
+        "priority": "high",
+        "topology": "required",
+        "token_secret": "hub",
+        "labels": {"team": "a"},
+        "annotations": {"note": "b"},
+        "node_selector": {"zone": "c"},
+        "tolerations": [{"key": "x", "operator": "Exists"}],
+        "environment": {"NCCL_DEBUG": "INFO"},
+        "service_account": "worker",
+        "image_pull_secrets": ["pull"],
+        "run_as_user": 0,
+        "require_healthy_nodes": False,
         "volumes": [
             {"name": "one", "mount_path": "/one", "claim": "a-claim"},
             {"name": "two", "mount_path": "/two", "host_path": "/opt/two", "read_only": False},
@@ -52,15 +70,23 @@ def settings_of(raw: dict[str, Any]) -> Settings:
 
 def job_of(settings: Settings, **changes: Any) -> Job:
     given: dict[str, Any] = {
-        **{"module": "steps.train.worker", "spec": {}, "identity": "1f2e3d", "total_steps": 400},
+        "module": "steps.train.worker",
+        "spec": {},
+        "identity": "1f2e3d",
+        "total_steps": 400,
         "directory": TrainDir(Path(settings.storage.root) / "LoraFlow/17/train-1f2e3d"),
-        **{"processes": 32, "nodes": settings.cluster.nodes, "threads_per_process": 4},
-        **{"environment": {"TOKENIZERS_PARALLELISM": "false"}, "label": "llama3-alpaca"},
+        "processes": 32,
+        "nodes": settings.cluster.nodes,
+        "threads_per_process": 4,
+        "environment": {"TOKENIZERS_PARALLELISM": "false"},
+        "label": "llama3-alpaca",
     }
     return Job(**{**given, **changes})
 
 
-def manifest(settings: Settings, *, exclude: tuple[str, ...] = (), owner: dict[str, Any] | None = None, **changes: Any) -> Any:
+def manifest(
+    settings: Settings, *, exclude: tuple[str, ...] = (), owner: dict[str, Any] | None = None, **changes: Any
+) -> Any:
     code = Code(f"{settings.storage.root}/LoraFlow/17/code.tgz", "ab" * 32)
     request = launch.request_of(settings, run="LoraFlow/17", step="train", code=code, owner=owner)
     return build(request, job_of(settings, **changes), 1, exclude_nodes=exclude)
@@ -110,7 +136,9 @@ def operator_schema() -> Any:
 @pytest.mark.parametrize("name", ["hyperpod", "cpu", "everything"])
 def test_the_operators_own_schema_knows_every_field(name: str, operator_schema: Any) -> None:
     raw = {"hyperpod": yaml.safe_load(CONFIG.read_text()), "cpu": CPU, "everything": EVERYTHING}[name]
-    made = manifest(settings_of(raw), exclude=("node-7",), owner={"apiVersion": "batch/v1", "kind": "Job", "name": "j", "uid": "u"})
+    made = manifest(
+        settings_of(raw), exclude=("node-7",), owner={"apiVersion": "batch/v1", "kind": "Job", "name": "j", "uid": "u"}
+    )
     jsonschema.validate(made, operator_schema)
 
 

@@ -151,6 +151,19 @@ def test_a_job_that_was_just_made_is_known_before_the_watch_tells(sight: Sight) 
     assert sight.job["status"] == "made"
 
 
+def test_a_second_look_adds_what_is_new_and_never_brings_back_what_is_gone(cluster: Cluster, sight: Sight) -> None:
+    cluster.objects["pods"] = [item("p0"), item("p1")]
+    sight.start()
+    cluster.change("pods", "DELETED", item("p0"))
+    eventually(lambda: len(sight.pods) == 1)
+    cluster.objects["pods"] = [item("p0"), item("p1", status="failed"), item("p2")]
+    sight.look_again()
+    assert sorted((pod["metadata"]["uid"], pod.get("status")) for pod in sight.pods) == [("p1", "failed"), ("p2", None)]
+    cluster.error = ClusterError("away")
+    sight.look_again()
+    assert len(sight.pods) == 2
+
+
 def test_the_threads_end_when_they_are_told_to(cluster: Cluster, sight: Sight) -> None:
     sight.start()
     names = [thread for thread in threading.enumerate() if thread.name.startswith("watch-")]

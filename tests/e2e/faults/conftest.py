@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -14,7 +15,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from fault_harness import CLAIM, NAMESPACE, Supervisor, Trial, apply, eventually, held, kubectl
+from fault_harness import CLAIM, NAMESPACE, Supervisor, Trial, apply, eventually, held, kubectl, shared_folder
 from fault_table import Row, versions, write_row
 
 PLAY = {"steps": 60, "step_s": 0.5, "later_step_s": 0.05, "save_every": 2, "together": True}
@@ -25,13 +26,7 @@ LOST_AT_MOST = 2
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder that this machine and all pods see."""
-    given = os.environ.get("LORA_E2E_SHARED")
-    if not given or not os.environ.get("KUBECONFIG"):
-        pytest.skip("KUBECONFIG and LORA_E2E_SHARED are not set: see fault_harness")
-    folder = Path(given) / "faults"
-    folder.mkdir(exist_ok=True)
-    folder.chmod(0o777)
-    return folder
+    return shared_folder()
 
 
 @pytest.fixture(scope="session")
@@ -48,9 +43,16 @@ def make_namespace(name: str, folder: Path, claim: str = CLAIM) -> None:
     persistent = {"claimRef": {"name": claim, "namespace": name}, "capacity": size, "hostPath": {"path": str(folder)}}
     apply(
         {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}},
-        {"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": f"{name}-shared"}, "spec": {**volume, **persistent}},
         {
-            **{"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": claim, "namespace": name}},
+            "apiVersion": "v1",
+            "kind": "PersistentVolume",
+            "metadata": {"name": f"{name}-shared"},
+            "spec": {**volume, **persistent},
+        },
+        {
+            "apiVersion": "v1",
+            "kind": "PersistentVolumeClaim",
+            "metadata": {"name": claim, "namespace": name},
             "spec": {**volume, "volumeName": f"{name}-shared", "resources": {"requests": size}},
         },
     )
@@ -76,7 +78,9 @@ def trial(request: pytest.FixtureRequest, shared: Path, namespace: str) -> Itera
         made.append(Trial(folder, {**PLAY, **play}, nodes=nodes, settings=settings or {}))
         return made[-1]
 
-    with held(shared.parent / ".e2e.lock", alone=alone):
+    of_devices = request.node.get_closest_marker("devices") is not None
+    devices = held(shared.parent / ".devices.lock", alone=True) if of_devices else contextlib.nullcontext()
+    with devices, held(shared.parent / ".e2e.lock", alone=alone):
         yield make
         for item in made:
             item.clean()
@@ -113,7 +117,7 @@ def expect(seen: str) -> Expect:
         assert trial.damaged() == []
         if not error:
             assert (trial.directory.adapter).is_dir()
-        eventually(f"nothing of {trial.name} is left", lambda: not trial.left(), limit_s=60)
+        eventually(f"nothing of {trial.name} is left", lambda: not trial.left(), limit_s=150)
         shown = first.replace(str(trial.folder), "…").replace(trial.name, "demo")
         told = ", ".join(dict.fromkeys(classes)) or "–"
         write_row(Row(fault, told, shown, len(history), lost, len(trial.left()), seen))

@@ -1,4 +1,4 @@
-"""One fault on a real cluster: a supervisor as a process of its own, what it said, what it left. Used by the tests of this folder.
+"""One fault on a real cluster: a supervisor as a process of its own, what it said, what it left. For the tests of this folder.
 
 KUBECONFIG names the cluster; from the environment besides: LORA_E2E_IMAGE (of the pods; its packages may come from the virtual
 environment of the tests, which is mounted), LORA_E2E_SHARED (a folder that this machine and the nodes see at the same path),
@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -30,10 +31,10 @@ PROGRAM = Path(__file__).parents[1] / "supervise_on_cluster.py"
 NAMESPACE = "hyperpod-ns-faults"
 CLAIM = "fsx-claim"
 IMAGE = "localhost/hyperpod-lora:mounted"
-PATIENCE_S = 240.0
+PATIENCE_S = 400.0
 """For what takes seconds on a machine that is not busy."""
 USUAL: dict[str, Any] = {
-    "deadlines": {"startup_s": 180, "grace_s": 10, "step_gap_s": 60, "exit_s": 90},
+    "deadlines": {"startup_s": 400, "grace_s": 10, "step_gap_s": 120, "exit_s": 200, "deletion_s": 120},
     "retry": {"delay_s": 0.5, "max_delay_s": 1},
     "checkpoints": {"every_steps": 2, "keep": 3},
 }
@@ -59,6 +60,21 @@ def tool(*arguments: str) -> None:
     if not program:
         pytest.skip("LORA_E2E_TOOL is not set: nothing here can stop a node or the API")
     subprocess.run([program, *arguments], check=True, timeout=300, capture_output=True)
+
+
+def hear_ctrl_c() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def shared_folder() -> Path:
+    """The folder that this machine and all pods see."""
+    given = os.environ.get("LORA_E2E_SHARED")
+    if not given or not os.environ.get("KUBECONFIG"):
+        pytest.skip("KUBECONFIG and LORA_E2E_SHARED are not set: see fault_harness")
+    folder = Path(given) / "faults"
+    folder.mkdir(exist_ok=True)
+    folder.chmod(0o777)
+    return folder
 
 
 def eventually(what: str, ask: Callable[[], Any], *, limit_s: float = PATIENCE_S) -> Any:
@@ -91,7 +107,7 @@ class Supervisor:
         lines = self.output.read_text().splitlines()
         return [line.split(" ", 1)[-1] for line in lines if " event " not in line[:25] and not line.startswith("{")]
 
-    def wait(self, limit_s: float = 600.0) -> dict[str, Any]:
+    def wait(self, limit_s: float = 1200.0) -> dict[str, Any]:
         """Its last line: the result, or the error."""
         self.process.wait(timeout=limit_s)
         last = self.output.read_text().strip().splitlines()[-1]
@@ -99,7 +115,11 @@ class Supervisor:
 
     def when_said(self, text: str, limit_s: float = PATIENCE_S) -> str:
         """The first line with `text`."""
-        return str(eventually(f"{text!r} in {self.output}", lambda: next((x for x in self.said() if text in x), ""), limit_s=limit_s))
+        return str(
+            eventually(
+                f"{text!r} in {self.output}", lambda: next((x for x in self.said() if text in x), ""), limit_s=limit_s
+            )
+        )
 
     def kill(self) -> None:
         """kill -9."""
@@ -143,7 +163,8 @@ class Trial:
         environment = {**os.environ, **({"KUBECONFIG": kubeconfig} if kubeconfig else {})}
         command = [sys.executable, str(PROGRAM), str(plan), *(["resume"] if resume else [])]
         with output.open("wb") as file:
-            process = subprocess.Popen(command, stdout=file, stderr=file, env=environment)
+            # A shell's background job ignores SIGINT, and so would its children: Ctrl-C is one of the faults.
+            process = subprocess.Popen(command, stdout=file, stderr=file, env=environment, preexec_fn=hear_ctrl_c)
         self.supervisors.append(Supervisor(process, output))
         return self.supervisors[-1]
 
@@ -151,9 +172,17 @@ class Trial:
         shared = str(self.folder.parent.parent)
         mounts = {"venv": sys.prefix, "python": sys.base_prefix}
         cluster = {
-            **{"namespace": self.namespace, "image": os.environ.get("LORA_E2E_IMAGE", IMAGE), "nodes": self.nodes},
-            **{"cpu": 0.2, "memory_gib": 1, "shared_memory_gib": 0.5, "claim": CLAIM, "mount_path": shared},
-            **{"lease_s": 60, "require_healthy_nodes": True, "environment": {"PATH": f"{sys.prefix}/bin:/usr/bin:/bin"}},
+            "namespace": self.namespace,
+            "image": os.environ.get("LORA_E2E_IMAGE", IMAGE),
+            "nodes": self.nodes,
+            "cpu": 0.2,
+            "memory_gib": 1,
+            "shared_memory_gib": 0.5,
+            "claim": CLAIM,
+            "mount_path": shared,
+            "lease_s": 60,
+            "require_healthy_nodes": True,
+            "environment": {"PATH": f"{sys.prefix}/bin:/usr/bin:/bin"},
             "volumes": [{"name": key, "mount_path": path, "host_path": path} for key, path in mounts.items()],
         }
         cluster |= {**self.settings.get("cluster", {}), **changes}
@@ -165,7 +194,15 @@ class Trial:
             "cluster": cluster,
         }
         what = {"training": self.training} if self.training else {"play": self.play}
-        return {"folder": folder, "nodes": self.nodes, "processes": 1, "label": self.name, "settings": settings, **what, **self.more}
+        return {
+            "folder": folder,
+            "nodes": self.nodes,
+            "processes": 1,
+            "label": self.name,
+            "settings": settings,
+            **what,
+            **self.more,
+        }
 
     def events(self, attempt: int) -> list[Event]:
         """What an attempt's workers told so far."""
@@ -175,7 +212,10 @@ class Trial:
 
     def when_step(self, step: int, *, attempt: int = 1) -> None:
         """Wait until a step is done."""
-        eventually(f"{self.name}: step {step} of attempt {attempt}", lambda: any(event.step >= step for event in self.events(attempt)))
+        eventually(
+            f"{self.name}: step {step} of attempt {attempt}",
+            lambda: any(event.step >= step for event in self.events(attempt)),
+        )
 
     def objects(self, kind: str) -> list[dict[str, Any]]:
         """This training's objects."""
@@ -187,11 +227,11 @@ class Trial:
         label = "training.kubeflow.org/replica-index"
         return dict(next(item for item in self.objects("pods") if item["metadata"]["labels"][label] == str(index)))
 
-    def kill_rank(self, rank: int, signal: int = 9, *, attempt: int = 1) -> None:
+    def kill_rank(self, rank: int, number: int = 9, *, attempt: int = 1) -> None:
         """A signal to a rank, inside its pod."""
         pid = read_json(self.directory.attempt(attempt) / "nodes" / f"{rank:03d}" / f"rank-{rank}.json")["pid"]
         name = self.pod(rank)["metadata"]["name"]
-        kubectl("-n", self.namespace, "exec", name, "--", "python", "-SEc", f"import os; os.kill({pid}, {signal})")
+        kubectl("-n", self.namespace, "exec", name, "--", "python", "-SEc", f"import os; os.kill({pid}, {number})")
 
     def history(self) -> list[dict[str, Any]]:
         """All attempts, as remembered."""
@@ -224,4 +264,6 @@ class Trial:
         for supervisor in self.supervisors:
             if supervisor.process.poll() is None:
                 supervisor.kill()
-        kubectl("-n", self.namespace, "delete", "pytorchjobs.kubeflow.org", "-l", self.selector, "--wait=false", check=False)
+        kubectl(
+            "-n", self.namespace, "delete", "pytorchjobs.kubeflow.org", "-l", self.selector, "--wait=false", check=False
+        )

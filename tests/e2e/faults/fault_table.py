@@ -1,4 +1,4 @@
-"""docs/fault-table.md: what follows each fault, every row from a run on a real cluster. A row that is run again replaces its old one."""
+"""docs/fault-table.md: what follows each fault, every row from a run on a real cluster; run again, it replaces its old one."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from fault_harness import kubectl
 PATH = Path(__file__).parents[3] / "docs" / "fault-table.md"
 HEAD = """# What follows each fault
 
-Written by `make e2e`: each fault was made to happen on a real Kubernetes with the real Training Operator, in a training of two
-worker pods that saves every second step, and each row is what was then seen. `steps lost`: done, and to be done again after the
-last complete checkpoint. `left`: jobs, pods and services that were still there afterwards.
+Written by `make e2e`: each fault was made to happen on a real Kubernetes with the real Training Operator, in a training of one or
+two worker pods that saves every second step, and each row is what was then seen. `steps lost`: done, and done again
+after the last complete checkpoint. `left`: jobs, pods, services still there afterwards.
 """
 LONGEST = 260
 
@@ -34,7 +34,11 @@ class Row:
 
     def to_line(self) -> str:
         """As Markdown."""
-        return "| " + " | ".join(str(value).replace("|", "\\|").replace("\n", " ")[:LONGEST] for value in astuple(self)) + " |"
+        return (
+            "| "
+            + " | ".join(str(value).replace("|", "\\|").replace("\n", " ")[:LONGEST] for value in astuple(self))
+            + " |"
+        )
 
 
 def versions() -> str:

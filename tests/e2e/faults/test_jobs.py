@@ -9,7 +9,7 @@ import pytest
 from conftest import Expect, MakeTrial, patch
 from fault_harness import Trial, eventually, kubectl
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
 
 
 def uid_of(training: Trial) -> str:
@@ -24,7 +24,12 @@ def test_a_pod_that_is_deleted_by_force_comes_back_and_says_so(trial: MakeTrial,
     training.when_step(5)
     name = training.pod(1)["metadata"]["name"]
     kubectl("-n", training.namespace, "delete", "pod", name, "--force", "--grace-period=0", "--wait=false")
-    expect("a pod is deleted by force (same name, new UID)", training, classes=["preempted"], reads="attempt 1 failed .*preempted")
+    expect(
+        "a pod is deleted by force (same name, new UID)",
+        training,
+        classes=["preempted"],
+        reads="attempt 1 failed .*preempted",
+    )
 
 
 def test_deleting_the_job_by_hand_means_stop(trial: MakeTrial, expect: Expect) -> None:
@@ -36,7 +41,7 @@ def test_deleting_the_job_by_hand_means_stop(trial: MakeTrial, expect: Expect) -
     said = "somebody deleted the job, which means: stop"
     expect("the job is deleted by hand", training, classes=["preempted"], error="JobCancelled", reads=said)
     training.start(resume=True)
-    again = expect("… and resumed by a person", training, classes=["preempted"], reads="adapter|worker-0")
+    again = expect("… and resumed by a person", training, classes=["preempted"], reads="somebody deleted the job")
     assert again["attempts"] == 2
 
 
@@ -82,10 +87,16 @@ def test_ctrl_c_saves_and_deletes_and_resume_goes_on(trial: MakeTrial, expect: E
     first = training.start()
     training.when_step(5)
     first.process.send_signal(signal.SIGINT)
-    first.process.wait(timeout=120)
-    eventually("nothing is left", lambda: not training.left(), limit_s=60)
+    first.process.wait(timeout=200)
+    eventually("nothing is left", lambda: not training.left(), limit_s=150)
     training.start(resume=True)
-    expect("Ctrl-C, then resume", training, classes=["preempted"], reads="interrupted; the workers save and stop", lost_at_most=0)
+    expect(
+        "Ctrl-C, then resume",
+        training,
+        classes=["preempted"],
+        reads="interrupted; the workers save and stop",
+        lost_at_most=0,
+    )
 
 
 def test_ctrl_c_with_detach_leaves_the_job_to_the_next_launcher(trial: MakeTrial, expect: Expect) -> None:
@@ -94,7 +105,7 @@ def test_ctrl_c_with_detach_leaves_the_job_to_the_next_launcher(trial: MakeTrial
     training.when_step(5)
     before = uid_of(training)
     first.process.send_signal(signal.SIGINT)
-    first.process.wait(timeout=60)
+    first.process.wait(timeout=150)
     assert uid_of(training) == before
     training.start(resume=True)
     ended = expect("Ctrl-C with detach, then resume", training, classes=[], reads="left running")
@@ -108,7 +119,9 @@ def test_workers_that_nobody_watches_save_and_leave_after_the_lease(trial: MakeT
     training.when_step(2)
     first.kill()
     eventually("the job ends", lambda: any(event.kind == "stopping" for event in training.events(1)), limit_s=120)
-    eventually("the job failed", lambda: '"Failed"' in json.dumps(training.objects("pytorchjobs.kubeflow.org")), limit_s=60)
+    eventually(
+        "the job failed", lambda: '"Failed"' in json.dumps(training.objects("pytorchjobs.kubeflow.org")), limit_s=150
+    )
     training.start(resume=True)
     expect("nobody watches for lease_s", training, classes=["preempted"], reads="attempt 1 failed", lost_at_most=0)
 
@@ -135,7 +148,14 @@ def test_preemption_again_and_again_without_progress_ends(trial: MakeTrial, expe
             kubectl("-n", training.namespace, "delete", "pod", training.pod(0)["metadata"]["name"], "--wait=false")
     reads = "attempts in a row brought no new complete checkpoint"
     classes = ["preempted"] * len(training.history())
-    expect("preempted again and again without progress", training, classes=classes, error="JobRetriesExhausted", reads=reads, lost_at_most=60)
+    expect(
+        "preempted again and again without progress",
+        training,
+        classes=classes,
+        error="JobRetriesExhausted",
+        reads=reads,
+        lost_at_most=60,
+    )
 
 
 @pytest.mark.slow
@@ -145,7 +165,17 @@ def test_hyperpods_auto_resume_owns_the_pods_and_we_only_watch(trial: MakeTrial,
     training = trial("resumed", settings=settings, later_step_s=0.5)
     training.start()
     training.when_step(5)
-    kubectl("-n", training.namespace, "delete", "pods", "-l", training.selector, "--force", "--grace-period=0", "--wait=false")
+    kubectl(
+        "-n",
+        training.namespace,
+        "delete",
+        "pods",
+        "-l",
+        training.selector,
+        "--force",
+        "--grace-period=0",
+        "--wait=false",
+    )
     ended = expect("HyperPod's auto-resume replaces the pods (played)", training, classes=[], reads="worker-0")
     assert ended["attempts"] == 1
     claims = {event.data["claim"] for event in training.events(1) if event.kind == "started"}

@@ -1,4 +1,4 @@
-"""Each permission missing, one verb at a time: with exactly the shipped role's rights otherwise, and what the launcher then says."""
+"""Each permission missing, one verb at a time: with the shipped role's rights otherwise, and what the launcher then says."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import yaml
 from conftest import Expect, MakeTrial
 from fault_harness import NAMESPACE, apply, kubectl
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
 
 RIGHTS = {
     "pytorchjobs": ("kubeflow.org", ["create", "get", "list", "watch", "delete"]),
@@ -38,7 +38,12 @@ def account(name: str, without: str, folder: Path) -> Path:
     binding: dict[str, Any] = {"apiVersion": f"{group}/v1", "kind": "RoleBinding", "metadata": metadata}
     apply(
         {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata},
-        {"apiVersion": f"{group}/v1", "kind": "Role", "metadata": metadata, "rules": [rule for rule in rules if rule["verbs"]]},
+        {
+            "apiVersion": f"{group}/v1",
+            "kind": "Role",
+            "metadata": metadata,
+            "rules": [rule for rule in rules if rule["verbs"]],
+        },
         {
             **binding,
             "roleRef": {"apiGroup": group, "kind": "Role", **role},
@@ -67,9 +72,17 @@ def test_without_an_optional_right_a_worker_that_dies_is_still_recovered(
     trial: MakeTrial, expect: Expect, kubeconfig: tuple[str, Path]
 ) -> None:
     missing, path = kubeconfig
-    training = trial("no-" + missing.replace(" ", "-").replace("/", "-"), acts={"1": {"rank": 1, "step": 5, "act": "crash"}})
+    training = trial(
+        "no-" + missing.replace(" ", "-").replace("/", "-"), nodes=1, acts={"1": {"rank": 0, "step": 5, "act": "crash"}}
+    )
     training.start(kubeconfig=str(path))
-    expect(f"no permission: {missing} (optional)", training, classes=["unknown"], reads="rank 1 .*killed by SIGKILL", lost_at_most=40)
+    expect(
+        f"no permission: {missing} (optional)",
+        training,
+        classes=["unknown"],
+        reads="rank 0 .*killed by SIGKILL",
+        lost_at_most=40,
+    )
 
 
 @pytest.mark.parametrize("kubeconfig", REQUIRED, indirect=True)
@@ -78,7 +91,7 @@ def test_without_a_required_right_the_words_name_it(
 ) -> None:
     missing, path = kubeconfig
     kind, verb = missing.split()
-    training = trial("no-" + missing.replace(" ", "-"), steps=4)
+    training = trial("no-" + missing.replace(" ", "-"), nodes=1, steps=4)
     training.start(kubeconfig=str(path))
     ended = training.supervisors[-1].wait()
     training.clean()

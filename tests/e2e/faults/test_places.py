@@ -3,22 +3,35 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
-from conftest import Expect, MakeTrial, make_namespace, patch
+from conftest import Expect, MakeTrial, make_namespace
 from fault_harness import NAMESPACE, apply, eventually, kubectl
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
 
 SHORT = {"startup_s": 20}
 DEVICES = {"instance_type": "trn1.32xlarge"}
 
 
 def test_an_image_that_does_not_exist_stops_at_once(trial: MakeTrial, expect: Expect) -> None:
-    training = trial("image", settings={"cluster": {"image": "localhost/no-such-image:1"}})
+    settings = {"cluster": {"image": "localhost/no-such-image:1", "image_pull_policy": "Never"}}
+    training = trial("image", settings=settings)
     training.start()
     reads = "its image cannot be pulled"
     expect("an image that does not exist", training, classes=["image"], error="JobPermanentError", reads=reads)
+
+
+def test_a_registry_that_does_not_answer_is_given_time_and_named(trial: MakeTrial, expect: Expect) -> None:
+    cluster = {"image": "localhost/no-such-image:1"}
+    training = trial(
+        "registry", settings={"cluster": cluster, "deadlines": SHORT, "retry": {"max_without_progress": 2}}
+    )
+    training.start()
+    reads = "Back-off pulling image|connection refused"
+    classes = ["unknown", "unknown"]
+    expect("a registry that does not answer", training, classes=classes, error="JobRetriesExhausted", reads=reads)
 
 
 def test_a_claim_that_is_missing_stops_at_once(trial: MakeTrial, expect: Expect) -> None:
@@ -35,16 +48,18 @@ def test_a_secret_that_is_missing_stops_at_once(trial: MakeTrial, expect: Expect
     expect("the token's secret is missing", training, classes=["config"], error="JobPermanentError", reads=reads)
 
 
-@pytest.mark.alone
+@pytest.mark.devices
 def test_more_devices_than_there_are_says_so_at_every_deadline(trial: MakeTrial, expect: Expect) -> None:
     settings = {"deadlines": SHORT, "cluster": {**DEVICES, "nodes": 3}, "retry": {"max_without_progress": 2}}
     training = trial("devices", nodes=3, settings=settings)
     training.start()
     reads = r"Insufficient (aws.amazon.com/neuron|vpc.amazonaws.com/efa)"
-    expect("unschedulable: too many devices", training, classes=["node", "node"], error="JobRetriesExhausted", reads=reads)
+    expect(
+        "unschedulable: too many devices", training, classes=["node", "node"], error="JobRetriesExhausted", reads=reads
+    )
 
 
-@pytest.mark.alone
+@pytest.mark.devices
 def test_with_too_few_nodes_it_goes_on_with_those_there_are(trial: MakeTrial, expect: Expect) -> None:
     settings = {"deadlines": SHORT, "cluster": {**DEVICES, "nodes": 3, "min_nodes": 1}}
     training = trial("fewer", nodes=3, settings=settings, steps=12)
@@ -54,7 +69,7 @@ def test_with_too_few_nodes_it_goes_on_with_those_there_are(trial: MakeTrial, ex
     assert [item["nodes"] for item in training.history()] == [3, 2]
 
 
-@pytest.mark.alone
+@pytest.mark.devices
 def test_a_node_that_hyperpod_marks_in_the_middle_does_not_end_the_job(trial: MakeTrial, expect: Expect) -> None:
     """The label keeps new pods away; those that run are HyperPod's to move."""
     label = "sagemaker.amazonaws.com/node-health-status"
@@ -71,20 +86,26 @@ def test_a_node_that_hyperpod_marks_in_the_middle_does_not_end_the_job(trial: Ma
         supervisor.when_said("attempt 2 failed", 200)
     finally:
         kubectl("label", "--overwrite", "node", node, f"{label}=Schedulable")
-    expect("a node turns Unschedulable in the middle, and its worker dies", training, classes=["unknown", "node"], reads=reads)
+    expect(
+        "a node turns Unschedulable in the middle, and its worker dies",
+        training,
+        classes=["unknown", "node"],
+        reads=reads,
+    )
 
 
-@pytest.mark.alone
-def test_a_quota_that_forbids_the_pods_stops_at_once(trial: MakeTrial, expect: Expect) -> None:
-    quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "tight", "namespace": NAMESPACE}}
+def test_a_quota_that_forbids_the_pods_stops_at_once(trial: MakeTrial, expect: Expect, shared: Path) -> None:
+    tight = f"{NAMESPACE}-tight"
+    make_namespace(tight, shared.parent)
+    quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "tight", "namespace": tight}}
     apply({**quota, "spec": {"hard": {"pods": "1"}}})
-    eventually("the quota is known", lambda: kubectl("-n", NAMESPACE, "get", "resourcequota", "tight", "-o", "jsonpath={.status.hard}"))
-    try:
-        training = trial("quota")
-        training.start()
-        expect("a ResourceQuota forbids the pods", training, classes=["config"], error="JobPermanentError", reads="exceeded quota")
-    finally:
-        kubectl("-n", NAMESPACE, "delete", "resourcequota", "tight")
+    status = ["-n", tight, "get", "resourcequota", "tight", "-o", "jsonpath={.status.hard}"]
+    eventually("the quota is known", lambda: kubectl(*status))
+    training = trial("quota", settings={"cluster": {"namespace": tight}})
+    training.namespace = tight
+    training.start()
+    reads = "exceeded quota"
+    expect("a ResourceQuota forbids the pods", training, classes=["config"], error="JobPermanentError", reads=reads)
 
 
 @pytest.mark.slow
@@ -94,7 +115,13 @@ def test_a_spec_that_the_operator_ignores_in_silence_is_named(trial: MakeTrial, 
     training.more = {"container_name": "trainer"}
     training.start()
     reads = "PyTorchJobFailedValidation|has not taken notice"
-    expect("a spec that the operator rejects in silence", training, classes=["config"], error="JobPermanentError", reads=reads)
+    expect(
+        "a spec that the operator rejects in silence",
+        training,
+        classes=["config"],
+        error="JobPermanentError",
+        reads=reads,
+    )
 
 
 def test_a_name_that_is_too_long_is_cut_and_still_runs(trial: MakeTrial, expect: Expect) -> None:
@@ -104,12 +131,9 @@ def test_a_name_that_is_too_long_is_cut_and_still_runs(trial: MakeTrial, expect:
     assert json.dumps(training.history())
 
 
-def test_a_namespace_without_the_claim_is_named_like_any_other(trial: MakeTrial, expect: Expect) -> None:
+def test_a_namespace_that_does_not_exist_is_named(trial: MakeTrial, expect: Expect) -> None:
     training = trial("nowhere", settings={"cluster": {"namespace": "hyperpod-ns-nowhere"}})
     training.namespace = "hyperpod-ns-nowhere"
     training.start()
-    reads = 'namespaces "hyperpod-ns-nowhere" not found|not found'
+    reads = 'namespaces "hyperpod-ns-nowhere" not found; is cluster.namespace right'
     expect("the namespace does not exist", training, classes=[], error="ClusterError", reads=reads)
-
-
-__all__ = ["make_namespace", "patch"]

@@ -1,4 +1,4 @@
-"""Faults that only the real training knows: a loss that runs away, a file system that is full. (The rest is played, it is quicker.)"""
+"""Faults that only the real training knows: a loss that runs away, a file system that is full. The rest is played."""
 
 from __future__ import annotations
 
@@ -16,10 +16,18 @@ from fault_harness import eventually
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(1500)]
 
 TINY = {
-    **{"model": "tiny", "max_steps": 10, "max_rows": 120, "global_batch": 4, "micro_batch": 1},
-    **{"precision": "fp32", "lora_dropout": 0.1},
+    "model": "tiny",
+    "max_steps": 10,
+    "max_rows": 120,
+    "global_batch": 4,
+    "micro_batch": 1,
+    "precision": "fp32",
+    "lora_dropout": 0.1,
 }
-PATIENT = {"deadlines": {"startup_s": 600, "model_load_s": 600, "first_step_s": 600, "step_gap_s": 300}, "cluster": {"memory_gib": 2}}
+PATIENT = {
+    "deadlines": {"startup_s": 600, "model_load_s": 600, "first_step_s": 600, "step_gap_s": 300},
+    "cluster": {"memory_gib": 2},
+}
 
 
 @contextlib.contextmanager
@@ -65,6 +73,19 @@ def test_a_full_file_system_is_storages_failure_and_resume_goes_on(trial: MakeTr
     with full(training.folder / "train-play" / "checkpoints", 64):
         training.start()
         said = "No space left on device"
-        expect("a full /fsx", training, classes=["storage", "storage"], error="JobRetriesExhausted", reads=said, lost_at_most=60)
+        expect(
+            "a full /fsx",
+            training,
+            classes=["storage", "storage"],
+            error="JobRetriesExhausted",
+            reads=said,
+            lost_at_most=60,
+        )
     training.start(resume=True)
-    expect("… and resumed after it was cleaned", training, classes=["storage", "storage"], reads="No space", lost_at_most=60)
+    expect(
+        "… and resumed after it was cleaned",
+        training,
+        classes=["storage", "storage"],
+        reads="No space",
+        lost_at_most=60,
+    )

@@ -8,10 +8,21 @@ import pytest
 from conftest import Expect, MakeTrial
 from fault_harness import kubectl
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
 
 RETRIED = {64: False, 65: False, 66: True, 70: False, 75: True, 76: True, 77: True, 78: True, 1: True, 139: True}
-CLASS = {64: "user", 65: "config", 66: "storage", 70: "user", 75: "unknown", 76: "accelerator", 77: "network", 78: "hang", 1: "unknown", 139: "unknown"}
+CLASS = {
+    64: "user",
+    65: "config",
+    66: "storage",
+    70: "user",
+    75: "unknown",
+    76: "accelerator",
+    77: "network",
+    78: "hang",
+    1: "unknown",
+    139: "unknown",
+}
 
 
 @pytest.mark.parametrize("rank", [0, 1], ids=["rank 0", "another rank"])
@@ -26,16 +37,28 @@ def test_a_killed_worker_costs_the_steps_since_the_last_checkpoint(trial: MakeTr
 
 @pytest.mark.parametrize("code", RETRIED)
 def test_an_exit_code_of_the_table_without_a_record(trial: MakeTrial, expect: Expect, code: int) -> None:
-    training = trial(f"exit{code}", acts={"1": {"rank": 1, "step": 5, "act": f"exit {code}"}})
+    training = trial(f"exit{code}", nodes=1, acts={"1": {"rank": 0, "step": 5, "act": f"exit {code}"}})
     training.start()
     error = "" if RETRIED[code] else "JobPermanentError"
-    expect(f"worker exits with {code}", training, classes=[CLASS[code]], error=error, reads=f"code {code}|SIGSEGV|{CLASS[code]}")
+    expect(
+        f"worker exits with {code}",
+        training,
+        classes=[CLASS[code]],
+        error=error,
+        reads=f"code {code}|SIGSEGV|{CLASS[code]}",
+    )
 
 
 def test_a_failure_record_speaks_for_the_worker(trial: MakeTrial, expect: Expect) -> None:
-    training = trial("record", acts={"1": {"rank": 1, "step": 5, "act": "record user 64"}})
+    training = trial("record", nodes=1, acts={"1": {"rank": 0, "step": 5, "act": "record user 64"}})
     training.start()
-    ended = expect("worker fails with a record", training, classes=["user"], error="JobPermanentError", reads="RuntimeError: it broke")
+    ended = expect(
+        "worker fails with a record",
+        training,
+        classes=["user"],
+        error="JobPermanentError",
+        reads="RuntimeError: it broke",
+    )
     assert "line of the trace" in ended["message"]
 
 
@@ -53,7 +76,7 @@ def test_memory_beyond_the_limit_is_tried_once_more_then_named(trial: MakeTrial,
 
 
 def test_a_rank_that_hangs_is_found_and_its_stack_is_kept(trial: MakeTrial, expect: Expect) -> None:
-    settings = {"deadlines": {"step_gap_s": 8}}
+    settings = {"deadlines": {"step_gap_s": 20}}
     training = trial("hang", settings=settings, acts={"1": {"rank": 0, "step": 5, "act": "hang"}})
     training.start()
     expect("a rank hangs", training, classes=["hang"], reads="nothing was heard for .* during step")
@@ -61,8 +84,8 @@ def test_a_rank_that_hangs_is_found_and_its_stack_is_kept(trial: MakeTrial, expe
 
 
 def test_workers_that_ignore_the_wish_to_stop_are_killed(trial: MakeTrial, expect: Expect) -> None:
-    settings = {"deadlines": {"step_gap_s": 8, "grace_s": 5}}
-    training = trial("deaf", settings=settings, acts={"1": {"rank": 0, "step": 5, "act": "deaf"}})
+    settings = {"deadlines": {"step_gap_s": 20, "grace_s": 5}}
+    training = trial("deaf", nodes=1, settings=settings, acts={"1": {"rank": 0, "step": 5, "act": "deaf"}})
     training.start()
     expect("a rank hangs and ignores SIGTERM", training, classes=["hang"], reads="nothing was heard for")
 
@@ -79,6 +102,12 @@ def test_a_pod_that_is_told_to_stop_saves_within_its_grace(trial: MakeTrial, exp
     training.start()
     training.when_step(5)
     kubectl("-n", training.namespace, "delete", "pod", training.pod(0)["metadata"]["name"], "--wait=false")
-    expect("SIGTERM with grace (a pod is drained)", training, classes=["preempted"], reads="attempt 1 failed", lost_at_most=0)
+    expect(
+        "SIGTERM with grace (a pod is drained)",
+        training,
+        classes=["preempted"],
+        reads="attempt 1 failed",
+        lost_at_most=0,
+    )
     second = training.events(2)
     assert second[0].step >= 5, json.dumps([event.kind for event in second])
