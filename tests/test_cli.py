@@ -249,7 +249,7 @@ def test_a_run_is_found_by_id_by_flow_and_id_and_by_folder(tmp_path: Path) -> No
     folder = make_run(tmp_path, "7").path.parent
     assert [find_run(tmp_path, given) for given in ("7", "LoraFlow/7", str(folder))] == [folder] * 3
     (tmp_path / "ProbeFlow" / "7").mkdir(parents=True)
-    with pytest.raises(StorageError, match="say LoraFlow/7 or ProbeFlow/7|say ProbeFlow/7 or LoraFlow/7"):
+    with pytest.raises(StorageError, match=r"say LoraFlow/7 or ProbeFlow/7|say ProbeFlow/7 or LoraFlow/7"):
         find_run(tmp_path, "7")
     with pytest.raises(StorageError, match="no run '70' below"):
         find_run(tmp_path, "70")

@@ -95,7 +95,8 @@ def test_it_is_printed_without_a_cluster_and_says_what_it_needs() -> None:
 
 def test_it_needs_neither_torch_nor_metaflow_nor_kubernetes() -> None:
     program = (
-        "import sys; from steps.cli import main; main(['jobspec', '--model', 'llama3', '--dataset', 'alpaca'], standalone_mode=False);"
+        "import sys; from steps.cli import main;"
+        "main(['jobspec', '--model', 'llama3', '--dataset', 'alpaca'], standalone_mode=False);"
         "print([name for name in ('torch', 'transformers', 'metaflow', 'kubernetes') if name in sys.modules], file=sys.stderr)"
     )
     environment = {**os.environ, "KUBECONFIG": "/none", "HF_HUB_OFFLINE": "1"}
@@ -156,7 +157,7 @@ def test_said_twice_it_is_the_same_until_it_has_begun(run: RunDir) -> None:
     first = by_hand(run)
     assert by_hand(run).manifest == first.manifest
     (first.job.directory.attempt(1) / "nodes").mkdir(parents=True)
-    with pytest.raises(StorageError, match="attempt 1 of .* has begun: `hyperpod-lora status` tells"):
+    with pytest.raises(StorageError, match=r"attempt 1 of .* has begun: `hyperpod-lora status` tells"):
         by_hand(run)
 
 
@@ -172,9 +173,7 @@ def test_after_a_training_that_was_given_up_it_is_the_next_attempt(run: RunDir) 
 
 
 def test_it_is_refused_where_it_could_only_harm(run: RunDir) -> None:
-    with pytest.raises(
-        StorageError, match=r"plan\.json is not there: that run has prepared no data; prepare again: python flows"
-    ):
+    with pytest.raises(StorageError, match=r"plan\.json is not there: that run has prepared no data; prepare again"):
         by_hand(run)
     _, job = make_inputs(run).job(run)
     job.directory.path.mkdir()

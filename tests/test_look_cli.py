@@ -138,7 +138,7 @@ def test_following_a_run_that_brings_nothing_more_ends() -> None:
         FakeCluster(), lambda: None, 0, lines=5, note=notes.append, clock=lambda: next(now), sleep=lambda _: None
     )
     assert list(found) == []
-    assert notes[-1].startswith("nothing more came for 30 min")
+    assert notes[-1].startswith("nothing more came for 31 min 40 s")
 
 
 def test_following_a_file_reads_on_into_the_next_attempt(tmp_path: Path) -> None:
@@ -179,7 +179,8 @@ def test_logs_of_a_local_run_and_the_words_of_its_errors(tmp_path: Path) -> None
     assert missing.exit_code == 1
     assert "Storage failed: no rank-5.log in" in missing.output
     assert "there: rank-0.log" in missing.output
-    assert f"no run '18' below {tmp_path}; the newest are 17" in call("logs", "18", "--root", tmp_path).output
+    assert f"no run '18' below {tmp_path} (did you mean '17'?)" in call("logs", "18", "--root", tmp_path).output
+    assert f"no run 'x' below {tmp_path}; the newest are 17" in call("logs", "x", "--root", tmp_path).output
 
 
 @pytest.fixture
@@ -192,8 +193,13 @@ def config(tmp_path: Path) -> Path:
     return path
 
 
-def test_without_a_kubeconfig_it_says_what_to_do(config: Path, tmp_path: Path) -> None:
-    result = call("status", "--config", config, KUBECONFIG=str(tmp_path / "none"))
+LOCATION = "kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION"
+"""The library reads KUBECONFIG when it is imported."""
+
+
+def test_without_a_kubeconfig_it_says_what_to_do(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LOCATION, str(tmp_path / "none"))
+    result = call("status", "--config", config)
     assert result.exit_code == 1
     assert "Cluster unavailable: no usable Kubernetes configuration for the current context" in result.output
     assert "aws eks update-kubeconfig" in result.output
@@ -235,8 +241,11 @@ def kubeconfig(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("words", [["status"], ["logs", "17"], ["cancel", "17", "--yes"]], ids=lambda words: words[0])
-def test_a_missing_permission_is_named_without_the_token(words: list[str], config: Path, kubeconfig: Path) -> None:
-    result = call(*words, KUBECONFIG=str(kubeconfig), HYPERPOD_LORA_CONFIG=str(config))
+def test_a_missing_permission_is_named_without_the_token(
+    words: list[str], config: Path, kubeconfig: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LOCATION, str(kubeconfig))
+    result = call(*words, HYPERPOD_LORA_CONFIG=str(config))
     assert result.exit_code == 1
     assert "Permission missing: listing pytorchjobs in namespace ns: pytorchjobs is forbidden" in result.output
     assert "config/cluster/rbac.yaml" in result.output
