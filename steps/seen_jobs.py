@@ -143,7 +143,8 @@ def choose(seen: Sequence[SeenJob], given: str, *, namespace: str) -> list[SeenJ
         known = list(dict.fromkeys(name for job in seen for name in (job.run_id, job.name)))
         raise ClusterError(
             f"no PyTorchJob of run {given!r} in namespace {namespace}{nearest(given, known)}. A job that has ended is deleted "
-            "with its pods: what became of the run stands in its directory (where storage.root is mounted) and in Metaflow"
+            "with its pods (between two attempts there is none either): what became of the run stands in its directory, where "
+            "storage.root is mounted, and in Metaflow"
         )
     return found
 

@@ -15,12 +15,13 @@ import pytest
 from click.testing import CliRunner, Result
 
 from steps.checkpoints import Claim, checkpoint_path, commit
-from steps.cli import Words, main, remove, run_folders, storage_root, story
+from steps.cli import ELSEWHERE, Words, main, remove
 from steps.errors import StorageError
 from steps.job.lease import HOLDER
 from steps.job.processes import MARKER, identify, marker_of
 from steps.presets import project_root
 from steps.rundir import TrainDir, write_json
+from steps.runs import find_run, run_folders, storage_root, story
 
 
 def call(*words: str | Path) -> Result:
@@ -56,7 +57,7 @@ def test_status_shows_the_run_asked_for_and_says_where_it_looked(tmp_path: Path)
     assert "/LoraFlow/7/" not in call("status", "8", "--root", tmp_path).output
     missing = call("status", "9", "--root", tmp_path)
     assert missing.exit_code == 1
-    assert f"Storage failed: no training of run 9 below {tmp_path}" in missing.output
+    assert f"Storage failed: no run '9' below {tmp_path}; the newest are" in missing.output
     assert "no training below" in call("status", "--root", tmp_path / "none").output
 
 
@@ -221,5 +222,34 @@ def test_an_error_keeps_its_headline() -> None:
     assert Words(StorageError("full")).headline == "Storage failed"
 
 
-def test_help_names_the_commands() -> None:
-    assert all(command in call("--help").output for command in ("generate", "status", "clean"))
+def test_help_names_the_commands_and_imports_none_of_them() -> None:
+    shown = call("--help").output
+    assert all(f"\n  {command} " in shown for command in ("generate", "clean", *ELSEWHERE))
+    program = (
+        "import sys; from steps.cli import main; main(['--help'], standalone_mode=False);"
+        "print([name for name in sys.modules if name.endswith('_cli') or name in ('pydantic', 'yaml')], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "[]"
+
+
+@pytest.mark.parametrize("command", sorted(ELSEWHERE))
+def test_every_command_explains_itself(command: str) -> None:
+    assert "Usage: " in call(command, "--help").output
+
+
+def test_jobspec_takes_the_flows_own_options() -> None:
+    shown = call("jobspec", "--help").output
+    assert "--lora-rank" in shown
+    assert "--continue-from" not in shown
+    assert "No such option '--lora-rnak'" in call("jobspec", "--lora-rnak", "4").output
+
+
+def test_a_run_is_found_by_id_by_flow_and_id_and_by_folder(tmp_path: Path) -> None:
+    folder = make_run(tmp_path, "7").path.parent
+    assert [find_run(tmp_path, given) for given in ("7", "LoraFlow/7", str(folder))] == [folder] * 3
+    (tmp_path / "ProbeFlow" / "7").mkdir(parents=True)
+    with pytest.raises(StorageError, match=r"say LoraFlow/7 or ProbeFlow/7|say ProbeFlow/7 or LoraFlow/7"):
+        find_run(tmp_path, "7")
+    with pytest.raises(StorageError, match="no run '70' below"):
+        find_run(tmp_path, "70")
