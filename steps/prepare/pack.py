@@ -6,6 +6,7 @@ Called by `stage`. Knows lengths and indices only, never tokens.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,7 +39,7 @@ def pack(lengths: npt.NDArray[np.int32], capacity: int) -> Packing:
     row_of = np.empty(len(lengths), dtype=np.int64)
     with_room: dict[int, list[int]] = {}
     rooms, rows = 0, 0
-    for sample in np.argsort(-lengths, kind="stable").tolist():
+    for sample in _in_python(np.argsort(-lengths, kind="stable")):
         length = int(lengths[sample])
         fitting = rooms >> length
         if fitting:
@@ -55,6 +56,12 @@ def pack(lengths: npt.NDArray[np.int32], capacity: int) -> Packing:
         with_room.setdefault(left, []).append(row)
         rooms |= 1 << left
     return Packing(np.argsort(row_of, kind="stable"), np.searchsorted(np.sort(row_of), np.arange(rows + 1)))
+
+
+def _in_python(numbers: npt.NDArray[np.int64]) -> Iterator[int]:
+    """The numbers as Python's own, a few at a time: all at once they take four times the array's memory."""
+    for first in range(0, len(numbers), 65_536):
+        yield from numbers[first : first + 65_536].tolist()
 
 
 def one_each(samples: int) -> Packing:

@@ -43,9 +43,11 @@ def position(key: bytes, seed: int, fraction: float, side: Side = "") -> float:
 
 def first_of_each(keys: npt.NDArray[np.void]) -> npt.NDArray[np.bool_]:
     """True at the first occurrence of each key."""
-    kept = np.zeros(len(keys), dtype=bool)
-    kept[np.unique(keys, return_index=True)[1]] = True
-    return kept
+    order = np.argsort(keys, kind="stable")
+    ordered = keys[order]
+    is_first = np.ones(len(keys), dtype=bool)
+    is_first[order[1:]] = ordered[1:] != ordered[:-1]
+    return is_first
 
 
 def held_out(positions: npt.NDArray[np.float64], fraction: float) -> npt.NDArray[np.bool_]:

@@ -153,7 +153,7 @@ def _describe(
         path=str(final),
         identity=identity_of(_inputs(plan, base, source)),
         digest="",
-        fingerprint=hashlib.sha256(np.sort(samples.keys).tobytes()).hexdigest(),
+        fingerprint=hashlib.sha256(np.sort(samples.keys).data.cast("B")).hexdigest(),
         source=source.name,
         shape=samples.layout.shape,
         score=samples.score,
