@@ -36,7 +36,7 @@ def pack(lengths: npt.NDArray[np.int32], capacity: int) -> Packing:
     """
     if len(lengths) and not 0 < int(lengths.min()) <= int(lengths.max()) <= capacity:
         raise ValueError(f"lengths must be within 1..{capacity}")
-    row_of = np.empty(len(lengths), dtype=np.int64)
+    row_of = np.empty(len(lengths), dtype=np.int32)
     with_room: dict[int, list[int]] = {}
     rooms, rows = 0, 0
     for sample in _in_python(np.argsort(-lengths, kind="stable")):
@@ -55,7 +55,8 @@ def pack(lengths: npt.NDArray[np.int32], capacity: int) -> Packing:
         left = room - length
         with_room.setdefault(left, []).append(row)
         rooms |= 1 << left
-    return Packing(np.argsort(row_of, kind="stable"), np.searchsorted(np.sort(row_of), np.arange(rows + 1)))
+    starts = np.concatenate(([0], np.cumsum(np.bincount(row_of, minlength=rows))))
+    return Packing(np.argsort(row_of, kind="stable"), starts)
 
 
 def _in_python(numbers: npt.NDArray[np.int64]) -> Iterator[int]:
