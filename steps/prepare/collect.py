@@ -55,15 +55,21 @@ class Samples:
     """Tokens with a loss."""
     cut: npt.NDArray[np.int32]
     """Tokens cut off at the end."""
-    keys: npt.NDArray[np.void]
-    positions: npt.NDArray[np.float64]
     skipped: dict[str, int]
     """Reason → source rows without a usable conversation."""
 
 
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What divides the samples; apart from `Samples`, since it is not needed for long. One value each per sample."""
+
+    keys: npt.NDArray[np.void]
+    positions: npt.NDArray[np.float64]
+
+
 def collect(
     source: Source, plan: presets.Plan, model: Path, tokenizer: ChatTokenizer, scratch: Path, *, progress: Progress
-) -> Samples:
+) -> tuple[Samples, Contents]:
     """Read, render and tokenise everything; `tokenizer` is that of the folder `model`.
 
     Raises:
@@ -167,7 +173,7 @@ class _Store:
     def _write_held_out(self, text: Text) -> None:
         self._files["held_out"].write(b"%d %s\n" % (text.sample, text.json.encode()))
 
-    def finish(self, source: str, *, score: str) -> Samples:
+    def finish(self, source: str, *, score: str) -> tuple[Samples, Contents]:
         """Everything as arrays; complains of what was skipped."""
         if not self._samples:
             raise DataError(self._nothing_left(source))
@@ -176,17 +182,16 @@ class _Store:
         positions = np.frombuffer(self._columns["positions"], dtype=np.float64)
         if self._spare and positions.min() >= self._recipe.validation_fraction:
             self._write_held_out(self._spare)
-        return Samples(
+        samples = Samples(
             layout=self._recipe.layout,
             score=conversations.detect_score(self._answers) if score == "auto" else score,
             **self._paths,
             lengths=np.frombuffer(self._columns["lengths"], dtype=np.int32),
             targets=np.frombuffer(self._columns["targets"], dtype=np.int32),
             cut=np.frombuffer(self._columns["cut"], dtype=np.int32),
-            keys=np.frombuffer(self._columns["keys"], dtype="V16"),
-            positions=positions,
             skipped=dict(self._skipped.counts),
         )
+        return samples, Contents(np.frombuffer(self._columns["keys"], dtype="V16"), positions)
 
     def _nothing_left(self, source: str) -> str:
         if set(self._skipped.counts) == {TOO_LONG}:

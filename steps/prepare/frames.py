@@ -21,11 +21,43 @@ NAME = "content-stand-in"
 STAND_IN = re.compile(rf" \0{NAME} (\d+)( trimmed)?\0 ")
 """Spaces show whether something trimmed it unseen, NUL whether something escaped it: then it no longer looks like this."""
 
+# fmt: off - names of the classes in jinja2.nodes
 CONSTRUCTS = frozenset(
-    "Template Output TemplateData For If CondExpr Assign Break Continue Name NSRef Const List Dict Pair Keyword "
-    "Getattr Getitem Slice Compare Operand Not And Or Add Sub Neg Mod Filter Test Call".split()  # noqa: SIM905 - a column of words
+    {
+        "Template",
+        "Output",
+        "TemplateData",
+        "For",
+        "If",
+        "CondExpr",
+        "Assign",
+        "Break",
+        "Continue",
+        "Name",
+        "NSRef",
+        "Const",
+        "List",
+        "Dict",
+        "Pair",
+        "Keyword",
+        "Getattr",
+        "Getitem",
+        "Slice",
+        "Compare",
+        "Operand",
+        "Not",
+        "And",
+        "Or",
+        "Add",
+        "Sub",
+        "Neg",
+        "Mod",
+        "Filter",
+        "Test",
+        "Call",
+    }
 )
-"""Classes of jinja2.nodes."""
+# fmt: on
 FILTERS = frozenset({"trim", "string", "tojson", "length", "list", "first", "last", "default"})
 TESTS = frozenset(
     {"defined", "undefined", "none", "string", "mapping", "iterable", "true", "false", "boolean", "number"}

@@ -14,6 +14,9 @@ import numpy.typing as npt
 from steps.errors import DataError
 from steps.prepare.conversations import Conversation
 
+BLOCK = 65_536
+"""Keys compared at a time."""
+
 Side = Literal["", "train", "validation"]
 """What a source itself says about a row; empty: nothing."""
 
@@ -41,11 +44,17 @@ def position(key: bytes, seed: int, fraction: float, side: Side = "") -> float:
     return free
 
 
-def first_of_each(keys: npt.NDArray[np.void]) -> npt.NDArray[np.bool_]:
-    """True at the first occurrence of each key."""
-    kept = np.zeros(len(keys), dtype=bool)
-    kept[np.unique(keys, return_index=True)[1]] = True
-    return kept
+def compare(keys: npt.NDArray[np.void]) -> tuple[npt.NDArray[np.bool_], str]:
+    """True at the first occurrence of each key; and a digest of them all, whatever their order."""
+    order = np.argsort(keys, kind="stable")
+    is_first = np.ones(len(keys), dtype=bool)
+    digest = hashlib.sha256()
+    for begin in range(0, len(order), BLOCK):  # all of them at once would be half of what preparing keeps in memory
+        at = order[max(0, begin - 1) : begin + BLOCK]
+        ordered = keys[at]
+        is_first[at[1:]] = ordered[1:] != ordered[:-1]
+        digest.update(ordered[min(begin, 1) :].data.cast("B"))
+    return is_first, digest.hexdigest()
 
 
 def held_out(positions: npt.NDArray[np.float64], fraction: float) -> npt.NDArray[np.bool_]:

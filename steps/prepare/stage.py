@@ -6,7 +6,6 @@ samples are split, packed and written by index. What was prepared before under t
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import logging
 import tempfile
@@ -20,7 +19,7 @@ import numpy.typing as npt
 from steps import prepared, presets
 from steps.errors import StorageError
 from steps.prepare import split
-from steps.prepare.collect import Progress, SampleReader, Samples, collect
+from steps.prepare.collect import Contents, Progress, SampleReader, Samples, collect
 from steps.prepare.pack import Packing, count_steps, one_each, pack, run_order
 from steps.prepare.sources import Source, open_source
 from steps.prepare.tokens import ChatTokenizer
@@ -44,6 +43,8 @@ class _Division:
     validation: npt.NDArray[np.int64]
     """In an order that depends on content and seed alone."""
     duplicates: int
+    fingerprint: str
+    """Of all samples' contents."""
 
 
 def prepare(
@@ -110,8 +111,7 @@ def _make(plan: presets.Plan, base: BaseModel, source: Source, final: Path, prog
     with storage_errors(f"writing {final}"):
         final.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=final.parent, prefix=".prepare-") as scratch:
-            samples = collect(source, plan, Path(base.path), tokenizer, Path(scratch), progress=progress)
-            division = _divide(samples, plan.validation_fraction)
+            samples, division = _collect(source, plan, base, tokenizer, Path(scratch), progress)
             rows = _pack(samples, division.train, plan)
             record = _describe(plan, base, source, samples, division, rows, final)
             with new_directory(final) as folder:
@@ -122,12 +122,20 @@ def _make(plan: presets.Plan, base: BaseModel, source: Source, final: Path, prog
     return prepared.read_record(final)
 
 
-def _divide(samples: Samples, fraction: float) -> _Division:
-    distinct = np.flatnonzero(split.first_of_each(samples.keys))
-    positions = samples.positions[distinct]
+def _collect(
+    source: Source, plan: presets.Plan, base: BaseModel, tokenizer: ChatTokenizer, scratch: Path, progress: Progress
+) -> tuple[Samples, _Division]:
+    samples, contents = collect(source, plan, Path(base.path), tokenizer, scratch, progress=progress)
+    return samples, _divide(contents, plan.validation_fraction)
+
+
+def _divide(contents: Contents, fraction: float) -> _Division:
+    is_first, fingerprint = split.compare(contents.keys)
+    distinct = np.flatnonzero(is_first)
+    positions = contents.positions[distinct]
     chosen = split.held_out(positions, fraction)
     validation = distinct[chosen][np.argsort(positions[chosen], kind="stable")]
-    return _Division(distinct[~chosen], validation, len(samples.keys) - len(distinct))
+    return _Division(distinct[~chosen], validation, len(is_first) - len(distinct), fingerprint)
 
 
 def _pack(samples: Samples, train: npt.NDArray[np.int64], plan: presets.Plan) -> Packing:
@@ -153,7 +161,7 @@ def _describe(
         path=str(final),
         identity=identity_of(_inputs(plan, base, source)),
         digest="",
-        fingerprint=hashlib.sha256(np.sort(samples.keys).tobytes()).hexdigest(),
+        fingerprint=division.fingerprint,
         source=source.name,
         shape=samples.layout.shape,
         score=samples.score,

@@ -5,6 +5,7 @@ Called by `stage`, inside a directory that appears whole or not at all. Works in
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -60,24 +61,18 @@ def _columns(members: Indices, bounds: Indices, reader: SampleReader) -> list[ob
 def write_held_out(path: Path, samples: Samples, chosen: Indices) -> None:
     """Copy the texts of the samples `chosen`, in that order, from the scratch file."""
     with samples.held_out.open("rb") as source, path.open("wb") as target:
-        offset_of = _offsets(source, set(chosen.tolist()))
-        for sample in chosen.tolist():
-            source.seek(offset_of[sample])
+        numbers, offsets = _texts_in(source)
+        for at in np.searchsorted(numbers, chosen).tolist():
+            source.seek(offsets[at])
             target.write(source.readline())
 
 
-def _offsets(lines: Iterable[bytes], wanted: set[int]) -> dict[int, int]:
-    """Sample → where its text begins, behind its number."""
-    found, offset = {}, 0
+def _texts_in(lines: Iterable[bytes]) -> tuple[array[int], array[int]]:
+    """The number of each sample whose text is there, ascending, and where its text begins, behind that number."""
+    numbers, offsets, offset = array("q"), array("q"), 0
     for line in lines:
         number, blank, _ = line.partition(b" ")
-        if int(number) in wanted:
-            found[int(number)] = offset + len(number + blank)
+        numbers.append(int(number))
+        offsets.append(offset + len(number + blank))
         offset += len(line)
-    return found
-
-
-def sum_rows(values: npt.NDArray[np.int32], rows: Packing) -> npt.NDArray[np.int64]:
-    """Each row's total of a number per sample."""
-    totals = np.concatenate(([0], np.cumsum(values[rows.members], dtype=np.int64)))
-    return np.diff(totals[rows.starts])
+    return numbers, offsets

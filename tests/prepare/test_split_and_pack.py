@@ -1,23 +1,25 @@
 from __future__ import annotations
 
+import hashlib
 from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import example, given
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from steps.errors import DataError
+from steps.prepare import split
 from steps.prepare.conversations import Turn
 from steps.prepare.pack import count_steps, one_each, pack, run_order
-from steps.prepare.split import content_key, first_of_each, held_out, position
+from steps.prepare.split import compare, content_key, held_out, position
 
 texts = st.lists(st.text(min_size=1, max_size=8), min_size=2, max_size=40)
 
 
 def divide(answers: list[str], seed: int, fraction: float) -> tuple[set[str], set[str]]:
     keys = [content_key((Turn("user", "q"), Turn("assistant", answer))) for answer in answers]
-    first = first_of_each(np.frombuffer(b"".join(keys), dtype="V16"))
+    first, _ = compare(np.frombuffer(b"".join(keys), dtype="V16"))
     distinct = [answer for answer, is_first in zip(answers, first, strict=True) if is_first]
     positions = np.array([position(keys[answers.index(answer)], seed, fraction) for answer in distinct])
     chosen = held_out(positions, fraction)
@@ -122,3 +124,16 @@ def test_the_order_is_this_one_for_ever() -> None:
 )
 def test_steps_come_from_max_steps_or_from_epochs_rounded_up(max_steps: int, epochs: float, expected: int) -> None:
     assert count_steps(10, max_steps=max_steps, epochs=epochs, global_batch=4) == expected
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(numbers=st.lists(st.integers(0, 5), min_size=1, max_size=30), block=st.integers(1, 7))
+def test_keys_are_compared_alike_in_blocks_of_any_size_and_any_order(
+    monkeypatch: pytest.MonkeyPatch, numbers: list[int], block: int
+) -> None:
+    monkeypatch.setattr(split, "BLOCK", block)
+    keys = np.frombuffer(b"".join(number.to_bytes(16) for number in numbers), dtype="V16")
+    is_first, fingerprint = compare(keys)
+    assert is_first.tolist() == [number not in numbers[:index] for index, number in enumerate(numbers)]
+    assert fingerprint == hashlib.sha256(b"".join(number.to_bytes(16) for number in sorted(numbers))).hexdigest()
+    assert compare(keys[::-1].copy())[1] == fingerprint
