@@ -24,7 +24,7 @@ from steps.rundir import TrainDir
 PROJECT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(PROJECT / "tests"), str(PROJECT / "tests" / "flow")]
 
-from conftest import environment_for  # noqa: E402
+from clean_environment import environment_for  # noqa: E402
 from flow_harness import Place  # noqa: E402
 
 RUN_ID = re.compile(r"run-id (\d+)")
