@@ -106,7 +106,7 @@ def test_a_server_that_is_not_there_is_one_finding_at_once() -> None:
     (found,) = look(client(1))
     assert (found.check, found.severity) == ("api", "error")
     assert "does not answer: NewConnectionError at http://127.0.0.1:1" in found.message
-    assert time.monotonic() - begun_s < 10
+    assert time.monotonic() - begun_s < 30
 
 
 def test_a_refused_credential_is_one_finding_without_the_credential(serve: Callable[[Respond], ApiClient]) -> None:
@@ -126,14 +126,14 @@ def test_a_server_that_hangs_costs_no_more_than_the_time_that_was_given(
     def respond(method: str, path: str, body: Any) -> tuple[int, Any]:
         if path.startswith("/version"):
             return 200, {"gitVersion": "v1"}
-        over.wait(30)
+        over.wait(60)
         return 200, {}
 
     begun_s = time.monotonic()
-    found = look(serve(respond), limit_s=2.0)
+    found = look(serve(respond), limit_s=6.0)
     took_s = time.monotonic() - begun_s
     over.set()
-    assert took_s < 10
+    assert took_s < 20
     assert any(item.check == "nodes" and "is not checked" in item.message for item in found)
     assert any(item.check == "permissions" and "could not be asked" in item.message for item in found)
 
