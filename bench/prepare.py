@@ -110,11 +110,17 @@ def prepare_once(file: Path, model: Path) -> dict[str, float]:
         name="bench", path=str(model), source="", revision="", digest="", model_type="", parameters=0, bytes=0, dtype=""
     )
     with tempfile.TemporaryDirectory(dir=file.parent) as folder:
-        begin = time.perf_counter()
+        begin, used = time.perf_counter(), cpu_s()
         record = prepare_stage.prepare(plan, base, rundir.RunDir(Path(folder)), cache=Path(folder))
-        seconds = time.perf_counter() - begin
+        seconds, used = time.perf_counter() - begin, cpu_s() - used
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss + resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    return {"seconds": seconds, "fill": record.fill, "peak_mib": peak / 1024}
+    return {"seconds": seconds, "cpu_s": used, "fill": record.fill, "peak_mib": peak / 1024}
+
+
+def cpu_s() -> float:
+    """Processor time of this process and of its children that have ended."""
+    both = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(used.ru_utime + used.ru_stime for used in both)
 
 
 def conversational(file: Path, count: int) -> list[dict[str, list[dict[str, str]]]]:
@@ -134,8 +140,8 @@ def conversational(file: Path, count: int) -> list[dict[str, list[dict[str, str]
 
 def prepare_theirs(
     file: Path, model: Path, count: int, *, packing: bool, processes: int | None = None
-) -> tuple[Any, float]:
-    """TRL's prepared data set and the seconds it took."""
+) -> tuple[Any, float, float]:
+    """TRL's prepared data set, the seconds it took and those of processor time."""
     import datasets
     from transformers import AutoTokenizer
     from trl import SFTConfig, SFTTrainer
@@ -154,14 +160,14 @@ def prepare_theirs(
             dataset_num_proc=processes,
         )
         trainer = SimpleNamespace(_is_vlm=False, completion_only_loss=True)
-        begin = time.perf_counter()
+        begin, used = time.perf_counter(), cpu_s()
         made = SFTTrainer._prepare_dataset(trainer, rows, tokenizer, settings, packing, None, "train")
-        return made, time.perf_counter() - begin
+        return made, time.perf_counter() - begin, cpu_s() - used
 
 
 def compare(file: Path, model: Path) -> tuple[int, int]:
     """(rows whose ids are equal, rows compared)."""
-    theirs, _ = prepare_theirs(file, model, COMPARED_ROWS, packing=False)
+    theirs = prepare_theirs(file, model, COMPARED_ROWS, packing=False)[0]
     rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()[:COMPARED_ROWS]]
     tokenizer = ChatTokenizer.load(model)
     layout = find_layout(rows[0])
@@ -174,15 +180,21 @@ def report_speed(file: Path, model: Path, given: argparse.Namespace) -> None:
     """In turn, so that all see the same noise; medians."""
     ours: list[dict[str, float]] = []
     theirs: dict[int | None, list[float]] = {None: [], 2: []}
+    their_cpu: list[float] = []
     for _ in range(given.runs):
         ours.append(run_ours(file, model))
         for processes, speeds in theirs.items():
-            seconds = prepare_theirs(file, model, given.peer_rows, packing=True, processes=processes)[1]
+            _, seconds, used = prepare_theirs(file, model, given.peer_rows, packing=True, processes=processes)
             speeds.append(given.peer_rows / seconds)
+            if processes is None:
+                their_cpu.append(1e6 * used / given.peer_rows)
     speed = statistics.median(given.rows / run["seconds"] for run in ours)
     best = max(statistics.median(speeds) for speeds in theirs.values())
     rows = f"{given.rows:,} {'real' if given.data else 'Alpaca-shaped'} rows"
     report(f"prepare: {rows}, TRL's SFTTrainer preparation", speed, best, unit="rows/s", goal="ratio >= 10")
+    our_cpu = statistics.median(1e6 * run["cpu_s"] / given.rows for run in ours)
+    what = f"prepare: {rows}, CPU per row over all processes; TRL with one"
+    report(what, our_cpu, statistics.median(their_cpu), unit="µs")
     fill = statistics.median(run["fill"] for run in ours)
     report(f"packing at {SEQUENCE_LENGTH}, {rows}: share of real tokens", fill, unit="share", goal="ours >= 0.99")
 
