@@ -49,6 +49,9 @@ Numbers are medians of runs in turn, ours and theirs one after the other on the 
 The load includes what other work asked for meanwhile (1.0: one core).
 
 On a GPU nothing was measured: none was at hand. Training there goes through the same code path.
+
+Read the load before the numbers. Above 10, dozens of busy processes shared the two cores: even the processor time of the same
+merge was then two to three times that of a calm hour. Such rows show a goal neither as met nor as missed for good.
 """
 
 
