@@ -150,7 +150,17 @@ def pathspec() -> str:
 
 
 def tag_run(tags: Iterable[str]) -> None:
-    """Add tags to the run that this step belongs to."""
-    from metaflow import Run
+    """Add tags to the run that this step belongs to.
 
-    Run(pathspec(), _namespace_check=False).add_tags(list(tags))
+    In a pod without a metadata service nobody keeps the run's record: the tags are then told, not kept.
+    """
+    from metaflow import Run
+    from metaflow.exception import MetaflowNotFound
+
+    given = list(tags)
+    try:
+        run = Run(pathspec(), _namespace_check=False)
+    except MetaflowNotFound:
+        say(f"not tagged, since no metadata service keeps the record of {pathspec()}: {', '.join(given)}")
+        return
+    run.add_tags(given)

@@ -58,6 +58,16 @@ def test_tagging_a_run_needs_what_the_client_still_has() -> None:
     assert "tags" in inspect.signature(Run.add_tags).parameters
 
 
+def test_where_nobody_keeps_the_run_s_record_its_tags_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(codepackage, "pathspec", lambda: "LoraFlow/1795660289178064")
+    monkeypatch.setenv("USERNAME", "tester")
+    monkeypatch.chdir(tmp_path)
+    codepackage.tag_run(["model:tiny", "gate:passed"])
+    assert "LoraFlow/1795660289178064: model:tiny, gate:passed" in capsys.readouterr().out
+
+
 TAG = """
 from steps.codepackage import tag_run, pathspec, set_current
 from metaflow import FlowSpec, step
