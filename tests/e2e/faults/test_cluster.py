@@ -40,7 +40,14 @@ def api_away() -> Iterator[None]:
     try:
         yield
     finally:
+        eventually("the API is back", api_is_back, limit_s=600)
+
+
+def api_is_back() -> bool:
+    """Begun again until it answers: a busy machine may take longer than the tool waits."""
+    with contextlib.suppress(subprocess.CalledProcessError):
         tool("api-start")
+    return kubectl("get", "--raw=/readyz", check=False) == "ok"
 
 
 @contextlib.contextmanager

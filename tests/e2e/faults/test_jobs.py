@@ -41,7 +41,9 @@ def test_deleting_the_job_by_hand_means_stop(trial: MakeTrial, expect: Expect) -
     said = "somebody deleted the job, which means: stop"
     expect("the job is deleted by hand", training, classes=["preempted"], error="JobCancelled", reads=said)
     training.start(resume=True)
-    again = expect("… and resumed by a person", training, classes=["preempted"], reads="somebody deleted the job")
+    again = expect(
+        "the job is deleted by hand, then resumed", training, classes=["preempted"], reads="somebody deleted the job"
+    )
     assert again["attempts"] == 2
 
 
@@ -66,7 +68,9 @@ def test_a_launcher_that_died_while_the_workers_ended_finds_the_result(trial: Ma
     first.kill()
     eventually("the workers end", lambda: any(event.kind == "finished" for event in training.events(1)))
     training.start()
-    ended = expect("the launcher is away while the workers finish", training, classes=[], reads="attempt 1 ")
+    ended = expect(
+        "the launcher is away while the workers finish (then @retry)", training, classes=[], reads="attempt 1 "
+    )
     assert ended["attempts"] == 1
 
 
