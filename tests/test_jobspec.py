@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import yaml
 from click.testing import CliRunner
@@ -29,6 +30,8 @@ from steps.prepared import DATA_FILES, MANIFEST, digest_files, sealed
 from steps.records import digest_of
 from steps.rundir import RunDir, held_lock, read_json, write_json
 
+SCHEMA = Path(__file__).parent / "job" / "pytorchjob-1.7.0.json"
+"""The operator's own."""
 CLUSTER = {"namespace": "ns", "image": "registry/image:1", "nodes": 2, "token_secret": "hub", "run_as_user": 0}
 
 
@@ -75,6 +78,7 @@ def test_it_is_printed_without_a_cluster_and_says_what_it_needs() -> None:
     manifest = yaml.safe_load(text)
     assert code == 0
     assert (manifest["apiVersion"], manifest["kind"]) == ("kubeflow.org/v1", "PyTorchJob")
+    jsonschema.validate(manifest, json.loads(SCHEMA.read_text())["x-schema"])
     assert manifest["metadata"]["name"].startswith("llama3-alpaca-train-")
     assert manifest["spec"]["pytorchReplicaSpecs"]["Worker"]["replicas"] == 2
     comments = "\n".join(line for line in text.splitlines() if line.startswith("#"))
