@@ -114,6 +114,16 @@ class LoraFlow(FlowSpec):
                 self.run_dir,
                 self.lineage,
             )
+        self.then = "compile" if stages.wants_compiled(self.plan) else "stop"
+        self.next({"compile": self.compile, "stop": self.end}, condition="then")
+
+    @pytorchjob
+    @step
+    def compile(self) -> None:
+        """Compile the merged model for Neuron cores, or say why not."""
+        from steps import stages
+
+        self.compiled = stages.compile_merged(current.pytorchjob, self.plan, self.merged, self.run_dir)
         self.next(self.end)
 
     @step

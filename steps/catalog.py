@@ -82,6 +82,8 @@ class ModelPreset(Section):
     micro_batch: Count = 1
     gradient_checkpointing: bool = False
     precision: Precision = "bf16"
+    architecture: dict[str, int | bool | str] = Field(default_factory=dict)
+    """Sizes of its config.json, for a manifest that is printed before anything is fetched; the model's own always win."""
 
 
 class DatasetPreset(Section):

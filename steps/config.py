@@ -44,10 +44,12 @@ class Launcher(Section):
     """`local`: torchrun on this machine; `pytorchjob`: a Kubeflow PyTorchJob on the cluster that `cluster` describes."""
     backend: Literal["torch", "neuron"] = "torch"
     """`torch`: CPUs and GPUs; `neuron`: Trainium, one process per NeuronCore."""
-    tensor_parallel: int = Field(default=1, ge=1)
-    """Processes that share each layer of one replica; neuron only. The table is in steps/train/neuron_layout.py."""
+    tensor_parallel: int = Field(default=1, ge=0)
+    """Processes that share each layer of one replica; neuron only. 0: chosen by the table of steps/train/neuron_layout.py."""
     compile_cache: str = ""
-    """Shared folder of compiled graphs, copied to each node and back; empty: none; neuron only."""
+    """Compiled graphs: a shared folder, copied to each node and back, or an s3:// prefix; empty: none; neuron only."""
+    precompile: bool = False
+    """A first job of a few steps collects all graphs and compiles them side by side; needs `compile_cache`; neuron only."""
     threads_per_process: int = Field(default=0, ge=0)
     """CPU threads of each worker; 0: the cores divided by the processes. Equal bits need equal threads."""
     price_per_node_hour: float = Field(default=0.0, ge=0)
@@ -67,6 +69,8 @@ class Deadlines(Section):
     """Started until the model is loaded."""
     first_step_s: float = Field(default=3600.0, gt=0)
     """Model loaded until the first step is done (compilation included)."""
+    compiling_steps: int = Field(default=1, ge=1)
+    """Steps at the start of an attempt that may each take `first_step_s`; on Neuron the second step is another graph."""
     step_gap_s: float = Field(default=300.0, gt=0)
     """Least time without a new step that counts as a hang."""
     step_gap_factor: float = Field(default=20.0, ge=1)
@@ -146,6 +150,25 @@ class Merge(Section):
     """Of the merged weights; `auto`: the base model's own."""
 
 
+class Inference(Section):
+    """The merged model compiled for Neuron cores, as the last step."""
+
+    enabled: bool = False
+    """Compile it: on one node of the cluster, or where the flow runs; skipped with a reason where there is no compiler."""
+    batch_size: int = Field(default=1, ge=1)
+    """Sequences at a time; more than one turns continuous batching on."""
+    sequence_length: int = Field(default=4096, ge=1)
+    """Prompt and answer together, tokens."""
+    tensor_parallel: int = Field(default=0, ge=0)
+    """Cores that share the model; loading needs as many. 0: as in training."""
+    dtype: Literal["bf16", "fp16", "fp32"] = "bf16"
+    """Of the compiled model; must be the merged model's."""
+    instance_type: str = ""
+    """That will serve it; empty: cluster.instance_type."""
+    limit_s: float = Field(default=6 * 3600.0, gt=0)
+    """How long the compiler may take, in seconds."""
+
+
 class Reporting(Section):
     """Experiment trackers, through transformers' own integrations."""
 
@@ -165,6 +188,7 @@ class Settings(Section):
     validation: Validation = Validation()
     evaluation: Evaluation = Evaluation()
     merge: Merge = Merge()
+    inference: Inference = Inference()
     reporting: Reporting = Reporting()
 
     @property

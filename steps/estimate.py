@@ -27,6 +27,7 @@ def plan_line(plan: Plan, base: BaseModel, prepared: PreparedData, *, cache: Pat
         f"plan: {prepared.steps:,} steps of {plan.global_batch} rows ({layout}), about {tokens:,} tokens, "
         f"{plan.lora.method} rank {plan.lora.rank} on {', '.join(plan.lora.targets)}, {plan.precision}"
     )
+    line += "".join(f"; {reason}" for reason in plan.layout)
     speed = recall(plan, base, cache=cache)
     if speed is None:
         return line + "; time: unknown, this model has not been trained here with this layout yet"
@@ -70,6 +71,7 @@ def _key(plan: Plan, base: BaseModel) -> str:
             plan.quantization,
             plan.sharding,
             plan.world,
+            plan.tensor_parallel,
             plan.micro_batch,
             plan.packing,
             plan.sequence_length,

@@ -10,35 +10,17 @@ import json
 import math
 import traceback
 from dataclasses import asdict, dataclass, fields
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from steps.errors import CheckpointError, ConfigError, DataError, LoraFlowError, ModelError, StorageError
+from steps.failure_class import FailureClass as FailureClass  # the class of a record; taken from here by the job room
+from steps.neuron_codes import NeuronCode, find_neuron_code
 from steps.rundir import write_json
 
 SCHEMA = "hyperpod-lora/failure/1"
 TERMINATION_MESSAGE_LIMIT = 4096
 """Bytes that the kubelet keeps of a container's termination message."""
-
-
-class FailureClass(StrEnum):
-    """What went wrong, as far as the next attempt is concerned."""
-
-    USER = "user"
-    """The training itself: its code, its data, its numbers. Trying again gives the same."""
-    CONFIG = "config"
-    """Settings, model or data that do not fit together."""
-    OUT_OF_MEMORY = "out_of_memory"
-    IMAGE = "image"
-    PREEMPTED = "preempted"
-    """Asked to stop by the platform or a person."""
-    NODE = "node"
-    ACCELERATOR = "accelerator"
-    NETWORK = "network"
-    STORAGE = "storage"
-    HANG = "hang"
-    UNKNOWN = "unknown"
 
 
 EXIT_OK = 0
@@ -76,6 +58,7 @@ EXIT_OF_CLASS: dict[FailureClass, int] = {
     FailureClass.NETWORK: EXIT_NETWORK,
     FailureClass.HANG: EXIT_HANG,
     FailureClass.PREEMPTED: EXIT_STOPPED,
+    FailureClass.UNKNOWN: EXIT_TRANSIENT,
 }
 
 _CLASS_OF_TYPE: dict[str, FailureClass] = {
@@ -140,7 +123,7 @@ def record_of(error: BaseException, *, rank: int, node: str, step: int, time_s: 
     failure_class = classify_exception(error)
     return FailureRecord(
         failure_class=failure_class.value,
-        message=str(error) or type(error).__name__,
+        message=_message_of(error),
         exception=type(error).__name__,
         rank=rank,
         node=node,
@@ -162,7 +145,19 @@ def classify_exception(error: BaseException) -> FailureClass:
     for kind in type(error).__mro__:
         if kind.__name__ in _CLASS_OF_TYPE:
             return _CLASS_OF_TYPE[kind.__name__]
-    return FailureClass.USER
+    found = _neuron_code(error)
+    return found.failure_class if found else FailureClass.USER
+
+
+def _neuron_code(error: BaseException) -> NeuronCode | None:
+    """The Neuron runtime has no exception of its own: torch_xla raises RuntimeError with its words. Other errors are not read."""
+    return find_neuron_code(str(error)) if type(error) is RuntimeError else None
+
+
+def _message_of(error: BaseException) -> str:
+    message = str(error) or type(error).__name__
+    found = _neuron_code(error)
+    return f"{message} ({found})" if found else message
 
 
 def write_record(folder: Path, record: FailureRecord) -> Path:

@@ -60,7 +60,8 @@ class Inputs:
             nodes=plan.nodes,
             node_choices=plan.node_choices,
             threads_per_process=plan.settings.launcher.threads_per_process,
-            environment=dict(train_stage.PROCESS_ENVIRONMENT),
+            environment=train_stage.process_environment(plan),
+            notes=train_stage.notes(plan),
             label=f"{plan.model.name}-{plan.dataset.name}",
             total_steps=self.prepared.steps,
         )

@@ -1,4 +1,4 @@
-"""What a Trainium instance has: cores, memory, devices, network adapters. Pure; used by `presets` and by the manifest.
+"""What a Trainium instance has: cores, memory, devices, network adapters. Pure; used by `presets`, the manifest and the layout.
 
 Sources: the tables of SageMaker HyperPod's own command line (vCPU, memory, devices, EFA) and the Neuron documentation (cores).
 """
@@ -19,10 +19,17 @@ class Instance:
     memory_gib: int
     devices: int
     """`aws.amazon.com/neuron`."""
-    cores: int
-    """Processes: one on each (logical) NeuronCore."""
+    groups: tuple[int, ...]
+    """Processes that its collectives let work together on one node, one on each (logical) NeuronCore; all cores last."""
+    core_gib: float
+    """Device memory of one (logical) core."""
     adapters: int
     """`vpc.amazonaws.com/efa`."""
+
+    @property
+    def cores(self) -> int:
+        """Processes of a whole node."""
+        return self.groups[-1]
 
     @property
     def label(self) -> str:
@@ -33,11 +40,11 @@ class Instance:
 INSTANCES = {
     item.name: item
     for item in (
-        Instance("trn1.2xlarge", 8, 32, devices=1, cores=2, adapters=0),
-        Instance("trn1.32xlarge", 128, 512, devices=16, cores=32, adapters=8),
-        Instance("trn1n.32xlarge", 128, 512, devices=16, cores=32, adapters=16),
-        Instance("trn2.3xlarge", 12, 128, devices=1, cores=4, adapters=1),
-        Instance("trn2.48xlarge", 192, 2048, devices=16, cores=64, adapters=16),
+        Instance("trn1.2xlarge", 8, 32, devices=1, groups=(1, 2), core_gib=16, adapters=0),
+        Instance("trn1.32xlarge", 128, 512, devices=16, groups=(1, 2, 8, 32), core_gib=16, adapters=8),
+        Instance("trn1n.32xlarge", 128, 512, devices=16, groups=(1, 2, 8, 32), core_gib=16, adapters=16),
+        Instance("trn2.3xlarge", 12, 128, devices=1, groups=(1, 2, 4), core_gib=24, adapters=1),
+        Instance("trn2.48xlarge", 192, 2048, devices=16, groups=(1, 4, 16, 64), core_gib=24, adapters=16),
     )
 }
 """trn2 with its default of two physical cores to a logical one (LNC=2)."""

@@ -32,7 +32,7 @@ from steps.job.request import Code, Request
 from steps.launch import request_of
 from steps.presets import Plan, project_root
 from steps.rundir import RunDir, TrainDir, held_lock, run_directory, write_atomic, write_json
-from steps.train.stage import PROCESS_ENVIRONMENT, WORKER
+from steps.train.stage import WORKER, notes, process_environment
 
 SUFFIXES = (".py", ".yaml", ".json")
 PLACEHOLDER = "0" * 64
@@ -67,7 +67,8 @@ def planned(plan: Plan) -> Printable:
         processes=plan.processes,
         nodes=plan.nodes,
         threads_per_process=plan.settings.launcher.threads_per_process,
-        environment=dict(PROCESS_ENVIRONMENT),
+        environment=process_environment(plan),
+        notes=notes(plan),
         label=f"{plan.model.name}-{plan.dataset.name}",
     )
     code = Code(str(run.path / "code" / "CODE.tgz"), PLACEHOLDER)

@@ -69,7 +69,7 @@ def jobspec(config: Path | None, run: str, root: str | None, **options: str | No
         if not settings.is_on_cluster:
             what = f"is {settings.launcher.kind!r} in {config}: that runs on this machine, without a manifest"
             raise ConfigError([Problem("launcher.kind", what)])
-        made = planned(resolve(settings, parse_options(given)))
+        made = planned(laid_out(resolve(settings, parse_options(given))))
     warnings = owner_warnings(made)
     click.echo(text_of(made, reasons=layout_reasons(made.plan), warnings=warnings), nl=False)
     for line in warnings:
@@ -87,33 +87,30 @@ def refuse_options(given: dict[str, Any]) -> None:
         raise ConfigError([Problem(f"--{name.replace('_', '-')}", what) for name in given])
 
 
+def laid_out(plan: Plan) -> Plan:
+    """The plan with the layout that `start` will choose, from the model's config.json, or from its preset where that is not here.
+
+    Raises:
+        ConfigError: the layout depends on sizes that nobody here knows, or the backend cannot do what is asked.
+    """
+    from steps.base.stage import config_at_hand
+    from steps.train.stage import lay_out
+
+    config = config_at_hand(plan.model, cache=Path(plan.settings.storage.cache).expanduser()) or plan.model.architecture
+    if config:
+        return lay_out(plan, config)
+    if plan.is_laid_out:
+        return plan
+    what = f"0 is chosen from the config.json of {plan.model.name}, which is not on this machine: give a number here"
+    raise ConfigError([Problem("launcher.tensor_parallel", what)])
+
+
 def layout_reasons(plan: Plan) -> list[str]:
     """Why so many processes, and how they share the model."""
-    from steps.base.stage import config_at_hand
-    from steps.train import neuron_layout
-
-    launcher, cluster = plan.settings.launcher, plan.settings.cluster
-    if launcher.backend == "torch":
+    if plan.settings.launcher.backend == "torch":
         return [f"torch backend: each of the {plan.world} processes holds the model ({plan.sharding})"]
-    chosen = f"tensor parallel {launcher.tensor_parallel} (launcher.tensor_parallel), data parallel {plan.replicas}"
-    model = config_at_hand(plan.model, cache=Path(plan.settings.storage.cache).expanduser())
-    if model is None:
-        return [
-            chosen,
-            f"the config.json of {plan.model.name} is not on this machine, so nothing is held against it here; `start` does. "
-            "The table with the reasons is in steps/train/neuron_layout.py",
-        ]
-    rule = neuron_layout.choose_layout(
-        model,
-        neuron_layout.find_instance(cluster.instance_type),
-        nodes=plan.nodes,
-        global_batch=plan.global_batch,
-        micro_batch=plan.micro_batch,
-    )
-    if (rule.tensor_parallel, rule.processes) == (launcher.tensor_parallel, plan.processes):
-        return list(rule.reasons)
-    advice = f"the table's rule would take tensor parallel {rule.tensor_parallel} and {rule.processes} processes a node"
-    return [f"{chosen}, {plan.processes} processes a node", f"{advice}: {'; '.join(rule.reasons)}"]
+    chosen = f"tensor parallel {plan.tensor_parallel}, data parallel {plan.replicas}, {plan.processes} processes a node"
+    return list(plan.layout) or [f"{chosen}: as given; nothing was held against the model here, `start` does"]
 
 
 def owner_warnings(made: Printable) -> list[str]:

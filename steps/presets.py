@@ -79,6 +79,11 @@ class Plan(Section):
     global_batch: int
     micro_batch: int
     processes: int
+    """Per node; 0 until `train.stage.lay_out` has chosen."""
+    tensor_parallel: int
+    """Processes that share each layer of one replica; 0 until `train.stage.lay_out` has chosen."""
+    layout: tuple[str, ...] = ()
+    """Why these processes and this tensor parallelism, in words."""
     gradient_checkpointing: bool
     precision: Precision
     quantization: Quantization
@@ -106,15 +111,21 @@ class Plan(Section):
     @property
     def replicas(self) -> int:
         """Copies of the model that take rows of their own."""
-        return self.world // self.settings.launcher.tensor_parallel
+        return self.world // max(self.tensor_parallel, 1)
+
+    @property
+    def is_laid_out(self) -> bool:
+        """Processes and tensor parallelism are decided."""
+        return bool(self.processes and self.tensor_parallel)
 
     @property
     def node_choices(self) -> tuple[int, ...]:
         """Numbers of nodes between `cluster.nodes` and `cluster.min_nodes` that the global batch can feed, the largest first."""
         if self.nodes == 1:
             return (1,)
-        rows = self.processes * self.micro_batch // self.settings.launcher.tensor_parallel
-        return tuple(nodes for nodes in self.settings.cluster.node_choices if self.global_batch % (nodes * rows) == 0)
+        rows = self.processes * self.micro_batch // max(self.tensor_parallel, 1)
+        choices = self.settings.cluster.node_choices
+        return tuple(nodes for nodes in choices if rows and self.global_batch % (nodes * rows) == 0)
 
 
 def resolve(settings: Settings, options: Options) -> Plan:
@@ -183,6 +194,7 @@ def _decide(settings: Settings, options: Options, model: ModelPreset, dataset: D
         global_batch=options.global_batch or dataset.global_batch or model.global_batch,
         micro_batch=options.micro_batch or model.micro_batch,
         processes=options.processes or _default_processes(settings),
+        tensor_parallel=settings.launcher.tensor_parallel or int(settings.launcher.backend == "torch"),
         gradient_checkpointing=model.gradient_checkpointing
         if options.gradient_checkpointing == AUTO
         else options.gradient_checkpointing == "on",
@@ -197,10 +209,9 @@ def _decide(settings: Settings, options: Options, model: ModelPreset, dataset: D
 
 
 def _default_processes(settings: Settings) -> int:
-    """One process on each NeuronCore of the cluster's nodes, one elsewhere."""
-    instance = find_instance(settings.cluster.instance_type)
-    on_neuron = settings.is_on_cluster and settings.launcher.backend == "neuron"
-    return instance.cores if on_neuron and instance else 1
+    """One; left open where a Neuron instance is named, since the layout knows how many of its cores the training can feed."""
+    is_known = find_instance(settings.cluster.instance_type) is not None
+    return 0 if settings.launcher.backend == "neuron" and is_known else 1
 
 
 def _contradictions(plan: Plan, options: Options) -> list[Problem]:
@@ -211,20 +222,25 @@ def _contradictions(plan: Plan, options: Options) -> list[Problem]:
             problems.append(Problem(path, message))
 
     launcher = plan.settings.launcher
-    size = launcher.tensor_parallel
+    size = max(plan.tensor_parallel, 1)
     refuse(
         size > 1 and launcher.backend == "torch",
         "launcher.tensor_parallel",
         f"is for the neuron backend, got {size} with torch; there --sharding fsdp shares a model that one device cannot hold",
     )
     refuse(
-        plan.processes % size != 0,
+        launcher.precompile and (launcher.backend == "torch" or not launcher.compile_cache),
+        "launcher.precompile",
+        "is for the neuron backend, and needs launcher.compile_cache, where other nodes find what it compiled",
+    )
+    refuse(
+        plan.is_laid_out and plan.processes % size != 0,
         "--processes",
         f"must be a multiple of launcher.tensor_parallel, {size}, got {plan.processes}",
     )
     per_pass = max(plan.replicas, 1) * plan.micro_batch
     refuse(
-        plan.global_batch % per_pass != 0,
+        plan.is_laid_out and plan.global_batch % per_pass != 0,
         "--global-batch",
         f"must be a multiple of {'replicas' if size > 1 else 'processes'} × micro batch = "
         f"{per_pass // plan.micro_batch} × {plan.micro_batch} = {per_pass}, "

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from steps import cards, codepackage, estimate
+from steps import cards, codepackage, estimate, neuron_jobs
 from steps import lineage as lineages
 from steps.config import Options, parse_options, parse_settings
 from steps.errors import ConfigError, LoraFlowError, Problem
@@ -48,11 +48,14 @@ def start(flow: Any, raw_settings: Mapping[str, Any]) -> tuple[Artifact, Artifac
     from metaflow import current
 
     from steps.base import stage as base_stage
+    from steps.train import stage as train_stage
 
     options = parse_options({name: getattr(flow, name) for name in Options.model_fields})
     plan = resolve(parse_settings(dict(raw_settings)), options)
     cache = cache_folder(plan)
-    check_model(plan, base_stage.describe(plan.model, cache=cache))
+    config = base_stage.describe(plan.model, cache=cache)
+    check_model(plan, config)
+    plan = train_stage.lay_out(plan, config)
     check_cluster(plan)
     flow_name, run_id = str(current.flow_name), str(current.run_id)
     run = run_directory(plan.settings.storage.root, project_root(), flow_name, run_id)
@@ -170,7 +173,10 @@ def train(
         PreparedData.from_dict(raw_prepared),
     )
     spec, job = Inputs(plan, base, prepared).job(RunDir(Path(run_dir)))
-    result = handle.run(job, plan.settings, title=f"Training {job.label}", facts=lineages.plan_facts(plan, prepared))
+    facts = lineages.plan_facts(plan, prepared)
+    if plan.settings.launcher.precompile and not job.directory.adapter.is_dir():
+        say(neuron_jobs.precompile(handle, job, plan.settings, facts))
+    result = handle.run(job, plan.settings, title=f"Training {job.label}", facts=facts)
     adapter = train_stage.collect(
         spec, result.result_dir, attempts=result.attempts, account=result.account, layout=result.layout
     )
@@ -206,6 +212,23 @@ def merge(raw_plan: Artifact, raw_base: Artifact, raw_adapter: Artifact, run_dir
     merged = merge_stage.merge(plan, base, adapter, RunDir(Path(run_dir)), lineage=made_from, progress=StageProgress())
     say(f"merged model: {merged.path}, {merged.bytes / 2**20:,.0f} MiB of {merged.dtype} in {merged.seconds:.1f} s")
     return merged.to_dict()
+
+
+def wants_compiled(raw_plan: Artifact) -> bool:
+    """Whether the merged model is to be compiled for Neuron cores."""
+    return Plan.model_validate(raw_plan).settings.inference.enabled
+
+
+def compile_merged(handle: JobHandle, raw_plan: Artifact, raw_merged: Artifact, run_dir: str) -> Artifact:
+    """The merged model compiled for inference, or why it was skipped and which command would do it.
+
+    Raises:
+        LoraFlowError: model and request do not go together, or the compiler failed.
+    """
+    plan, merged = Plan.model_validate(raw_plan), MergedModel.from_dict(raw_merged)
+    compiled = neuron_jobs.compile_merged(handle, plan, merged, RunDir(Path(run_dir)))
+    say(neuron_jobs.describe(compiled))
+    return compiled.to_dict()
 
 
 def evaluate(card: Any, raw_plan: Artifact, made: Sequence[Artifact], run_dir: str, made_from: Artifact) -> Artifact:

@@ -157,6 +157,8 @@ def limit_s(progress: Progress, deadlines: Deadlines) -> float:
     """Seconds that the present work may take."""
     median = progress.median_step_s
     step_gap = max(deadlines.step_gap_s, deadlines.step_gap_factor * median if median else 0.0)
+    if progress.step - progress.resumed_from < deadlines.compiling_steps:
+        step_gap = max(step_gap, deadlines.first_step_s)
     table = {
         Work.QUEUE: deadlines.queue_s,
         Work.STARTUP: deadlines.startup_s,

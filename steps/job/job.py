@@ -33,6 +33,12 @@ class Job:
     """Numbers of nodes to go on with when not all could start, the largest first; empty: `nodes` alone."""
     label: str = "training"
     """For people: model and data set."""
+    step: str = ""
+    """Names the job where a step runs several; empty: by the step alone."""
+    wrapper: str = ""
+    """Module that gets torchrun's command line as its arguments, and runs it; empty: torchrun runs by itself."""
+    notes: Mapping[str, str] = field(default_factory=dict)
+    """What a person who looks at the job on a cluster should read: annotations."""
 
     @property
     def world(self) -> int:
@@ -43,4 +49,5 @@ class Job:
     def spec_digest(self) -> str:
         """Of the module, its spec and its layout: two jobs with the same digest are the same program on the same workers."""
         shape = [self.module, dict(self.spec), self.processes, self.nodes, self.threads_per_process]
+        shape += [self.wrapper] if self.wrapper else []
         return hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()[:16]

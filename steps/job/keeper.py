@@ -41,8 +41,9 @@ OOM_COUNTERS = (Path("/sys/fs/cgroup/memory.events"), Path("/sys/fs/cgroup/memor
 class Keeper:
     """One attempt's keeper on one machine.
 
-    `folder`: what only this keeper writes. `plan`: module, spec, attempt, processes, grace_s, lease_s; where there are several
-    nodes also nodes, node_rank, master_addr, master_port; and `shared`, the attempt's directory, if that is another.
+    `folder`: what only this keeper writes. `plan`: module, spec, attempt, processes, grace_s, lease_s; `wrapper`, the module that
+    runs torchrun, if there is one; where there are several nodes also nodes, node_rank, master_addr, master_port; and `shared`,
+    the attempt's directory, if that is another.
     """
 
     def __init__(self, folder: Path, plan: dict[str, Any]) -> None:
@@ -74,12 +75,26 @@ class Keeper:
             time.sleep(POLL_S)
         self._end_all()
         code = self._statuses.get(self._torchrun, -signal.SIGKILL)
-        write_whole(self._folder / "exit.json", self._report(code))
+        report = self._report(code)
+        self._record_silent_deaths(report)
+        write_whole(self._folder / "exit.json", report)
         return code
+
+    def _record_silent_deaths(self, report: Mapping[str, Any]) -> None:
+        if not report["exit_code"] or report["reason"]:
+            return
+        from steps.errors import StorageError  # imported here, since a keeper that sees no failure needs neither
+        from steps.job.runtime_log import record_silent_deaths
+
+        try:
+            record_silent_deaths(self._shared, report["ranks"])
+        except StorageError as error:  # the exit codes still tell something
+            print(f"no failure record: {error}", file=sys.stderr, flush=True)
 
     def _start_torchrun(self, before_exec: Callable[[], object]) -> int:
         plan = self._plan
         command = [
+            *((sys.executable, "-m", plan["wrapper"]) if plan.get("wrapper") else ()),
             *(sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={plan['processes']}"),
             *rendezvous(plan),
             *("--max-restarts=0", "--event-log-handler=console", "-m", "steps.job.rank"),

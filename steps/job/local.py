@@ -48,6 +48,7 @@ class LocalLauncher:
             return
         plan = {
             "module": job.module,
+            "wrapper": job.wrapper,
             "spec": str(job.directory.spec),
             "attempt": attempt,
             "processes": job.processes,

@@ -98,6 +98,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
         "--directory", type=Path, required=True, help="the training's directory, on the shared file system"
     )
     parser.add_argument("--module", required=True)
+    parser.add_argument("--wrapper", default="", help="module that runs torchrun's command line; empty: none")
     parser.add_argument("--recovery", choices=("client", "hyperpod"), default="client")
     for name in ("attempt", "nodes", "processes", "threads"):
         parser.add_argument(f"--{name}", type=int, required=True)
@@ -113,6 +114,7 @@ def _leave(number: int, frame: object) -> None:
 def _plan(given: argparse.Namespace, node: Node, shared: Path) -> dict[str, Any]:
     return {
         "module": given.module,
+        "wrapper": given.wrapper,
         "spec": str(TrainDir(given.directory).spec),
         "attempt": given.attempt,
         "processes": given.processes,

@@ -88,7 +88,7 @@ def _container(request: Request, job: Job, attempt: int, name: str) -> dict[str,
 
 def _arguments(request: Request, job: Job, attempt: int) -> list[str]:
     """Of `node`: all that it needs but for its own rank, which the pod's label tells."""
-    given = {
+    given: dict[str, object] = {
         "directory": job.directory.path,
         "module": job.module,
         "attempt": attempt,
@@ -100,6 +100,8 @@ def _arguments(request: Request, job: Job, attempt: int) -> list[str]:
         "name-wait-s": f"{request.cluster.name_wait_s:g}",
         "recovery": request.cluster.recovery,
     }
+    if job.wrapper:
+        given["wrapper"] = job.wrapper
     return [f"--{key}={value}" for key, value in given.items()]
 
 

@@ -86,9 +86,10 @@ def name_of(request: Request, job: Job, attempt: int) -> str:
 
     The hash is of run directory and identity; an over-long readable part is cut.
     """
-    key = f"{job.directory.path}\0{job.identity}\0{request.step}"
+    step = job.step or request.step
+    key = f"{job.directory.path}\0{job.identity}\0{step}"
     end = f"-{hashlib.sha256(key.encode()).hexdigest()[:8]}-a{attempt}"
-    readable = re.sub(r"[^a-z0-9]+", "-", f"{job.label}-{request.step}".lower()).strip("-")
+    readable = re.sub(r"[^a-z0-9]+", "-", f"{job.label}-{step}".lower()).strip("-")
     if not readable[:1].isalpha():
         readable = f"lora-{readable}"
     return readable[: LONGEST_NAME - len(end)].rstrip("-") + end
@@ -100,7 +101,7 @@ def labels_of(request: Request, job: Job, attempt: int) -> dict[str, str]:
     found = {
         MANAGED_BY: "hyperpod-lora",
         f"{LABEL}run": label_value(request.run),
-        f"{LABEL}step": label_value(request.step),
+        f"{LABEL}step": label_value(job.step or request.step),
         f"{LABEL}attempt": str(attempt),
     }
     if cluster.queue:
@@ -121,6 +122,7 @@ def _annotations(request: Request, job: Job) -> dict[str, str]:
         f"{LABEL}directory": str(job.directory.path),
         f"{LABEL}run": request.run,
         f"{LABEL}total-steps": str(job.total_steps),
+        **{f"{LABEL}{name}": text for name, text in job.notes.items()},
     }
     if request.cluster.recovery == "hyperpod":
         found |= {AUTO_RESUME: "true", MAX_RETRIES: str(request.cluster.hyperpod_retries)}

@@ -16,7 +16,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -28,6 +28,8 @@ RECORD = "compile.json"
 COMPILER = ("neuronxcc", "torch_neuronx", "neuronx_distributed", "optimum.neuron")
 ARCHITECTURES = ("granite", "llama", "mixtral", "phi3", "qwen2", "qwen3", "qwen3_moe", "smollm3")
 """model_type values that optimum-neuron 0.4.5 exports for text generation."""
+DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+"""The settings' word → the one in config.json."""
 TARGETS = {"trn1": "trn1", "trn1n": "trn1", "inf2": "inf2", "trn2": "trn2"}
 """Instance family → the exporter's name."""
 
@@ -44,6 +46,12 @@ class CompileRequest:
     """Cores that share the model; loading needs as many."""
     instance_type: str
     """Such as trn1.32xlarge."""
+    dtype: str = "bfloat16"
+    """The merged model's own must be the same: the exporter takes it from there."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,20 +93,21 @@ def check_request(request: CompileRequest, config: Mapping[str, Any]) -> None:
     if config.get("model_type") not in ARCHITECTURES:
         what = f"the exporter takes {', '.join(ARCHITECTURES)}, got {config.get('model_type')!r}"
         problems.append(Problem("--model", what))
-    if (dtype := config.get("dtype") or config.get("torch_dtype")) != "bfloat16":
-        what = (
-            f"the compiled model has the merged model's type, {dtype}; merge in bf16 (merge.dtype) to compile in bf16"
-        )
-        problems.append(Problem("merge.dtype", what))
+    if (dtype := config.get("dtype") or config.get("torch_dtype")) != request.dtype:
+        what = f"must be the merged model's type, {dtype}, got {request.dtype}: the exporter knows no other"
+        problems.append(Problem("inference.dtype", what))
     if request.instance_type.removeprefix("ml.").partition(".")[0] not in TARGETS:
         what = f"{request.instance_type!r} is no Neuron instance type; its family must be one of {', '.join(TARGETS)}"
-        problems.append(Problem("--instance-type", what))
-    if int(config.get("num_attention_heads", 0)) % request.tensor_parallel:
+        problems.append(Problem("inference.instance_type", what))
+    if request.tensor_parallel < 1:
+        what = "must be given: the exporter's own default is the cores of this machine, 0 without a device"
+        problems.append(Problem("inference.tensor_parallel", what))
+    elif int(config.get("num_attention_heads", 0)) % request.tensor_parallel:
         what = f"must divide the model's {config['num_attention_heads']} attention heads, got {request.tensor_parallel}"
-        problems.append(Problem("--tensor-parallel", what))
+        problems.append(Problem("inference.tensor_parallel", what))
     if request.sequence_length > int(config.get("max_position_embeddings", sys.maxsize)):
         what = f"must be <= {config['max_position_embeddings']}, the model's longest, got {request.sequence_length}"
-        problems.append(Problem("--sequence-length", what))
+        problems.append(Problem("inference.sequence_length", what))
     if problems:
         raise ConfigError(problems)
 
@@ -144,6 +153,8 @@ def compile_model(
         StorageError: no room, no permission.
     """
     check_request(request, read_json(merged / "config.json"))
+    if (out / RECORD).is_file():
+        return CompiledModel.from_dict(read_json(out / RECORD))
     command = shlex.join(export_command(merged, out, request))
     if reason := missing():
         return CompiledModel("", reason, command, "", 0, parents or {})

@@ -17,11 +17,10 @@ from steps.prepared import PreparedRows
 from steps.rundir import storage_errors, write_atomic, write_json
 from steps.train.backend import Listener, ModelSize
 from steps.train.feed import Feed
-from steps.train.neuron_cache import copy_missing
+from steps.train.neuron_cache import fetch_graphs, keep_graphs
 from steps.train.neuron_consolidate import SHAPE, AdapterShape, consolidate_checkpoint, shard_name
-from steps.train.neuron_environment import LOCAL_CACHE
 from steps.train.neuron_layout import has_fused_qkv
-from steps.train.neuron_refusals import attention_of, check_spec
+from steps.train.neuron_refusals import attention_of, check_training
 from steps.train.neuron_replicas import Copies, require_equal
 from steps.train.neuron_state import Place
 from steps.train.ranks import Ranks
@@ -49,7 +48,7 @@ class NeuronBackend:
         from steps.train.neuron_model import read_config
 
         self._config = read_config(spec.base_path)
-        check_spec(spec, self._config, world=ranks.world)
+        check_training(spec, self._config, world=ranks.world)
         self._at = Place.of(ranks, spec.tensor_parallel)
         replicas = Ranks(rank=self._at.dp, world=self._at.data_parallel)
         self._feed = Feed(prepared, spec, replicas)
@@ -69,7 +68,7 @@ class NeuronBackend:
             "pp": 1,
             "micro_batch": self._spec.micro_batch,
             "zero_1": self._spec.precision == "bf16",
-            "attention": attention_of(self._spec),
+            "attention": attention_of(packed=self._spec.packed, sequence_length=self._spec.sequence_length),
             "packing": "isolated" if self._spec.packed else "off",
         }
 
@@ -94,9 +93,9 @@ class NeuronBackend:
         return ModelSize(count, sum(parameter.numel() for parameter in trainable(self._model).values()))
 
     def _fetch_graphs(self) -> None:
-        if self._spec.compile_cache and self._ranks.local_rank == 0:
-            count = copy_missing(Path(self._spec.compile_cache), Path(LOCAL_CACHE))
-            logger.info("%d compiled graphs taken from %s", count, self._spec.compile_cache)
+        if self._ranks.local_rank == 0:
+            count = fetch_graphs(self._spec.compile_cache)
+            logger.info("%d compiled graphs taken from %s", count, self._spec.compile_cache or "nowhere")
         self._ranks.gather(None)
 
     def _load_best(self, checkpoint: Path) -> None:
@@ -144,13 +143,10 @@ class NeuronBackend:
         self._write_weights(folder, weights, self._best)
         self._trainer.state_of_optimizer.save(folder, self._trainer.lr_scheduler, writes_numbers=self._ranks.rank == 0)
         self._ranks.gather(None)  # after this line every rank's file is there
-        if self._spec.compile_cache and self._ranks.rank == 0:
-            copy_missing(Path(LOCAL_CACHE), Path(self._spec.compile_cache))
+        if self._ranks.rank == 0:
+            keep_graphs(self._spec.compile_cache)
 
     def _require_equal(self, weights: dict[str, Tensor]) -> None:
-        if self._spec.graphs_only:
-            self._ranks.gather(None)
-            return
         dims = self._shape().partition_dims
         digests = {name: _digest(tensor) for name, tensor in weights.items()}
         mine = Copies(

@@ -1,12 +1,13 @@
 """Compiled graphs, shared between nodes without sharing a file system for the compiler to lock.
 
-A graph takes the Neuron compiler minutes; its cache must lie on the node's own disk (locks on FSx, EFS and NFS lose files). So
-finished entries are copied: from the shared folder to each node before training, and back once training has made a checkpoint.
-An entry is a folder `neuronxcc-<version>/MODULE_<hash>`, finished when it holds `model.done`. Used by `neuron_backend` and, to
-judge it, by whoever runs the precompile job, whose graphs are compiled after its training has ended:
+A graph takes the Neuron compiler minutes; its cache must lie on the node's own disk (locks on FSx, EFS and NFS lose files), or
+in S3, which the compiler reads and writes by itself. So where the shared cache is a folder, finished entries are copied: to each
+node before training, and back once training has made a checkpoint. An entry is a folder `neuronxcc-<version>/MODULE_<hash>`,
+finished when it holds `model.done`; one without `model.neff` beside it is the memory of a failure and stays where it is.
 
-    python -m steps.train.neuron_cache /fsx/compile-cache /var/tmp/neuron-compile-cache      (before)
-    python -m steps.train.neuron_cache /var/tmp/neuron-compile-cache /fsx/compile-cache      (after)
+Used by `neuron_backend`, `neuron_precompile` and, by hand:
+
+    python -m steps.train.neuron_cache /fsx/compile-cache /var/tmp/neuron-compile-cache
 
 Knows nothing of Neuron but these names.
 """
@@ -14,24 +15,79 @@ Knows nothing of Neuron but these names.
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import sys
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
-from steps.errors import StorageError
+from steps.errors import DataError, StorageError
+from steps.objects import list_objects
 from steps.rundir import storage_errors
-from steps.train.spec import TrainSpec
+from steps.train.neuron_environment import LOCAL_CACHE
 
-DONE = "model.done"
-PRECOMPILE_STEPS = 3
-"""First, middle and last step, in case their graphs differ."""
+DONE, GRAPH = "model.done", "model.neff"
+VARIABLE = "NEURON_COMPILE_CACHE_URL"
+"""Where the compiler looks; set by whoever starts the process."""
+
+
+def is_remote(cache: str) -> bool:
+    """Whether the compiler goes there by itself, so that nothing is to be copied."""
+    return cache.startswith("s3://")
+
+
+def local_cache() -> Path:
+    """This process's own cache on the node."""
+    return Path(os.environ.get(VARIABLE, LOCAL_CACHE))
 
 
 def finished_graphs(cache: Path) -> set[str]:
     """Names of all finished entries, relative to the cache; none if it does not exist."""
-    return {str(path.parent.relative_to(cache)) for path in cache.glob(f"neuronxcc-*/MODULE_*/{DONE}")}
+    entries = cache.glob("neuronxcc-*/MODULE_*")
+    return {str(entry.relative_to(cache)) for entry in entries if is_finished(entry)}
+
+
+def is_finished(entry: Path) -> bool:
+    """Whether an entry holds a compiled graph, whole."""
+    return (entry / DONE).exists() and (entry / GRAPH).exists()
+
+
+def count_graphs(cache: str) -> int:
+    """How many finished entries a folder or an s3:// prefix holds.
+
+    Raises:
+        StorageError: the store refused, or cannot be reached.
+    """
+    if not is_remote(cache):
+        return len(finished_graphs(Path(cache)))
+    try:
+        keys = {str(item["Key"]) for item in list_objects(cache)}
+    except DataError:  # nothing is stored there yet
+        return 0
+    return sum(key.endswith(f"/{DONE}") and f"{key.removesuffix(DONE)}{GRAPH}" in keys for key in keys)
+
+
+def fetch_graphs(shared: str) -> int:
+    """Before training: bring what this node lacks; returns how many entries that were. `shared` may be empty: none.
+
+    Raises:
+        StorageError: this node's disk is full or read-only.
+    """
+    return copy_missing(Path(shared), local_cache()) if _is_copied(shared) else 0
+
+
+def keep_graphs(shared: str) -> int:
+    """After a compilation: hand on what the others lack; returns how many entries that were.
+
+    Raises:
+        StorageError: the shared folder is full or read-only.
+    """
+    return copy_missing(local_cache(), Path(shared)) if _is_copied(shared) else 0
+
+
+def _is_copied(shared: str) -> bool:
+    return bool(shared) and not is_remote(shared) and not is_remote(os.environ.get(VARIABLE, ""))
 
 
 def copy_missing(source: Path, target: Path) -> int:
@@ -51,33 +107,14 @@ def _copy_entry(source: Path, target: Path) -> None:
     beside = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
     try:
         shutil.copytree(source, beside)
-        if target.is_dir() and not (target / DONE).exists():
-            shutil.rmtree(target)  # begun by a compiler that was killed
+        if target.is_dir() and not is_finished(target):
+            shutil.rmtree(target)  # begun by a compiler that was killed, or failed
         beside.rename(target)
     except (FileExistsError, OSError) as error:
-        if not (target / DONE).exists():  # else another process was faster
+        if not is_finished(target):  # else another process was faster
             raise StorageError(f"cannot copy {source} to {target}: {error}") from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)
-
-
-def precompile_spec(spec: TrainSpec) -> TrainSpec:
-    """The same graphs in few steps, in a directory of its own, for
-
-        neuron_parallel_compile torchrun … -m steps.train.worker <directory>/spec.json --attempt 1
-
-    Graphs depend on shapes, layout and the fused optimizer step, not on the number of steps. What it computes is zeros.
-    """
-    steps = min(PRECOMPILE_STEPS, spec.steps)
-    changes = {
-        "directory": f"{spec.directory}-precompile",
-        "identity": f"{spec.identity}-precompile",
-        "steps": steps,
-        "checkpoint_every": steps,
-        "validation_every": steps,
-        "graphs_only": True,
-    }
-    return spec.model_copy(update=changes)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

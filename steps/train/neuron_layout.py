@@ -1,9 +1,9 @@
-"""Which processes, tensor and data parallelism a model gets on a Neuron instance, and what the neuron backend refuses. Pure.
+"""Which processes, tensor and data parallelism a model gets on Neuron instances, and what the model must divide by. Pure.
 
-Called before anything is submitted, and by `neuron_backend` once more. The table's rule, in one sentence: the smallest tensor
-parallelism whose share of the bf16 weights fits a quarter of a core's memory, then as many processes as the global batch can
-feed. Less tensor parallelism means less communication; the other three quarters are for activations and the compiler's scratch
-(computed, not measured: nobody here has run it on the device).
+Used by `neuron_plan` before anything is submitted. The table's rule, in one sentence: the smallest tensor parallelism whose share
+of the bf16 weights fits a quarter of a core's memory, then as many processes as the global batch can feed. Less tensor
+parallelism means less communication; the other three quarters are for activations and the compiler's scratch (computed, not
+measured: nobody here has run it on the device).
 
 | model (Llama) | bf16 weights | trn1.32xlarge (32 cores, 16 GiB each) | trn2.48xlarge (64 logical cores, 24 GiB each) |
 |---|---|---|---|
@@ -12,16 +12,18 @@ feed. Less tensor parallelism means less communication; the other three quarters
 | 3.1 8B | 15.0 GiB | TP=8, DP=4 | TP=4, DP=16 |
 
 trn1 takes no TP=4: groups of 4 are not among its collectives' sizes. On several nodes DP grows with them. A global batch that
-cannot feed every replica leaves cores idle, and the reasons say so.
+cannot feed every replica leaves cores idle, and the reasons say so. What a person gives (launcher.tensor_parallel, --processes)
+stands; the reasons then say what the rule would have said against it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from steps.errors import ConfigError, Problem
+from steps.instances import Instance
 
 GIB = 1024**3
 WEIGHTS_SHARE = 0.25
@@ -29,34 +31,16 @@ WEIGHTS_SHARE = 0.25
 
 
 @dataclass(frozen=True, slots=True)
-class Instance:
-    """A Neuron instance type."""
+class Asked:
+    """What the layout has to serve, and what of it is given."""
 
-    name: str
-    processes: tuple[int, ...]
-    """Processes per node that its collectives allow, all cores last."""
-    core_gib: float
-    """Device memory of one (logical) core."""
-    tensor_parallel: tuple[int, ...]
-    """Sizes of tensor-parallel groups, the smallest first."""
-
-    @property
-    def cores(self) -> int:
-        """One process each."""
-        return self.processes[-1]
-
-
-INSTANCES = {
-    item.name: item
-    for item in (
-        Instance("trn1.2xlarge", (1, 2), 16.0, (1, 2)),
-        Instance("trn1.32xlarge", (1, 2, 8, 32), 16.0, (1, 2, 8, 32)),
-        Instance("trn1n.32xlarge", (1, 2, 8, 32), 16.0, (1, 2, 8, 32)),
-        Instance("trn2.3xlarge", (1, 2, 4), 24.0, (1, 2, 4)),
-        Instance("trn2.48xlarge", (1, 4, 16, 64), 24.0, (1, 4, 16, 64)),
-    )
-}
-"""trn2 with its default of two physical cores to a logical one (LNC=2)."""
+    nodes: int
+    global_batch: int
+    micro_batch: int
+    processes: int = 0
+    """Per node; 0: as many as there are cores, or fewer."""
+    tensor_parallel: int = 0
+    """0: by the rule."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,19 +60,6 @@ class Layout:
         return self.nodes * self.processes // self.tensor_parallel
 
 
-def find_instance(name: str) -> Instance:
-    """The instance type; SageMaker's `ml.` in front is ignored.
-
-    Raises:
-        ConfigError: not in the table.
-    """
-    found = INSTANCES.get(name.removeprefix("ml."))
-    if found is None:
-        what = f"{name!r} is not a Neuron instance type known here; known: {', '.join(INSTANCES)}"
-        raise ConfigError([Problem("launcher.instance_type", what)])
-    return found
-
-
 def weight_bytes(config: Mapping[str, Any]) -> int:
     """Bytes of a Llama-like model's bf16 weights, from its config.json."""
     hidden, layers, heads = (int(config[key]) for key in ("hidden_size", "num_hidden_layers", "num_attention_heads"))
@@ -100,52 +71,104 @@ def weight_bytes(config: Mapping[str, Any]) -> int:
     return 2 * (layers * layer + embeddings + hidden)
 
 
-def choose_layout(
-    config: Mapping[str, Any], instance: Instance, *, nodes: int, global_batch: int, micro_batch: int
-) -> Layout:
-    """The layout by the table's rule.
+def choose_layout(config: Mapping[str, Any], instance: Instance, asked: Asked) -> Layout:
+    """The layout by the table's rule, or as given.
 
     Raises:
-        ConfigError: the model does not fit the instance, or the global batch does not fit any number of processes.
+        ConfigError: the model does not fit the instance, the sizes do not go together, or the global batch feeds no number of
+            processes.
     """
     weights = weight_bytes(config) / GIB
-    room = instance.core_gib * WEIGHTS_SHARE
-    fitting = [size for size in instance.tensor_parallel if weights / size <= room and not why_not_split(config, size)]
-    if not fitting:
-        sizes = ", ".join(str(size) for size in instance.tensor_parallel)
-        what = (
-            f"{weights:.1f} GiB of bf16 weights do not fit {instance.name}: none of its tensor-parallel sizes ({sizes}) "
-            f"leaves at most {room:g} GiB to a core and divides the model; use a larger instance, or a smaller model"
-        )
-        raise ConfigError([Problem("launcher.instance_type", what)])
-    tensor_parallel = fitting[0]
-    processes = _processes(instance, nodes, tensor_parallel, global_batch, micro_batch)
+    size = asked.tensor_parallel or _smallest(config, instance, weights)
+    processes = _processes(instance, asked, size)
+    share = weights / size
+    said = "as given" if asked.tensor_parallel else "the smallest that fits"
     reasons = [
-        f"tensor parallel {tensor_parallel}: the smallest that leaves {weights / tensor_parallel:.1f} GiB of bf16 weights "
-        f"to a core of {instance.core_gib:g} GiB ({WEIGHTS_SHARE:.0%} are allowed)",
-        f"data parallel {nodes * processes // tensor_parallel}: {nodes} × {processes} processes / {tensor_parallel}; "
+        f"tensor parallel {size}: {said}, leaves {share:.1f} GiB of bf16 weights to a core of {instance.core_gib:g} GiB "
+        f"({WEIGHTS_SHARE:.0%} are allowed)",
+        f"data parallel {asked.nodes * processes // size}: {asked.nodes} × {processes} processes / {size}; "
         "ZeRO-1 shards the optimizer over it",
     ]
+    if share > instance.core_gib * WEIGHTS_SHARE:
+        reasons.append(f"{share:.1f} GiB are more than the rule allows: memory may not suffice")
+    if size not in instance.groups:
+        reasons.append(
+            f"groups of {size} are not among those that {instance.name} is known to take: {_list(instance.groups)}"
+        )
     if processes < instance.cores:
         reasons.append(
-            f"{instance.cores - processes} of {instance.cores} cores stay idle: a global batch of {global_batch} does not "
-            f"divide by {nodes * instance.cores // tensor_parallel} replicas × micro batch {micro_batch}"
+            f"{instance.cores - processes} of {instance.cores} cores stay idle: {_why_idle(instance, asked, size)}"
         )
-    return Layout(nodes, processes, tensor_parallel, tuple(reasons))
+    return Layout(asked.nodes, processes, size, tuple(reasons))
 
 
-def _processes(instance: Instance, nodes: int, tensor_parallel: int, global_batch: int, micro_batch: int) -> int:
-    # Several nodes only work together with all their cores.
-    allowed = [instance.cores] if nodes > 1 else [size for size in instance.processes if size % tensor_parallel == 0]
-    for processes in reversed(allowed):
-        if global_batch % (nodes * processes // tensor_parallel * micro_batch) == 0:
-            return processes
-    replicas = nodes * allowed[0] // tensor_parallel
+def _smallest(config: Mapping[str, Any], instance: Instance, weights: float) -> int:
+    room = instance.core_gib * WEIGHTS_SHARE
+    fitting = [size for size in instance.groups if weights / size <= room and not why_not_split(config, size)]
+    if fitting:
+        return fitting[0]
     what = (
-        f"must be a multiple of replicas × micro batch = {replicas} × {micro_batch} = {replicas * micro_batch}, "
-        f"got {global_batch}; use another --global-batch, or fewer nodes"
+        f"{weights:.1f} GiB of bf16 weights do not fit {instance.name}: none of its tensor-parallel sizes "
+        f"({_list(instance.groups)}) leaves at most {room:g} GiB to a core and divides the model; use a larger instance, or a "
+        "smaller model"
     )
-    raise ConfigError([Problem("--global-batch", what)])
+    raise ConfigError([Problem("cluster.instance_type", what)])
+
+
+def _processes(instance: Instance, asked: Asked, size: int) -> int:
+    if asked.processes:
+        return _given_processes(instance, asked, size)
+    # Several nodes only work together with all their cores.
+    allowed = [instance.cores] if asked.nodes > 1 else list(instance.groups)
+    divisible = [processes for processes in allowed if processes % size == 0]
+    if not divisible:
+        what = f"{size} divides none of the numbers of processes that {instance.name} takes: {_list(allowed)}"
+        raise ConfigError([Problem("launcher.tensor_parallel", what)])
+    for processes in reversed(divisible):
+        if asked.global_batch % _rows(asked, processes, size) == 0:
+            return processes
+    raise ConfigError([_batch_problem(asked, divisible[0], size)])
+
+
+def _given_processes(instance: Instance, asked: Asked, size: int) -> int:
+    problems = []
+    allowed = [instance.cores] if asked.nodes > 1 else list(instance.groups)
+    if asked.processes not in allowed:
+        where = f"{instance.name} takes {_list(allowed)}" + (" when there are several nodes" if asked.nodes > 1 else "")
+        problems.append(Problem("--processes", f"{where}, got {asked.processes}; 0 decides by itself"))
+    if asked.processes % size:
+        what = f"must be a multiple of launcher.tensor_parallel, {size}, got {asked.processes}"
+        problems.append(Problem("--processes", what))
+    elif asked.global_batch % _rows(asked, asked.processes, size):
+        problems.append(_batch_problem(asked, asked.processes, size))
+    if problems:
+        raise ConfigError(problems)
+    return asked.processes
+
+
+def _rows(asked: Asked, processes: int, size: int) -> int:
+    """Rows that one forward pass of all replicas takes."""
+    return asked.nodes * processes // size * asked.micro_batch
+
+
+def _batch_problem(asked: Asked, processes: int, size: int) -> Problem:
+    rows = _rows(asked, processes, size)
+    what = (
+        f"must be a multiple of replicas × micro batch = {rows // asked.micro_batch} × {asked.micro_batch} = {rows}, "
+        f"got {asked.global_batch}; use another --global-batch, or fewer nodes"
+    )
+    return Problem("--global-batch", what)
+
+
+def _why_idle(instance: Instance, asked: Asked, size: int) -> str:
+    if asked.processes:
+        return f"--processes is {asked.processes}"
+    replicas = asked.nodes * instance.cores // size
+    return f"a global batch of {asked.global_batch} does not divide by {replicas} replicas × micro batch {asked.micro_batch}"
+
+
+def _list(sizes: Sequence[int]) -> str:
+    return ", ".join(str(size) for size in sizes)
 
 
 def has_fused_qkv(config: Mapping[str, Any], tensor_parallel: int) -> bool:

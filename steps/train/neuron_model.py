@@ -94,7 +94,7 @@ def load_model(spec: TrainSpec, arguments: Any) -> Any:
             spec.base_path,
             arguments.trn_config,
             dtype=torch.bfloat16 if spec.precision == "bf16" else torch.float32,
-            attn_implementation=attention_of(spec),
+            attn_implementation=attention_of(packed=spec.packed, sequence_length=spec.sequence_length),
         )
     except (OSError, ValueError) as error:
         raise ModelError(f"cannot load the base model in {spec.base_path}: {error}") from error

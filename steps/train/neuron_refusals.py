@@ -7,13 +7,12 @@ and train something else in silence (rank patterns, DoRA, warm starts, bf16 with
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from steps.catalog import ALL_LINEAR
 from steps.errors import ConfigError, Problem
-from steps.presets import LLAMA_LINEAR
+from steps.presets import LLAMA_LINEAR, LoraSettings
 from steps.train.neuron_layout import has_fused_qkv, why_not_split
-from steps.train.spec import TrainSpec
 
 MODEL_TYPES = ("llama", "granite", "qwen3")
 TARGETS = (*LLAMA_LINEAR, "embed_tokens")
@@ -21,22 +20,39 @@ FLASH_LENGTH = 2048
 """The flash-attention kernel takes multiples of this sequence length."""
 
 
-def linear_targets(spec: TrainSpec) -> tuple[str, ...]:
+class Training(Protocol):
+    """What is looked at: a `TrainSpec`, or the part of a `Plan` that becomes one."""
+
+    @property
+    def lora(self) -> LoraSettings: ...
+    @property
+    def sequence_length(self) -> int: ...
+    @property
+    def sharding(self) -> str: ...
+    @property
+    def quantization(self) -> str: ...
+    @property
+    def tensor_parallel(self) -> int: ...
+
+
+def linear_targets(spec: Training) -> tuple[str, ...]:
     """The LoRA targets by name; `all-linear` is not understood by the library."""
     return LLAMA_LINEAR if spec.lora.targets == (ALL_LINEAR,) else spec.lora.targets
 
 
-def attention_of(spec: TrainSpec) -> str:
+def attention_of(*, packed: bool, sequence_length: int) -> str:
     """`flash_attention_2` where the kernel can be used, else `eager`.
 
     The kernel knows only the causal mask, so packed samples would see each other: packed rows always get eager attention
     with a mask that isolates them. Unpacked rows are padded on the right, where causal attention never looks.
     """
-    return "eager" if spec.packed or spec.sequence_length % FLASH_LENGTH else "flash_attention_2"
+    return "eager" if packed or sequence_length % FLASH_LENGTH else "flash_attention_2"
 
 
-def check_spec(spec: TrainSpec, config: Mapping[str, Any], *, world: int) -> None:
+def check_training(spec: Training, config: Mapping[str, Any], *, world: int) -> None:
     """Hold a training against the model's config.json and the number of processes.
+
+    Pipeline parallelism need not be refused: no setting asks for it.
 
     Raises:
         ConfigError: with everything that the neuron backend cannot do.
@@ -49,7 +65,7 @@ def check_spec(spec: TrainSpec, config: Mapping[str, Any], *, world: int) -> Non
         raise ConfigError(problems)
 
 
-def _method_problems(spec: TrainSpec) -> list[Problem]:
+def _method_problems(spec: Training) -> list[Problem]:
     found = {
         "--sharding": "fsdp does not exist there; the neuron backend shards weights by launcher.tensor_parallel and the "
         "optimizer by ZeRO-1, always: use --sharding auto"
@@ -67,7 +83,7 @@ def _method_problems(spec: TrainSpec) -> list[Problem]:
     return [Problem(path, f"on the neuron backend, {what}") for path, what in found.items() if what]
 
 
-def _target_problems(spec: TrainSpec, config: Mapping[str, Any]) -> list[Problem]:
+def _target_problems(spec: Training, config: Mapping[str, Any]) -> list[Problem]:
     targets = set(linear_targets(spec))
     messages = []
     if unknown := sorted(targets - set(TARGETS)):
@@ -90,12 +106,9 @@ def _parts_of(group: tuple[str, ...], targets: set[str], *, why: str) -> list[st
     ]
 
 
-def _layout_problems(spec: TrainSpec, config: Mapping[str, Any], world: int) -> list[Problem]:
+def _layout_problems(spec: Training, config: Mapping[str, Any], world: int) -> list[Problem]:
     size = spec.tensor_parallel
     problems = []
-    if spec.pipeline_parallel != 1:
-        what = f"must be 1, got {spec.pipeline_parallel}: use tensor parallelism, which fits 8B on one trn1.32xlarge"
-        problems.append(Problem("launcher.pipeline_parallel", what))
     if world % size:
         what = f"must divide the number of processes, {world}, got {size}"
         problems.append(Problem("launcher.tensor_parallel", what))

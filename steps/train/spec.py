@@ -56,10 +56,8 @@ class TrainSpec(Section):
     """`torch`: CPUs and GPUs; `neuron`: Trainium."""
     tensor_parallel: int = Field(default=1, ge=1)
     """Processes that share each layer; neuron only."""
-    pipeline_parallel: int = Field(default=1, ge=1)
-    """Processes that share the stack of layers; neuron only."""
     compile_cache: str = ""
-    """Shared folder of compiled graphs, copied to each node and back; empty: none; neuron only."""
+    """Compiled graphs: a shared folder, copied to each node and back, or an s3:// prefix; empty: none; neuron only."""
     graphs_only: bool = False
     """A precompile job: all values are zeros, so nothing is compared; neuron only."""
     gradient_checkpointing: bool = False

@@ -5,6 +5,7 @@ Called by the flow; loads neither torch nor transformers. Running the worker on 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from steps.prepared import verify
 from steps.presets import LoraSettings, Plan
 from steps.records import Adapter, BaseModel, PreparedData, digest_file, digest_of, identity_of
 from steps.rundir import RunDir, TrainDir, read_json
-from steps.train.neuron_refusals import check_spec
+from steps.train import neuron_plan
+from steps.train.neuron_refusals import check_training
 from steps.train.spec import TrainSpec
 
 WORKER = "steps.train.worker"
@@ -27,7 +29,29 @@ PROCESS_ENVIRONMENT = {
 }
 """To be set before a rank's process starts: glibc would give each step's memory back and fault it in again."""
 
+PRECOMPILE_WRAPPER = "steps.train.neuron_precompile"
+"""The module that runs torchrun's command line in the precompile job."""
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+
+
+def lay_out(plan: Plan, config: Mapping[str, Any]) -> Plan:
+    """The plan with every process accounted for; torch's is so already. `config`: the model's config.json.
+
+    Raises:
+        ConfigError: with everything that the neuron backend cannot do.
+    """
+    return neuron_plan.lay_out(plan, config) if plan.settings.launcher.backend == "neuron" else plan
+
+
+def process_environment(plan: Plan) -> dict[str, str]:
+    """Of every rank, to be set before it starts."""
+    on_neuron = plan.settings.launcher.backend == "neuron"
+    return {**PROCESS_ENVIRONMENT, **(neuron_plan.process_environment(plan) if on_neuron else {})}
+
+
+def notes(plan: Plan) -> dict[str, str]:
+    """What a person who reads the job's manifest should know of this training; name → words."""
+    return neuron_plan.notes(plan) if plan.settings.launcher.backend == "neuron" else {}
 
 
 def build(plan: Plan, base: BaseModel, prepared: PreparedData, run: RunDir) -> tuple[TrainSpec, TrainDir]:
@@ -65,7 +89,7 @@ def build(plan: Plan, base: BaseModel, prepared: PreparedData, run: RunDir) -> t
         quantization=plan.quantization,
         sharding=plan.sharding,
         backend=settings.launcher.backend,
-        tensor_parallel=settings.launcher.tensor_parallel,
+        tensor_parallel=plan.tensor_parallel,
         compile_cache=settings.launcher.compile_cache,
         gradient_checkpointing=plan.gradient_checkpointing,
         seed=plan.seed,
@@ -79,7 +103,7 @@ def build(plan: Plan, base: BaseModel, prepared: PreparedData, run: RunDir) -> t
         threads_per_process=settings.launcher.threads_per_process,
     )
     if spec.backend == "neuron":
-        check_spec(spec, read_json(Path(base.path) / "config.json"), world=plan.world)
+        check_training(spec, read_json(Path(base.path) / "config.json"), world=plan.world)
     return spec, place
 
 

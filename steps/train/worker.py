@@ -93,6 +93,8 @@ class Worker:
             backend.train(done=done, listener=self.callbacks)
         if self.callbacks.stopped:
             return EXIT_STOPPED
+        if self.spec.graphs_only:  # `neuron_precompile` compiles what was collected, and has the last word
+            return EXIT_OK
         result = self._export(backend, claim)
         if events:
             seconds = round(time.monotonic() - begun, 4)

@@ -3,7 +3,8 @@
 Keys: steps, step_s (later_step_s from the second attempt on), save_every, and by attempt (as text, or "*") under "acts": {"rank",
 "step", "act"}; clock_shift_s (of its events), deafness (ignores SIGTERM from the start), ballast_kib (in each checkpoint),
 together (no rank goes on without the others, as with a collective). An error leaves a failure record, as the real worker does.
-Acts: crash, exit <code>, record <class> <code>, hang, deaf (hangs and ignores SIGTERM), no_result, eat (all memory).
+Acts: crash, exit <code>, record <class> <code>, hang, deaf (hangs and ignores SIGTERM), no_result, eat (all memory),
+abort <a word of the Neuron runtime>.
 """
 
 from __future__ import annotations
@@ -37,6 +38,9 @@ def sleep_for_ever() -> None:
 
 
 def act(what: str, folder: Path, rank: int, step: int) -> None:
+    if what.startswith("abort"):
+        print(f"ERROR NRT:nrt_infodump Failure: {what.split()[1]} in nrt_execute()", flush=True)
+        os.abort()
     if what == "crash":
         os.kill(os.getpid(), signal.SIGKILL)
     if what.startswith("exit"):

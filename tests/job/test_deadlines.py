@@ -122,3 +122,9 @@ def test_progress_remembers_what_matters() -> None:
 )
 def test_passed_deadline_has_a_class(work: Work, expected: str) -> None:
     assert Passed(work, 1, 2).failure_class == expected
+
+
+def test_the_first_steps_may_compile_again() -> None:
+    patient = LIMITS.model_copy(update={"first_step_s": 4000.0, "compiling_steps": 2})
+    assert [limit_s(after(*["step"] * count), patient) for count in (2, 3)] == [4000.0, 50]
+    assert limit_s(after("step"), LIMITS) == 50

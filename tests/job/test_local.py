@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -215,3 +216,21 @@ def test_attempt_of_an_earlier_boot_is_known_to_be_dead(tmp_path: Path) -> None:
     assert (snapshot.phase, snapshot.reason, snapshot.remaining) == (Phase.FAILED, Reason.NODE, 0)
     assert LocalLauncher().read(job, 2).phase is Phase.GONE
     assert LocalLauncher().logs(job, 1, 0) == ""
+
+
+def test_a_wrapper_runs_torchrun_and_has_the_last_word(tmp_path: Path) -> None:
+    notes = tmp_path / "notes"
+    job = play_job(tmp_path, world=2, steps=2)
+    job = replace(job, wrapper="play_wrapper", environment={**job.environment, "WRAPPER_NOTES": str(notes)})
+    result = supervise(job, LocalLauncher(grace_s=5.0), Settings.model_validate(SETTINGS))
+    assert result.step == 2
+    assert notes.read_text().startswith("torchrun ended with 0: ")
+    assert "-m torch.distributed.run" in notes.read_text()
+
+
+def test_a_rank_that_the_neuron_runtime_aborts_speaks_through_its_log(tmp_path: Path) -> None:
+    job = play_job(tmp_path, steps=6, a1={"step": 2, "act": "abort NRT_EXEC_HW_ERR_NC_UE"})
+    settings = Settings.model_validate({**SETTINGS, "retry": {"max_attempts": 1}})
+    with pytest.raises(JobRetriesExhausted, match="NRT_EXEC_HW_ERR_NC_UE"):
+        supervise(job, LocalLauncher(grace_s=5.0), settings)
+    assert read_json(job.directory.attempt(1) / "failure-00000.json")["failure_class"] == "accelerator"

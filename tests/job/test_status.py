@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from steps.job.neuron_codes import CODES, neuron_code
 from steps.job.status import JobSnapshot, Phase, Reason, WorkerState, reason_of, signal_name, snapshot_of_local
 
 FOUND: dict[str, Any] = {
@@ -86,11 +85,3 @@ def test_signal_is_read_from_either_form_of_an_exit_code(
 
 def test_signals_have_names() -> None:
     assert (signal_name(9), signal_name(64), signal_name(63)) == ("SIGKILL", "SIGRTMAX", "signal 63")
-
-
-def test_neuron_codes_have_a_class_whatever_the_number() -> None:
-    assert {code: neuron_code(code).failure_class.value for code in (6, 1003, 1201, 1206, 5)} == {
-        6: "accelerator", 1003: "user", 1201: "accelerator", 1206: "network", 5: "hang"
-    }  # fmt: skip
-    assert neuron_code(4242).failure_class == "unknown"
-    assert len(CODES) == 26

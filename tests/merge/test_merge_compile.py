@@ -63,9 +63,10 @@ def test_an_export_without_a_model_leaves_nothing(merged: Path, tmp_path: Path) 
     ("changes", "request_", "words"),
     [
         ({"model_type": "gemma2"}, REQUEST, "the exporter takes granite, llama"),
-        ({"dtype": "float32"}, REQUEST, "merge in bf16"),
+        ({"dtype": "float32"}, REQUEST, "inference.dtype: must be the merged model's type, float32, got bfloat16"),
         ({}, CompileRequest(1, 4096, 8, "p5.48xlarge"), "no Neuron instance type"),
         ({}, CompileRequest(1, 4096, 5, "trn1.32xlarge"), "must divide the model's 32 attention heads, got 5"),
+        ({}, CompileRequest(1, 4096, 0, "trn1.32xlarge"), "inference.tensor_parallel: must be given"),
         ({"max_position_embeddings": 2048}, REQUEST, "must be <= 2048"),
     ],
 )

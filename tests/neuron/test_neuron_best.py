@@ -8,8 +8,8 @@ from pathlib import Path
 from neuron_harness import PATIENCE_S, Training
 from test_neuron_learns import EXACT
 
-from steps.train.neuron_cache import precompile_spec
 from steps.train.neuron_consolidate import ADAPTER, consolidate_checkpoint
+from steps.train.neuron_precompile import precompile_spec
 
 
 def test_the_best_adapter_is_remembered_over_a_restart(new_training: Callable[..., Training], tmp_path: Path) -> None:
@@ -28,11 +28,14 @@ def test_the_best_adapter_is_remembered_over_a_restart(new_training: Callable[..
     assert (training.adapter(2) / ADAPTER).read_bytes() == adapters["best"] != adapters["last"]
 
 
-def test_a_precompile_job_takes_few_steps_in_its_own_directory(new_training: Callable[..., Training]) -> None:
+def test_a_precompile_job_takes_few_steps_and_saves_nothing(new_training: Callable[..., Training]) -> None:
     spec = new_training(tensor_parallel=2).spec
     job = Training(precompile_spec(spec))
     job.run(processes=2)
     assert list(job.values("loss")) == [1, 2, 3]
+    assert {event.kind for event in job.events()} >= {"started", "model_loaded", "first_step", "validation"}
+    assert not {"checkpoint", "finished"} & {event.kind for event in job.events()}
+    assert not job.spec.place.checkpoints.exists()
     assert not Path(spec.directory).exists()
 
 

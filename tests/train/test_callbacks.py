@@ -157,3 +157,13 @@ def test_other_ranks_write_nothing(spec: TrainSpec, capsys: pytest.CaptureFixtur
     backend.train(done=0, listener=callbacks)
     assert not spec.place.checkpoints.exists()
     assert capsys.readouterr().out == ""
+
+
+def test_a_precompile_job_validates_but_saves_nothing_and_judges_no_number(
+    trainings: Trainings, tmp_path: Path
+) -> None:
+    spec = trainings.make(str(tmp_path / "run"), checkpoint_every=2, validation_every=2, graphs_only=True).spec
+    kinds = {kind for kind, _ in Case(spec, [float("nan")] * 100).run()}
+    assert {"first_step", "step", "validation"} <= kinds
+    assert not kinds & {"checkpoint_begin", "checkpoint"}
+    assert not spec.place.checkpoints.exists()

@@ -9,8 +9,9 @@ import pytest
 from test_neuron_layout import make_spec
 
 from steps.errors import StorageError
-from steps.train.neuron_cache import DONE, copy_missing, finished_graphs, main, precompile_spec
+from steps.train.neuron_cache import DONE, copy_missing, count_graphs, fetch_graphs, finished_graphs, keep_graphs, main
 from steps.train.neuron_environment import neuron_environment
+from steps.train.neuron_precompile import precompile_spec
 
 
 def add_graph(cache: Path, name: str, *, finished: bool = True) -> None:
@@ -54,6 +55,23 @@ def test_a_folder_that_cannot_be_written_is_storages_failure(tmp_path: Path) -> 
     (tmp_path / "local").write_text("a file")
     with pytest.raises(StorageError, match="cannot copy"):
         copy_missing(tmp_path / "shared", tmp_path / "local")
+
+
+def test_a_remembered_failure_does_not_count_and_does_not_travel(tmp_path: Path) -> None:
+    add_graph(tmp_path / "local", "failed")
+    (tmp_path / "local/neuronxcc-2.21/MODULE_failed/model.neff").unlink()
+    assert count_graphs(str(tmp_path / "local")) == 0
+    assert copy_missing(tmp_path / "local", tmp_path / "shared") == 0
+
+
+def test_only_a_shared_folder_is_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NEURON_COMPILE_CACHE_URL", str(tmp_path / "local"))
+    add_graph(tmp_path / "shared", "one")
+    add_graph(tmp_path / "local", "two")
+    assert (fetch_graphs(""), fetch_graphs("s3://bucket/graphs"), keep_graphs("s3://bucket/graphs")) == (0, 0, 0)
+    assert (fetch_graphs(str(tmp_path / "shared")), keep_graphs(str(tmp_path / "shared"))) == (1, 1)
+    monkeypatch.setenv("NEURON_COMPILE_CACHE_URL", "s3://bucket/graphs")
+    assert keep_graphs(str(tmp_path / "another")) == 0
 
 
 def test_the_precompile_job_has_the_same_shapes_in_its_own_directory() -> None:

@@ -7,17 +7,12 @@ from typing import Any
 import pytest
 
 from steps.errors import ConfigError
-from steps.train.neuron_layout import (
-    INSTANCES,
-    choose_layout,
-    find_instance,
-    has_fused_qkv,
-    weight_bytes,
-    why_not_split,
-)
-from steps.train.neuron_refusals import attention_of, check_sequence_parallel, check_spec, linear_targets
+from steps.instances import INSTANCES
+from steps.train.neuron_layout import Asked, Layout, choose_layout, has_fused_qkv, weight_bytes, why_not_split
+from steps.train.neuron_refusals import attention_of, check_sequence_parallel, check_training, linear_targets
 from steps.train.spec import TrainSpec
 
+TRN1 = INSTANCES["trn1.32xlarge"]
 LLAMA_8B = {
     "model_type": "llama", "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32,
     "num_key_value_heads": 8, "intermediate_size": 14336, "vocab_size": 128256, "tie_word_embeddings": False,
@@ -55,7 +50,7 @@ def test_weights_are_counted_from_the_config(config: dict[str, Any], parameters:
     ("config", "instance", "nodes", "tp", "dp"),
     [
         (LLAMA_8B, "trn1.32xlarge", 1, 8, 4),
-        (LLAMA_8B, "ml.trn1.32xlarge", 2, 8, 8),
+        (LLAMA_8B, "trn1n.32xlarge", 2, 8, 8),
         (LLAMA_8B, "trn2.48xlarge", 1, 4, 16),
         (LLAMA_3B, "trn1.32xlarge", 1, 2, 16),
         (LLAMA_3B, "trn2.48xlarge", 1, 1, 64),
@@ -65,21 +60,21 @@ def test_weights_are_counted_from_the_config(config: dict[str, Any], parameters:
     ],
 )
 def test_the_table_of_layouts(config: dict[str, Any], instance: str, nodes: int, tp: int, dp: int) -> None:
-    layout = choose_layout(config, find_instance(instance), nodes=nodes, global_batch=128, micro_batch=1)
+    layout = choose_layout(config, INSTANCES[instance], Asked(nodes, 128, 1))
     assert (layout.tensor_parallel, layout.data_parallel) == (tp, dp)
-    assert layout.processes == find_instance(instance).cores
+    assert layout.processes == INSTANCES[instance].cores
 
 
 def test_the_golden_layout_explains_itself() -> None:
-    layout = choose_layout(LLAMA_8B, INSTANCES["trn1.32xlarge"], nodes=2, global_batch=64, micro_batch=1)
+    layout = choose_layout(LLAMA_8B, TRN1, Asked(2, 64, 1))
     assert layout.reasons == (
-        "tensor parallel 8: the smallest that leaves 1.9 GiB of bf16 weights to a core of 16 GiB (25% are allowed)",
+        "tensor parallel 8: the smallest that fits, leaves 1.9 GiB of bf16 weights to a core of 16 GiB (25% are allowed)",
         "data parallel 8: 2 × 32 processes / 8; ZeRO-1 shards the optimizer over it",
     )
 
 
 def test_a_small_global_batch_leaves_cores_idle_and_says_so() -> None:
-    layout = choose_layout(LLAMA_1B, INSTANCES["trn1.32xlarge"], nodes=1, global_batch=8, micro_batch=1)
+    layout = choose_layout(LLAMA_1B, TRN1, Asked(1, 8, 1))
     assert (layout.processes, layout.data_parallel) == (8, 8)
     assert "24 of 32 cores stay idle" in layout.reasons[-1]
 
@@ -89,12 +84,55 @@ def test_a_small_global_batch_leaves_cores_idle_and_says_so() -> None:
     [
         (LLAMA_8B, "trn1.2xlarge", 1, 16, "15.0 GiB of bf16 weights do not fit trn1.2xlarge"),
         (LLAMA_1B, "trn1.32xlarge", 2, 16, "must be a multiple of replicas × micro batch = 64 × 1 = 64, got 16"),
-        (LLAMA_1B, "p5.48xlarge", 1, 16, "is not a Neuron instance type known here"),
     ],
 )
 def test_what_has_no_layout(config: dict[str, Any], instance: str, nodes: int, batch: int, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        choose_layout(config, find_instance(instance), nodes=nodes, global_batch=batch, micro_batch=1)
+        choose_layout(config, INSTANCES[instance], Asked(nodes, batch, 1))
+
+
+@pytest.mark.parametrize(
+    ("asked", "processes", "tp", "words"),
+    [
+        (Asked(1, 64, 1, tensor_parallel=2), 32, 2, "7.5 GiB are more than the rule allows"),
+        (
+            Asked(1, 64, 1, tensor_parallel=4),
+            32,
+            4,
+            "groups of 4 are not among those that trn1.32xlarge is known to take",
+        ),
+        (Asked(1, 64, 1, tensor_parallel=32), 32, 32, "tensor parallel 32: as given, leaves 0.5 GiB"),
+        (Asked(1, 64, 1, processes=8), 8, 8, "24 of 32 cores stay idle: --processes is 8"),
+        (Asked(2, 64, 1, processes=32), 32, 8, "data parallel 8: 2 × 32 processes / 8"),
+    ],
+)
+def test_what_is_given_stands_and_is_commented(asked: Asked, processes: int, tp: int, words: str) -> None:
+    layout = choose_layout(LLAMA_8B, TRN1, asked)
+    assert (layout.processes, layout.tensor_parallel) == (processes, tp)
+    assert any(words in reason for reason in layout.reasons)
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        (Asked(1, 64, 1, processes=12), "--processes: trn1.32xlarge takes 1, 2, 8, 32, got 12"),
+        (Asked(2, 64, 1, processes=8), "trn1.32xlarge takes 32 when there are several nodes, got 8"),
+        (Asked(1, 64, 1, processes=2, tensor_parallel=8), "must be a multiple of launcher.tensor_parallel, 8, got 2"),
+        (
+            Asked(1, 6, 1, processes=32, tensor_parallel=8),
+            "--global-batch: must be a multiple of .* = 4 × 1 = 4, got 6",
+        ),
+        (Asked(1, 64, 1, tensor_parallel=64), "64 divides none of the numbers of processes that trn1.32xlarge takes"),
+    ],
+)
+def test_what_is_given_is_checked(asked: Asked, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        choose_layout(LLAMA_8B, TRN1, asked)
+
+
+def test_every_reason_names_what_it_decides() -> None:
+    layout: Layout = choose_layout(LLAMA_8B, INSTANCES["trn2.48xlarge"], Asked(1, 64, 1))
+    assert [reason.split(":")[0] for reason in layout.reasons] == ["tensor parallel 4", "data parallel 16"]
 
 
 @pytest.mark.parametrize(("tp", "fused"), [(1, False), (2, False), (8, False), (16, True), (32, True)])
@@ -117,7 +155,6 @@ REFUSED = [
     ("lm_head", {"lora": {"targets": ["lm_head"]}}, {}, 8, "lm_head cannot be trained"),
     ("tied", {"lora": {"targets": ["embed_tokens"]}}, {"tie_word_embeddings": True}, 8, "tied to lm_head"),
     ("part of qkv", {"tensor_parallel": 32, "lora": {"targets": ["q_proj"]}}, {}, 32, "q_proj without .*fuses the three"),
-    ("pipeline", {"pipeline_parallel": 2}, {}, 8, "launcher.pipeline_parallel: must be 1"),
     ("processes", {"tensor_parallel": 8}, {}, 12, "must divide the number of processes, 12, got 8"),
     ("heads", {"tensor_parallel": 5}, {}, 5, "5 does not divide the model's num_attention_heads = 32"),
     ("length", {"tensor_parallel": 8, "sequence_length": 1002}, {}, 8, "--sequence-length: must be a multiple of"),
@@ -127,19 +164,19 @@ REFUSED = [
 @pytest.mark.parametrize(("changes", "config", "world", "words"), [r[1:] for r in REFUSED], ids=[r[0] for r in REFUSED])
 def test_what_is_refused(changes: dict[str, Any], config: dict[str, Any], world: int, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        check_spec(make_spec(**changes), LLAMA_8B | config, world=world)
+        check_training(make_spec(**changes), LLAMA_8B | config, world=world)
 
 
 def test_all_refusals_come_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
-        check_spec(make_spec(sharding="fsdp", quantization="4bit", tensor_parallel=3), LLAMA_8B, world=8)
+        check_training(make_spec(sharding="fsdp", quantization="4bit", tensor_parallel=3), LLAMA_8B, world=8)
     assert len(caught.value.problems) == 5
 
 
 @pytest.mark.parametrize("tp", [1, 2, 8, 32])
 @pytest.mark.parametrize("targets", [["all-linear"], ["q_proj", "k_proj", "v_proj"], ["o_proj", "embed_tokens"]])
 def test_what_is_taken(tp: int, targets: list[str]) -> None:
-    check_spec(make_spec(tensor_parallel=tp, lora={"targets": targets, "method": "rslora"}), LLAMA_8B, world=32)
+    check_training(make_spec(tensor_parallel=tp, lora={"targets": targets, "method": "rslora"}), LLAMA_8B, world=32)
 
 
 def test_all_linear_is_spelled_out() -> None:
@@ -157,7 +194,7 @@ def test_all_linear_is_spelled_out() -> None:
     ],
 )
 def test_flash_attention_only_where_samples_cannot_see_each_other(packed: bool, length: int, attention: str) -> None:
-    assert attention_of(make_spec(packed=packed, sequence_length=length)) == attention
+    assert attention_of(packed=packed, sequence_length=length) == attention
 
 
 def test_bf16_tensor_parallel_needs_sequence_parallel() -> None:

@@ -1,0 +1,65 @@
+"""A plan for Neuron cores: the layout chosen or checked, all refusals at once, and what the job's pods are told. Pure.
+
+Called through `stage` by the flow's `start`, as soon as the model's config.json is known: before anything is fetched, prepared or
+submitted. What each refusal means is in `neuron_refusals`, the table in `neuron_layout`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from steps.errors import ConfigError, Problem
+from steps.instances import find_instance
+from steps.presets import Plan
+from steps.train.neuron_cache import is_remote
+from steps.train.neuron_environment import LOCAL_CACHE, neuron_environment
+from steps.train.neuron_layout import Asked, Layout, choose_layout
+from steps.train.neuron_refusals import attention_of, check_training
+
+
+def lay_out(plan: Plan, config: Mapping[str, Any]) -> Plan:
+    """The plan with its processes and tensor parallelism, each with its reason.
+
+    Raises:
+        ConfigError: with everything that the neuron backend cannot do, or that does not fit the instance.
+    """
+    laid_out = plan if _is_left_alone(plan) else _with_layout(plan, _layout(plan, config))
+    check_training(laid_out, config, world=laid_out.world)
+    return laid_out
+
+
+def _is_left_alone(plan: Plan) -> bool:
+    """On a machine of unknown type, what is given stands."""
+    return plan.is_laid_out and not plan.settings.cluster.instance_type
+
+
+def _layout(plan: Plan, config: Mapping[str, Any]) -> Layout:
+    instance = find_instance(plan.settings.cluster.instance_type)
+    if instance is None:
+        what = "0 is chosen by the instance type: give cluster.instance_type (of this machine too), or a number"
+        raise ConfigError([Problem("launcher.tensor_parallel", what)])
+    asked = Asked(plan.nodes, plan.global_batch, plan.micro_batch, plan.processes, plan.tensor_parallel)
+    return choose_layout(config, instance, asked)
+
+
+def _with_layout(plan: Plan, layout: Layout) -> Plan:
+    chosen = {"processes": layout.processes, "tensor_parallel": layout.tensor_parallel, "layout": layout.reasons}
+    return plan.model_copy(update=chosen)
+
+
+def notes(plan: Plan) -> dict[str, str]:
+    """What the layout means, for whoever reads the job's manifest."""
+    attention = attention_of(packed=plan.packing, sequence_length=plan.sequence_length)
+    packing = "isolated by a mask" if plan.packing else "off: one sample to a row"
+    return {
+        "layout": f"TP={plan.tensor_parallel} DP={plan.replicas} PP=1, {plan.world} processes; "
+        + "; ".join(plan.layout),
+        "attention": f"{attention}; packing {packing}",
+    }
+
+
+def process_environment(plan: Plan) -> dict[str, str]:
+    """Of every process, before it starts."""
+    cache = plan.settings.launcher.compile_cache
+    return neuron_environment(nodes=plan.nodes, compile_cache=cache if is_remote(cache) else LOCAL_CACHE)

@@ -1,0 +1,87 @@
+"""The compile job on one node: its events, its result, its failures; and which of the two ways a flow takes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from merge_records import plan
+
+from steps.errors import ConfigError
+from steps.events import EventTail
+from steps.failure_record import read_records
+from steps.job.publish import result_damage
+from steps.merge import compile_worker
+from steps.merge.compile import CompiledModel
+from steps.neuron_jobs import compile_job, compile_merged, describe, request_of
+from steps.presets import Plan
+from steps.records import MergedModel
+from steps.rundir import RunDir, TrainDir, read_json
+
+CONFIG = {"model_type": "llama", "dtype": "bfloat16", "num_attention_heads": 32, "max_position_embeddings": 131072}
+SERVED = {"enabled": True, "batch_size": 4, "tensor_parallel": 8, "instance_type": "trn1.32xlarge"}
+
+
+def wanting(**changes: Any) -> Plan:
+    """A plan that wants the merged model compiled."""
+    made = plan()
+    inference = made.settings.inference.model_copy(update={**SERVED, **changes})
+    return made.model_copy(update={"settings": made.settings.model_copy(update={"inference": inference})})
+
+
+@pytest.fixture
+def merged(tmp_path: Path) -> MergedModel:
+    folder = tmp_path / "merged-x"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    return MergedModel(str(folder), "x", "m" * 64, "bfloat16", 1, 1, 1, 1.0)
+
+
+def test_without_a_compiler_it_is_skipped_and_says_what_would_do_it(merged: MergedModel, tmp_path: Path) -> None:
+    found = compile_merged(None, wanting(), merged, RunDir(tmp_path))  # type: ignore[arg-type]  # no job is run
+    assert "not installed here" in found.skipped
+    assert found.parents == {"merged": merged.digest}
+    assert describe(found).startswith("not compiled: ")
+    assert "optimum-cli export neuron --model" in describe(found)
+
+
+def test_what_cannot_be_compiled_is_refused_before_a_job_is_made(merged: MergedModel, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"inference\.dtype"):
+        compile_merged(None, wanting(dtype="fp32"), merged, RunDir(tmp_path))  # type: ignore[arg-type]
+
+
+def test_tensor_parallel_is_the_trainings_unless_given() -> None:
+    assert request_of(wanting()).tensor_parallel == 8
+    assert request_of(wanting(tensor_parallel=0).model_copy(update={"tensor_parallel": 4})).tensor_parallel == 4
+
+
+def test_the_job_is_one_process_that_leaves_a_record(merged: MergedModel, tmp_path: Path) -> None:
+    asked = wanting()
+    job = compile_job(asked, merged, request_of(asked), RunDir(tmp_path), "id")
+    assert (job.world, job.step, job.directory.path) == (1, "compile", tmp_path / "compile-id")
+    assert start(job.directory, dict(job.spec)) == 0
+    events = EventTail(job.directory.events(1)).read_new()
+    assert [event.kind for event in events] == ["started", "model_loaded", "finished"]
+    assert result_damage(job.directory, events[-1].data) is None
+    found = CompiledModel.from_dict(read_json(job.directory.path / events[-1].data["result"] / "compile.json"))
+    assert "not installed here" in found.skipped
+
+
+def start(directory: TrainDir, spec: dict[str, Any]) -> int:
+    directory.attempt(1).mkdir(parents=True)
+    directory.spec.write_text(json.dumps(spec))
+    return compile_worker.main([str(directory.spec), "--attempt", "1"])
+
+
+def test_a_failure_is_recorded_with_its_class(merged: MergedModel, tmp_path: Path) -> None:
+    asked = wanting(sequence_length=10**6)
+    job = compile_job(asked, merged, request_of(asked), RunDir(tmp_path), "id")
+    assert start(job.directory, dict(job.spec)) == 65
+    (record,) = read_records(job.directory.attempt(1))
+    assert (record.failure_class, "inference.sequence_length" in record.message) == ("config", True)
+
+
+def test_a_compiled_model_is_told_with_its_size() -> None:
+    assert describe(CompiledModel("/c", "", "x", "d", 2**30, {})).startswith("compiled model: /c, 1.0 GiB")
