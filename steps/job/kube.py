@@ -32,6 +32,10 @@ DENIED_S = 60.0
 """A refused credential is tried again for so long: tokens are renewed behind our back."""
 LONGEST_LOG = 2**20
 """Bytes of one answer."""
+LOG_PATIENCE_S = 5.0
+"""A log is worth having, and no reason to hold a recovery back: a dead node's answers 500 until the node is back."""
+LONGEST_SILENCE_S = 86400.0
+"""Of a log that is followed. (The client takes no None here.)"""
 Kind = Literal["pytorchjobs", "pods"]
 
 
@@ -124,11 +128,15 @@ class Kube:
         return any(item["type"] == "Ready" and item["status"] == "True" for item in conditions)
 
     def log(self, pod: str, *, lines: int) -> str:
-        """The end of a pod's log; empty if there is none (not started, or gone)."""
+        """The end of a pod's log; empty if there is none (not started, or gone). Nobody waits for a node that is dead.
+
+        Raises:
+            ClusterError: refused, or the API or the pod's node does not answer.
+        """
         what, doing = self._core.read_namespaced_pod_log, f"reading the log of pod {pod}"
         try:
             while True:
-                where = {"tail_lines": lines, "limit_bytes": LONGEST_LOG}
+                where = {"tail_lines": lines, "limit_bytes": LONGEST_LOG, "patience_s": LOG_PATIENCE_S}
                 found = self._call(doing, what, pod, self.namespace, **where)
                 if len(found) < LONGEST_LOG or lines <= 1:
                     return found.decode(errors="replace")
@@ -138,7 +146,7 @@ class Kube:
 
     def follow_log(self, pod: str, *, lines: int) -> Iterator[str]:
         """A pod's log, line by line, until the pod ends."""
-        where = {"tail_lines": lines, "follow": True, "_request_timeout": (TIMEOUT_S[0], None)}
+        where = {"tail_lines": lines, "follow": True, "_request_timeout": (TIMEOUT_S[0], LONGEST_SILENCE_S)}
         try:
             yield from watch.Watch().stream(self._core.read_namespaced_pod_log, pod, self.namespace, **where)
         except (ApiException, HTTPError) as error:

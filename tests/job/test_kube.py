@@ -336,6 +336,14 @@ def test_a_log_is_text_and_a_missing_one_is_empty(kube: Kube, api: Api) -> None:
         list(kube.follow_log("p", lines=5))
 
 
+def test_a_log_on_a_dead_node_is_not_waited_for(kube: Kube, api: Api, waits: Waits) -> None:
+    """The API answers 500 in the kubelet's place, for as long as the node is away."""
+    api.answers = [answer(500, {"message": "dial tcp 10.0.0.1:10250: connect: no route to host"})]
+    with pytest.raises(ClusterError, match="no route to host"):
+        kube.log("p", lines=5)
+    assert waits.now_s < 10
+
+
 def test_what_only_adds_words_is_never_in_the_way(kube: Kube, api: Api, waits: Waits) -> None:
     api.answers = [answer(403)]
     assert kube.events("j") == ()
