@@ -32,8 +32,8 @@ DENIED_S = 60.0
 """A refused credential is tried again for so long: tokens are renewed behind our back."""
 LONGEST_LOG = 2**20
 """Bytes of one answer."""
-LOG_PATIENCE_S = 5.0
-"""A log is worth having, and no reason to hold a recovery back: a dead node's answers 500 until the node is back."""
+LOG_PATIENCE_S = 0.0
+"""A log is worth having, and no reason to hold a recovery back: a dead node's answers 500, slowly, until the node is back."""
 LONGEST_SILENCE_S = 86400.0
 """Of a log that is followed. (The client takes no None here.)"""
 Kind = Literal["pytorchjobs", "pods"]
