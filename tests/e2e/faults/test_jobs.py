@@ -38,11 +38,11 @@ def test_deleting_the_job_by_hand_means_stop(trial: MakeTrial, expect: Expect) -
     training.when_step(5)
     name = training.objects("pytorchjobs.kubeflow.org")[0]["metadata"]["name"]
     kubectl("-n", training.namespace, "delete", "pytorchjobs.kubeflow.org", name, "--wait=false")
-    said = "somebody deleted the job, which means: stop"
+    said = "deleted the job, which means: stop"
     expect("the job is deleted by hand", training, classes=["preempted"], error="JobCancelled", reads=said)
     training.start(resume=True)
     again = expect(
-        "the job is deleted by hand, then resumed", training, classes=["preempted"], reads="somebody deleted the job"
+        "the job is deleted by hand, then resumed", training, classes=["preempted"], reads="deleted the job, which means"
     )
     assert again["attempts"] == 2
 
