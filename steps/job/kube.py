@@ -30,6 +30,8 @@ WATCH_TIMEOUT_S = (10, 130)
 """The server sends a bookmark every minute; one that is silent for longer is gone, even if nobody closed the connection."""
 DENIED_S = 60.0
 """A refused credential is tried again for so long: tokens are renewed behind our back."""
+SILENT_S = 86400
+"""A log that is followed may be silent for so long: a queue, a compilation."""
 LONGEST_LOG = 2**20
 """Bytes of one answer."""
 Kind = Literal["pytorchjobs", "pods"]
@@ -138,7 +140,7 @@ class Kube:
 
     def follow_log(self, pod: str, *, lines: int) -> Iterator[str]:
         """A pod's log, line by line, until the pod ends."""
-        where = {"tail_lines": lines, "follow": True, "_request_timeout": (TIMEOUT_S[0], None)}
+        where = {"tail_lines": lines, "follow": True, "_request_timeout": (TIMEOUT_S[0], SILENT_S)}
         try:
             yield from watch.Watch().stream(self._core.read_namespaced_pod_log, pod, self.namespace, **where)
         except (ApiException, HTTPError) as error:
