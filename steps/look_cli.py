@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections import deque
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 EVENT_LINES = 2000
 """Of worker 0's log, looked through for events."""
+SPARE = 4
+"""Not every event becomes a sentence: so many more lines are read than shown."""
 
 
 @click.command()
@@ -110,12 +113,14 @@ def logs(run: str, rank: int, follow: bool, lines: int, raw: bool, config: Path 
     from steps.run_logs import worded
 
     place = place_of(root, config)
+    asked = lines if raw or follow else SPARE * lines
     if place.settings is None:
-        found = local_log(place.root, run, rank, lines, follow=follow)
+        found = local_log(place.root, run, rank, asked, follow=follow)
     else:
-        found = cluster_log(open_cluster(place.settings), place, run, rank, lines, follow=follow)
+        found = cluster_log(open_cluster(place.settings), place, run, rank, asked, follow=follow)
+    shown: Iterable[str] = worded(found, is_raw=raw)
     with contextlib.suppress(KeyboardInterrupt):  # the way to end --follow
-        for line in worded(found, is_raw=raw):
+        for line in shown if follow else deque(shown, maxlen=lines):
             click.echo(line)
 
 

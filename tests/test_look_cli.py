@@ -16,6 +16,7 @@ from cluster_objects import BORN_S, FakeCluster, event_lines, make_job, make_pod
 
 from steps.cli import main
 from steps.errors import ClusterError, StorageError
+from steps.events import PREFIX, Event
 from steps.look_cli import cluster_log, cluster_status
 from steps.run_logs import follow_file, follow_pods, worded
 from steps.run_place import Place, look
@@ -175,12 +176,16 @@ def test_logs_of_a_local_run_and_the_words_of_its_errors(tmp_path: Path) -> None
     make_log(tmp_path / "LoraFlow" / "17" / "train-x", "one", "two", "three")
     assert call("logs", "17", "--root", tmp_path, "--lines", "2").output == "two\nthree\n"
     assert call("logs", "LoraFlow/17", "--root", tmp_path, "--lines", "1", "-f").output == "three\n"
+    silent = PREFIX + Event("checkpoint_begin", 1.0, 1, 2).to_line()
+    make_log(tmp_path / "LoraFlow" / "18" / "train-x", "one", *event_lines(3), silent, silent)
+    shown = call("logs", "18", "--root", tmp_path, "--lines", "2").output.splitlines()
+    assert [line.split(" | ")[0] for line in shown] == ["step 2/10", "step 3/10"]
     missing = call("logs", "17", "--root", tmp_path, "--rank", "5")
     assert missing.exit_code == 1
     assert "Storage failed: no rank-5.log in" in missing.output
     assert "there: rank-0.log" in missing.output
-    assert f"no run '18' below {tmp_path} (did you mean '17'?)" in call("logs", "18", "--root", tmp_path).output
-    assert f"no run 'x' below {tmp_path}; the newest are 17" in call("logs", "x", "--root", tmp_path).output
+    assert f"no run '27' below {tmp_path} (did you mean '17'?)" in call("logs", "27", "--root", tmp_path).output
+    assert f"no run 'x' below {tmp_path}; the newest are 17, 18" in call("logs", "x", "--root", tmp_path).output
 
 
 @pytest.fixture

@@ -35,7 +35,7 @@ LONGEST_LOG = 2**20
 LOG_PATIENCE_S = 0.0
 """A log is worth having, and no reason to hold a recovery back: a dead node's answers 500, slowly, until the node is back."""
 LONGEST_SILENCE_S = 86400.0
-"""Of a log that is followed. (The client takes no None here.)"""
+"""Of a log that is followed: a queue, a compilation. (The client takes no None here.)"""
 Kind = Literal["pytorchjobs", "pods"]
 
 
