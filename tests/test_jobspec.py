@@ -90,7 +90,8 @@ def test_it_is_printed_without_a_cluster_and_says_what_it_needs() -> None:
         "# claim              fsx-claim, ReadWriteMany, mounted at /fsx",
         "# service account    the default one",
         "# token              no secret",
-        "tensor parallel 8 (launcher.tensor_parallel), data parallel 8",
+        "Layout: tensor parallel 8: the smallest that fits, leaves 1.9 GiB of bf16 weights to a core of 16 GiB",
+        "Layout: data parallel 8: 2 × 32 processes / 8; ZeRO-1 shards the optimizer over it",
         "Not to be applied as it stands: RUN-ID",
         "hyperpod-lora jobspec --run RUN-ID --config FILE | kubectl apply -f -",
     ):

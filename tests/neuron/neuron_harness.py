@@ -19,7 +19,7 @@ import numpy as np
 from steps.checkpoints import directories
 from steps.events import Event, EventTail
 from steps.failure_record import FailureRecord, read_records
-from steps.prepared import DATA_FILES, HELD_OUT, MANIFEST, ORDER, ROWS, VALIDATION, digest_files
+from steps.prepared import DATA_FILES, HELD_OUT, MANIFEST, ORDER, ROWS, VALIDATION, digest_files, sealed
 from steps.records import PreparedData, digest_of
 from steps.train.spec import TrainSpec
 
@@ -66,7 +66,7 @@ def write_prepared(folder: Path, *, rows: Rows, held_out: Rows, order: Sequence[
         packed=max(map(len, rows)) > 1, fill=1.0, steps=len(order) // global_batch, global_batch=global_batch,
         **dict.fromkeys(counts.split(), 1),
     )  # fmt: skip
-    (folder / MANIFEST).write_text(json.dumps({"record": record.to_dict(), "files": files}))
+    (folder / MANIFEST).write_text(json.dumps(sealed({"record": record.to_dict(), "files": files})))
     return record.digest
 
 
