@@ -42,7 +42,10 @@ def test_deleting_the_job_by_hand_means_stop(trial: MakeTrial, expect: Expect) -
     expect("the job is deleted by hand", training, classes=["preempted"], error="JobCancelled", reads=said)
     training.start(resume=True)
     again = expect(
-        "the job is deleted by hand, then resumed", training, classes=["preempted"], reads="deleted the job, which means"
+        "the job is deleted by hand, then resumed",
+        training,
+        classes=["preempted"],
+        reads="deleted the job, which means",
     )
     assert again["attempts"] == 2
 
