@@ -63,7 +63,7 @@ def test_a_failure_record_speaks_for_the_worker(trial: MakeTrial, expect: Expect
 
 
 def test_memory_beyond_the_limit_is_tried_once_more_then_named(trial: MakeTrial, expect: Expect) -> None:
-    training = trial("oom", acts={"*": {"rank": 1, "step": 5, "act": "eat"}})
+    training = trial("oom", acts={"*": {"rank": 1, "step": 6, "act": "eat"}})
     training.start()
     expect(
         "worker uses more memory than its limit",
