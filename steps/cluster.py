@@ -75,6 +75,7 @@ class Cluster(Section):
     image: str = ""
     """Of the workers; holds dependencies only, the code comes with the run."""
     image_pull_policy: Literal["IfNotPresent", "Always", "Never"] = "IfNotPresent"
+    """As Kubernetes means it."""
     instance_type: str = ""
     """trn1.32xlarge and its like: node selector, devices, EFA, cores. Empty: any node, and no devices."""
     nodes: int = Field(default=1, ge=1, le=999)
@@ -116,7 +117,9 @@ class Cluster(Section):
     environment: dict[str, str] = Field(default_factory=dict)
     """Of the workers, and stronger than our own. Not for secrets: it stands in the manifest."""
     volumes: tuple[Volume, ...] = ()
+    """Mounted into the workers' pods besides the shared file system."""
     image_pull_secrets: tuple[str, ...] = ()
+    """Secrets with a registry's login; none is needed for ECR."""
     require_healthy_nodes: bool = True
     """Only on nodes that HyperPod labels Schedulable; false on a cluster that HyperPod does not manage."""
     recovery: Literal["client", "hyperpod"] = "client"
@@ -138,6 +141,7 @@ class Cluster(Section):
     preflight: bool = True
     """`start` checks the cluster before anything runs."""
     steps: StepPods = StepPods()
+    """The flow's own steps as pods."""
 
     @field_validator("environment")
     @classmethod

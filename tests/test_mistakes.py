@@ -54,7 +54,7 @@ PARAMETERS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "8bit": ({"quantization": "8bit"}, ["--quantization: must be one of", "'4bit'", "got '8bit'"]),
     "an unknown scheduler": ({"scheduler": "cosin"}, ["--scheduler: must be one of", "'cosine'", "got 'cosin'"]),
     "a packing that is a word": ({"packing": "yes"}, ["--packing: must be one of 'auto', 'on' or 'off'", "got 'yes'"]),
-    "no process": ({"processes": 0}, ["--processes: must be >= 1, got 0"]),
+    "less than no process": ({"processes": -1}, ["--processes: must be >= 0, got -1"]),
     "a negative seed": ({"seed": -1}, ["--seed: must be >= 0, got -1"]),
     "a seed too large": ({"seed": 2**40}, ["--seed: must be <", "got 1099511627776"]),
 }
