@@ -165,9 +165,12 @@ def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        return dict(json.loads(path.read_bytes()))
-    except (ValueError, TypeError, RecursionError) as error:
-        raise ModelError(f"{path} is not a JSON object ({error}); fetch the model again") from error
+        found = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{path} is not valid JSON ({error}); fetch the model again") from error
+    if not isinstance(found, dict):
+        raise ModelError(f"{path} is not a JSON object; fetch the model again")
+    return found
 
 
 def _content(token: Any) -> str:
