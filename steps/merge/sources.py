@@ -53,7 +53,9 @@ def read_base(folder: Path) -> Base:
         raise ModelError(f"{folder} is quantised (quantization_config): merge into the unquantised base model instead")
     index = folder / INDEX
     if index.is_file():
-        weight_map = read_object(index, ModelError).get("weight_map", {})
+        weight_map = read_object(index, ModelError).get("weight_map")
+        if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+            raise ModelError(f"{index} maps no tensor to a file (weight_map); fetch the model again")
         names = list(dict.fromkeys(weight_map.values()))
     else:
         weight_map, names = {}, [SINGLE]
