@@ -105,6 +105,8 @@ def main() -> int:
     todo = play.get("acts", {}).get(str(attempt)) or play.get("acts", {}).get("*", {})
     if play.get("deafness"):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for left in ("stopping", f"at-{rank}"):  # by a pod of this attempt that was made anew
+        (folder / left).unlink(missing_ok=True)
     first = newest_step(directory.checkpoints)
     events = claim = None
     if rank == 0:

@@ -94,14 +94,17 @@ def test_a_node_that_hyperpod_marks_in_the_middle_does_not_end_the_job(trial: Ma
     )
 
 
-def test_a_quota_that_forbids_the_pods_stops_at_once(trial: MakeTrial, expect: Expect, shared: Path) -> None:
+def test_a_quota_that_forbids_the_pods_is_named_at_the_deadline(
+    trial: MakeTrial, expect: Expect, shared: Path
+) -> None:
+    """Not at once: what another job gives back may be enough."""
     tight = f"{NAMESPACE}-tight"
     make_namespace(tight, shared.parent)
     quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "tight", "namespace": tight}}
     apply({**quota, "spec": {"hard": {"pods": "1"}}})
     status = ["-n", tight, "get", "resourcequota", "tight", "-o", "jsonpath={.status.hard}"]
     eventually("the quota is known", lambda: kubectl(*status))
-    training = trial("quota", settings={"cluster": {"namespace": tight}})
+    training = trial("quota", settings={"cluster": {"namespace": tight}, "deadlines": SHORT})
     training.namespace = tight
     training.start()
     reads = "exceeded quota"
