@@ -172,6 +172,7 @@ def follow_some_lines(run: RunDir, wanted: int) -> None:
     assert steps == list(range(steps[0], steps[0] + wanted))
 
 
+@pytest.mark.smoke
 def test_a_manifest_applied_by_hand_trains_and_is_adopted(run: RunDir) -> None:
     settings = parse_settings(raw_settings(run))
     options = Options.model_validate(

@@ -54,6 +54,7 @@ def rights(space: str) -> Objects:
     return shipped_rights(space)
 
 
+@pytest.mark.smoke
 def test_the_shipped_rights_are_enough_and_nothing_forbids_to_start(api: ApiClient, space: str) -> None:
     found = look(api, space)
     assert [item for item in found if item.severity == "error"] == []

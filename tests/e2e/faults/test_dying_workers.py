@@ -25,6 +25,7 @@ CLASS = {
 }
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("rank", [0, 1], ids=["rank 0", "another rank"])
 def test_a_killed_worker_costs_the_steps_since_the_last_checkpoint(trial: MakeTrial, expect: Expect, rank: int) -> None:
     training = trial(f"kill{rank}")
@@ -49,6 +50,7 @@ def test_an_exit_code_of_the_table_without_a_record(trial: MakeTrial, expect: Ex
     )
 
 
+@pytest.mark.smoke
 def test_a_failure_record_speaks_for_the_worker(trial: MakeTrial, expect: Expect) -> None:
     training = trial("record", nodes=1, acts={"1": {"rank": 0, "step": 5, "act": "record user 64"}})
     training.start()

@@ -32,6 +32,7 @@ def test_a_pod_that_is_deleted_by_force_comes_back_and_says_so(trial: MakeTrial,
     )
 
 
+@pytest.mark.smoke
 def test_deleting_the_job_by_hand_means_stop(trial: MakeTrial, expect: Expect) -> None:
     training = trial("jobdelete")
     training.start()
@@ -50,6 +51,7 @@ def test_deleting_the_job_by_hand_means_stop(trial: MakeTrial, expect: Expect) -
     assert again["attempts"] == 2
 
 
+@pytest.mark.smoke
 def test_a_killed_launcher_is_followed_by_one_that_adopts_the_same_job(trial: MakeTrial, expect: Expect) -> None:
     training = trial("launcher", step_s=0.8)
     first = training.start()
