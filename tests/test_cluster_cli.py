@@ -91,7 +91,7 @@ def test_a_context_that_is_not_there_is_told(tmp_path: Path) -> None:
     [
         ("launcher: {kind: local}", "no cluster is used, so there is nothing to check"),
         ("launcher: {kind: pytorchjob}", "cluster.namespace: must be given"),
-        ("a: [", "is no YAML"),
+        ("a: [", "cannot be read as YAML"),
         ("cluster: {nodes: many}", "cluster.nodes"),
     ],
     ids=["local", "no namespace", "no YAML", "no number"],

@@ -18,7 +18,7 @@ ENTRIES: dict[str, tuple[list[str], list[str]]] = {
     "hyperpod-lora, an option misspelt": (["-c", COMMAND, "clean", "--yess"], ["No such option", "--yes"]),
     "hyperpod-lora, no such run": (
         ["-c", COMMAND, "status", "17", "--root", "nowhere"],
-        ["no training of run 17 below", "nowhere"],
+        ["no run '17' below", "nowhere"],
     ),
     "the worker, no such spec": (
         ["-m", "steps.train.worker", "nowhere/spec.json", "--attempt", "1"],
