@@ -94,9 +94,7 @@ def test_a_node_that_hyperpod_marks_in_the_middle_does_not_end_the_job(trial: Ma
     )
 
 
-def test_a_quota_that_forbids_the_pods_is_named_at_the_deadline(
-    trial: MakeTrial, expect: Expect, shared: Path
-) -> None:
+def test_a_quota_that_forbids_the_pods_is_named_at_the_deadline(trial: MakeTrial, expect: Expect, shared: Path) -> None:
     """Not at once: what another job gives back may be enough."""
     tight = f"{NAMESPACE}-tight"
     make_namespace(tight, shared.parent)
