@@ -41,7 +41,7 @@ DEFINITE_PENDING = {
     re.compile(r'persistentvolumeclaim "[^"]*" not found', re.I): Reason.CONFIG,
     re.compile(r"exceeded quota", re.I): Reason.CONFIG,
 }
-"""What the scheduler or the quota says, and waiting alone will not change."""
+"""What the scheduler or the quota says, and waiting alone will not change: the class when the start's deadline has passed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,7 +88,8 @@ def classify(
     symptom = _first(record for record in records if record.failure_class != FailureClass.PREEMPTED)
     if cause:
         return _of_record(cause, snapshot, step)
-    if passed and not (by_platform and passed.work is Work.STARTUP):
+    is_told = by_platform is not None or snapshot.reason is not Reason.NONE
+    if passed and not (is_told and passed.work is Work.STARTUP):
         return _of_deadline(passed, step, snapshot.message)
     if by_platform:
         return _of_reason(by_platform.reason, by_platform, by_platform.message, step)

@@ -15,6 +15,7 @@ from steps.job.status import JobSnapshot, Phase, Reason, WorkerState
 TRAINED = replace(begin(0.0), step=7, trained_at_s=1.0)
 UNTRAINED = begin(0.0)
 HANG = Passed(Work.STEP, 300.0, 301.0)
+NO_ROOM = JobSnapshot(Phase.STARTING, (), Reason.CONFIG, "FailedCreatePod: exceeded quota: tight")
 
 
 def worker(
@@ -68,6 +69,8 @@ CASES: list[Any] = [
     pytest.param(JobSnapshot(Phase.RUNNING), [record("network", 1)], HANG, "hang", None, "nothing was heard", id="hang"),
     pytest.param(JobSnapshot(Phase.RUNNING), [], Passed(Work.CHECKPOINT, 1, 2), "storage", None, "checkpoint", id="slow save"),
     pytest.param(failed(worker(0, 143)), [record("preempted")], None, "preempted", 0, "stopped", id="stop record"),
+    pytest.param(NO_ROOM, [], Passed(Work.STARTUP, 20, 21), "config", None, "exceeded quota", id="quota at the deadline"),
+    pytest.param(NO_ROOM, [], HANG, "hang", None, "nothing was heard for 301 s", id="pod gone later, and a quota"),
 ]  # fmt: skip
 
 
