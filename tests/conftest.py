@@ -1,4 +1,4 @@
-"""Shared by all tests: a clean environment, so that nothing of this machine's own settings leaks in."""
+"""Shared by all tests: a clean environment, so that nothing of this machine's own settings leaks in; no deadline per example of a property test."""
 
 from __future__ import annotations
 
@@ -7,6 +7,11 @@ from pathlib import Path
 
 import pytest
 from clean_environment import environment_for
+from hypothesis import settings
+
+settings.register_profile("calm", deadline=None)
+"""200 ms for one example would fail tests on a machine that is busy; pytest's own limit stays."""
+settings.load_profile("calm")
 
 
 @pytest.fixture

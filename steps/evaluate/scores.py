@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from typing import Any
 
 NUMBER = re.compile(r"(?:(?<![\d)])[-+])?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
@@ -109,10 +109,7 @@ def result_number(text: str) -> Decimal | None:
     marked = text.rsplit("####", 1)
     numbers = NUMBER.findall(marked[1])[:1] if len(marked) == 2 else []
     numbers = numbers or NUMBER.findall(text)[-1:]
-    try:
-        return Decimal(numbers[0].replace(",", "")) if numbers else None
-    except InvalidOperation:
-        return None
+    return Decimal(numbers[0].replace(",", "")) if numbers else None
 
 
 def _refuse(constant: str) -> None:

@@ -91,10 +91,19 @@ def test_operator(case: Case) -> None:
             {"deployments": FORBIDDEN, "crd": Answer(200, good.crd("suspend", "managedBy"))},
             "1.9.0 or newer, by its CRD",
         ),
+        ({"deployments": items(good.operator("latest"))}, "Training Operator 1.7.0 or newer, by its CRD"),
         ({"crd": FORBIDDEN, "deployments": items(good.operator("v1-5170a36"))}, "Training Operator 1.8.1"),
         ({"deployments": items(good.operator(arguments=("--enable-scheme=pytorchjob",)))}, "Training Operator 1.7.0"),
     ],
-    ids=["commit tag", "version tag", "by its CRD", "managedBy is 1.9", "by its image alone", "scheme on"],
+    ids=[
+        "commit tag",
+        "version tag",
+        "by its CRD",
+        "managedBy is 1.9",
+        "a tag without a version",
+        "by its image alone",
+        "scheme on",
+    ],
 )
 def test_the_operators_version_is_told_as_far_as_it_is_known(spoiled: dict[str, Answer], words: str) -> None:
     (found,) = [item for item in judge(good.target(), spoiled) if item.check == "operator"]
@@ -240,8 +249,13 @@ def test_dry_run_of_a_pod(case: Case) -> None:
 
 @pytest.mark.parametrize(
     "spoiled",
-    [{"job": FORBIDDEN, "pod": FORBIDDEN}, {"job": SILENT, "pod": SILENT}, {"job": refused(409, "AlreadyExists")}],
-    ids=["forbidden", "silent", "there is one"],
+    [
+        {"job": FORBIDDEN, "pod": FORBIDDEN},
+        {"job": SILENT, "pod": SILENT},
+        {"job": refused(409, "AlreadyExists")},
+        {"job": refused(404, "not found", kind="pytorchjobs")},
+    ],
+    ids=["forbidden", "silent", "there is one", "not this kind"],
 )
 def test_a_dry_run_that_tells_nothing_is_no_finding(spoiled: dict[str, Answer]) -> None:
     assert not_ok(judge(good.target(), spoiled)) == []

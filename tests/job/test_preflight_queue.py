@@ -10,6 +10,7 @@ from preflight_answers import (
     FORBIDDEN,
     MISSING,
     QUEUED,
+    SILENT,
     TYPE,
     Case,
     expect,
@@ -23,6 +24,8 @@ from steps.job.checks.question import Answer
 
 QUEUE: dict[str, Case] = {
     "no Kueue": (QUEUED, {"kueue": MISSING}, "error", "Kueue is not installed", "task governance"),
+    "Kueue unread": (QUEUED, {"kueue": SILENT}, "warning", "the queue is not checked", "try again"),
+    "priority unread": (QUEUED, {"priority": FORBIDDEN}, "warning", "the priority class is not checked", "grant it"),
     "no queue": (
         QUEUED,
         {"localqueue": MISSING},
@@ -136,6 +139,23 @@ def test_a_cohort_may_lend_what_the_quota_lacks_so_the_job_only_waits() -> None:
 def test_a_flavor_with_a_topology_serves_a_job_that_wants_one() -> None:
     spoiled = {"flavor trn1": good.flavor(topologyName="racks")}
     assert not_ok(judge(good.target(**QUEUED, topology="required"), spoiled)) == []
+
+
+def test_without_a_priority_none_is_looked_at() -> None:
+    aim = good.target(queue="research")
+    found = judge(aim)
+    assert not_ok(found) == []
+    assert "priority" not in good.answers(aim)
+    assert not any("priority" in item.message for item in found if item.check == "queue")
+
+
+def test_a_quota_for_what_the_job_does_not_ask_for_does_not_count() -> None:
+    queue = good.cluster_queue()
+    gpus = {"name": "nvidia.com/gpu", "nominalQuota": "0"}
+    queue["spec"]["resourceGroups"].append(
+        {"coveredResources": ["nvidia.com/gpu"], "flavors": [{"name": "trn1", "resources": [gpus]}]}
+    )
+    assert not_ok(judge(good.target(**QUEUED), {"clusterqueue": Answer(200, queue)})) == []
 
 
 def test_adapters_without_a_quota_only_warn_since_kueue_is_often_told_to_leave_them_out() -> None:

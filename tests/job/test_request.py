@@ -154,6 +154,11 @@ def test_the_owner_is_named_so_that_the_job_goes_with_it() -> None:
     assert manifest(settings_of(CPU), owner=owner)["metadata"]["ownerReferences"] == [owner]
 
 
+def test_a_wrapper_of_the_worker_is_passed_on() -> None:
+    assert "--wrapper=nsys" in str(container(manifest(settings_of(CPU), wrapper="nsys")))
+    assert "--wrapper" not in str(container(manifest(settings_of(CPU))))
+
+
 def test_hyperpods_auto_resume_is_told_what_it_may_do() -> None:
     made = manifest(settings_of({**CPU, "cluster": {**CPU["cluster"], "recovery": "hyperpod", "hyperpod_retries": 3}}))  # type: ignore[dict-item]
     assert made["spec"]["pytorchReplicaSpecs"]["Worker"]["restartPolicy"] == "OnFailure"

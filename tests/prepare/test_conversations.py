@@ -95,6 +95,7 @@ SKIPPED = {
     "messages that are a string": ({"messages": "a"}, "no list of messages"),
     "a message that is a string": ({"messages": ["a"]}, "not an object with role and content"),
     "half a surrogate pair": (said((U, "a"), (A, "\ud800")), "surrogate"),
+    "half a surrogate pair in a question": ({"question": "\ud800", "answer": "b"}, "surrogate"),
     "answer missing in this row": ({"question": "a"}, "no answer"),
 }
 
