@@ -1,4 +1,7 @@
-"""Shared by all tests: a clean environment, so that nothing of this machine's own settings leaks in; no deadline per example of a property test."""
+"""Shared by all tests: a clean environment, so that nothing of this machine's own settings leaks in.
+
+Property tests have no deadline per example: 200 ms would fail them on a busy machine; pytest's own limit stays.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,6 @@ from clean_environment import environment_for
 from hypothesis import settings
 
 settings.register_profile("calm", deadline=None)
-"""200 ms for one example would fail tests on a machine that is busy; pytest's own limit stays."""
 settings.load_profile("calm")
 
 

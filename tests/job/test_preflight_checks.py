@@ -100,7 +100,7 @@ def test_operator(case: Case) -> None:
         "version tag",
         "by its CRD",
         "managedBy is 1.9",
-        "a tag without a version",
+        "no version",
         "by its image alone",
         "scheme on",
     ],
