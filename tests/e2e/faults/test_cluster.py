@@ -129,15 +129,18 @@ def test_a_node_that_dies_and_comes_back(trial: MakeTrial, expect: Expect) -> No
 
 @pytest.mark.slow
 def test_an_old_attempt_that_comes_back_from_a_partition_harms_nothing(trial: MakeTrial, expect: Expect) -> None:
-    """A node is cut off, but not from the shared file system: its worker goes on writing while attempt 2 runs elsewhere."""
-    training = trial("partition", nodes=1, steps=400, later_step_s=0.2, settings={"cluster": {"lease_s": 600}})
+    """Cut off, but not from the shared file system: its keeper hears there that it is to end, and its worker is deaf."""
+    settings = {"cluster": {"lease_s": 600}, "deadlines": {"grace_s": 60}}
+    training = trial("partition", nodes=1, steps=400, later_step_s=0.2, settings=settings, deafness=True)
     supervisor = training.start()
     training.when_step(5)
     with node_away(training.pod(0)["spec"]["nodeName"], cut=True):
         supervisor.when_said("attempt 1 failed", 200)
         eventually("attempt 2 trains", lambda: training.events(2), limit_s=120)
         before = len(training.events(1))
-        eventually("the old one still writes", lambda: len(training.events(1)) > before + 3, limit_s=150)
+        eventually("the old one still writes", lambda: len(training.events(1)) > before + 3, limit_s=30)
+        ended = training.directory.attempt(1) / "nodes" / "000" / "exit.json"
+        eventually("its keeper ends it", ended.exists, limit_s=120)
     expect(
         "a cut-off node's worker goes on writing beside the next attempt",
         training,
