@@ -42,7 +42,7 @@ def test_deleting_the_job_by_hand_means_stop(trial: MakeTrial, expect: Expect) -
     said = "deleted the job, which means: stop"
     expect("the job is deleted by hand", training, classes=["preempted"], error="JobCancelled", reads=said)
     training.start(resume=True)
-    again = expect("the job is deleted by hand, then resumed", training, classes=["preempted"], reads="worker-0")
+    again = expect("the job is deleted by hand, then resumed", training, classes=["preempted"], reads="-a2: 2 node")
     assert again["attempts"] == 2
 
 
