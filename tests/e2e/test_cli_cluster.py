@@ -50,7 +50,7 @@ def run() -> Iterator[RunDir]:
     os.umask(before)
     label = requests.label_value(f"LoraFlow/{folder.name}")
     for job in kubectl("get", "pytorchjobs", "-l", f"hyperpod-lora/run={label}", "-o", "name").split():
-        kubectl("delete", job, "--wait=false")
+        kubectl("delete", job, "--wait=false", "--ignore-not-found")
 
 
 def namespace() -> str:
