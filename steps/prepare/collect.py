@@ -1,6 +1,6 @@
-"""First pass: the source's rows become tokenised samples in a scratch folder; only counts and keys stay in memory.
+"""First pass: the source's rows become tokenised samples in a scratch folder; only lengths and keys stay in memory.
 
-Called by `stage`. About 40 bytes per sample are kept in memory, so that it hardly grows with the data; the tokens of each
+Called by `stage`. About 30 bytes per sample are kept in memory, so that it hardly grows with the data; the tokens of each
 sample lie one after another in one file, and those of them that may be held out have their text in another.
 """
 
@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -51,26 +52,26 @@ class Samples:
     held_out: Path
     """A line for each sample that may be held out: its number, a space, and JSON {messages, prompt, prompt_ids, reference}."""
     lengths: npt.NDArray[np.int32]
-    targets: npt.NDArray[np.int32]
-    """Tokens with a loss."""
-    cut: npt.NDArray[np.int32]
-    """Tokens cut off at the end."""
+    targets: Path
+    """Tokens with a loss, int32, one per sample."""
+    cut: Path
+    """Tokens cut off at the end, int32, one per sample."""
     skipped: dict[str, int]
     """Reason → source rows without a usable conversation."""
 
 
-@dataclass(frozen=True, slots=True)
-class Contents:
-    """What divides the samples; apart from `Samples`, since it is not needed for long. One value each per sample."""
-
-    keys: npt.NDArray[np.void]
-    positions: npt.NDArray[np.float64]
+Keys: TypeAlias = npt.NDArray[np.void]
+"""16 bytes per sample that stand for its content."""
+Positions: TypeAlias = npt.NDArray[np.float64]
+"""Where each sample lies in [0, 1), for the split."""
 
 
 def collect(
     source: Source, plan: presets.Plan, model: Path, tokenizer: ChatTokenizer, scratch: Path, *, progress: Progress
-) -> tuple[Samples, Contents]:
+) -> tuple[Samples, Keys, Positions]:
     """Read, render and tokenise everything; `tokenizer` is that of the folder `model`.
+
+    Keys and positions divide the samples; apart from `Samples`, since they are not needed for long.
 
     Raises:
         DataError: nothing readable, nothing usable, or all of it too long; says what was found.
@@ -132,11 +133,11 @@ class _Store:
 
     def __init__(self, recipe: Recipe, scratch: Path) -> None:
         self._recipe = recipe
-        self._paths = {name: scratch / name for name in ("ids", "masks", "held_out")}
+        self._paths = {name: scratch / name for name in ("ids", "masks", "held_out", "targets", "cut")}
         self._skipped = _Skipped()
         self._shortest_needed = 0
         self._answers: list[str] = []
-        self._columns = {name: bytearray() for name in ("lengths", "targets", "cut", "keys", "positions")}
+        self._columns = {name: bytearray() for name in ("lengths", "keys", "positions")}
         self._samples = 0
         self._spare: Text | None = None
 
@@ -154,6 +155,8 @@ class _Store:
             self._note_text(replace(text, sample=self._samples + text.sample))
         self._files["ids"].write(made.ids)
         self._files["masks"].write(made.mask)
+        self._files["targets"].write(made.targets)
+        self._files["cut"].write(made.cut)
         for name, column in self._columns.items():
             column += getattr(made, name)
         self._samples += len(made.lengths) // ID_BYTES
@@ -173,7 +176,7 @@ class _Store:
     def _write_held_out(self, text: Text) -> None:
         self._files["held_out"].write(b"%d %s\n" % (text.sample, text.json.encode()))
 
-    def finish(self, source: str, *, score: str) -> tuple[Samples, Contents]:
+    def finish(self, source: str, *, score: str) -> tuple[Samples, Keys, Positions]:
         """Everything as arrays; complains of what was skipped."""
         if not self._samples:
             raise DataError(self._nothing_left(source))
@@ -187,11 +190,9 @@ class _Store:
             score=conversations.detect_score(self._answers) if score == "auto" else score,
             **self._paths,
             lengths=np.frombuffer(self._columns["lengths"], dtype=np.int32),
-            targets=np.frombuffer(self._columns["targets"], dtype=np.int32),
-            cut=np.frombuffer(self._columns["cut"], dtype=np.int32),
             skipped=dict(self._skipped.counts),
         )
-        return samples, Contents(np.frombuffer(self._columns["keys"], dtype="V16"), positions)
+        return samples, np.frombuffer(self._columns["keys"], dtype="V16"), positions
 
     def _nothing_left(self, source: str) -> str:
         if set(self._skipped.counts) == {TOO_LONG}:

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from steps import prepared, presets
 from steps.errors import StorageError
 from steps.prepare import split
-from steps.prepare.collect import Contents, Progress, SampleReader, Samples, collect
+from steps.prepare.collect import Positions, Progress, SampleReader, Samples, collect
 from steps.prepare.pack import Packing, count_steps, one_each, pack, run_order
 from steps.prepare.sources import Source, open_source
 from steps.prepare.tokens import ChatTokenizer
@@ -125,14 +125,15 @@ def _make(plan: presets.Plan, base: BaseModel, source: Source, final: Path, prog
 def _collect(
     source: Source, plan: presets.Plan, base: BaseModel, tokenizer: ChatTokenizer, scratch: Path, progress: Progress
 ) -> tuple[Samples, _Division]:
-    samples, contents = collect(source, plan, Path(base.path), tokenizer, scratch, progress=progress)
-    return samples, _divide(contents, plan.validation_fraction)
+    samples, keys, positions = collect(source, plan, Path(base.path), tokenizer, scratch, progress=progress)
+    is_first, fingerprint = split.compare(keys)
+    del keys  # with them, the next line would take the most memory of all
+    return samples, _divide(is_first, fingerprint, positions, plan.validation_fraction)
 
 
-def _divide(contents: Contents, fraction: float) -> _Division:
-    is_first, fingerprint = split.compare(contents.keys)
+def _divide(is_first: npt.NDArray[np.bool_], fingerprint: str, positions: Positions, fraction: float) -> _Division:
     distinct = np.flatnonzero(is_first)
-    positions = contents.positions[distinct]
+    positions = positions[distinct]
     chosen = split.held_out(positions, fraction)
     validation = distinct[chosen][np.argsort(positions[chosen], kind="stable")]
     return _Division(distinct[~chosen], validation, len(is_first) - len(distinct), fingerprint)
@@ -154,7 +155,8 @@ def _describe(
     final: Path,
 ) -> PreparedData:
     """The record, but for the digest of files that are still to be written."""
-    used = np.concatenate((division.train, division.validation))
+    targets, cut = (np.fromfile(file, np.int32) for file in (samples.targets, samples.cut))
+    used_cut = np.concatenate((cut[division.train], cut[division.validation]))
     tokens = int(samples.lengths[division.train].sum(dtype=np.int64))
     steps = count_steps(rows.rows, max_steps=plan.max_steps, epochs=plan.epochs, global_batch=plan.global_batch)
     return PreparedData(
@@ -170,11 +172,11 @@ def _describe(
         validation_samples=len(division.validation),
         duplicates=division.duplicates,
         skipped=sum(samples.skipped.values()),
-        truncated_samples=int(np.count_nonzero(samples.cut[used])),
-        truncated_tokens=int(samples.cut[used].sum(dtype=np.int64)),
+        truncated_samples=int(np.count_nonzero(used_cut)),
+        truncated_tokens=int(used_cut.sum(dtype=np.int64)),
         rows=rows.rows,
         tokens=tokens,
-        target_tokens=int(samples.targets[division.train].sum(dtype=np.int64)),
+        target_tokens=int(targets[division.train].sum(dtype=np.int64)),
         sequence_length=plan.sequence_length,
         packed=plan.packing,
         fill=round(tokens / (rows.rows * plan.sequence_length), 4),
