@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import faulthandler
+import gc
 import logging
 import os
 import platform
@@ -67,6 +68,29 @@ class Worker:
             Exception: whatever went wrong; `main` records it.
         """
         begun = time.monotonic()
+        gc.disable()  # looking for garbage takes a fifth of the time in which torch and transformers are imported
+        try:
+            backend, claim, events = self._load()
+        finally:
+            gc.freeze()  # all this stays: collections to come, of which accelerate asks for one, need not walk through it
+            gc.enable()
+        assert self.callbacks is not None  # made in `_load`
+        done = self.callbacks.step
+        if done < self.spec.steps and not self.callbacks.progress.ended:
+            self.callbacks.start_clock()
+            backend.train(done=done, listener=self.callbacks)
+        if self.callbacks.stopped:
+            return EXIT_STOPPED
+        if self.spec.graphs_only:  # `neuron_precompile` compiles what was collected, and has the last word
+            return EXIT_OK
+        result = self._export(backend, claim)
+        if events:
+            seconds = round(time.monotonic() - begun, 4)
+            events.emit("finished", self.callbacks.step, **result, seconds=seconds)
+        return EXIT_OK
+
+    def _load(self) -> tuple[Backend, Claim, EventWriter | None]:
+        """Meet the other ranks, find out where to begin, bring the model there; rank 0 tells."""
         if self.spec.backend == "neuron":
             from steps.train.neuron_ranks import NeuronRanks
 
@@ -88,18 +112,7 @@ class Worker:
         if events:
             seconds = round(time.monotonic() - loading, 4)
             events.emit("model_loaded", done, seconds=seconds, parameters=size.parameters, trainable=size.trainable)
-        if done < self.spec.steps and not self.callbacks.progress.ended:
-            self.callbacks.start_clock()
-            backend.train(done=done, listener=self.callbacks)
-        if self.callbacks.stopped:
-            return EXIT_STOPPED
-        if self.spec.graphs_only:  # `neuron_precompile` compiles what was collected, and has the last word
-            return EXIT_OK
-        result = self._export(backend, claim)
-        if events:
-            seconds = round(time.monotonic() - begun, 4)
-            events.emit("finished", self.callbacks.step, **result, seconds=seconds)
-        return EXIT_OK
+        return backend, claim, events
 
     def _backend(self) -> Backend:
         from steps.prepared import PreparedRows
