@@ -27,6 +27,7 @@ from bench.prepare import fetch_model
 from steps import config, presets
 from steps.base import stage as base_stage
 from steps.events import Event, EventTail
+from steps.options import Options
 from steps.prepare import stage as prepare_stage
 from steps.rundir import RunDir
 from steps.train import stage
@@ -111,7 +112,7 @@ def make_cases(asked: argparse.Namespace, scratch: Path) -> dict[bool, Case]:
 def make_spec(asked: argparse.Namespace, rows: Path, *, packed: bool) -> TrainSpec:
     """Prepare the rows and decide the spec, as the flow does."""
     batch = asked.global_batch // 2 if packed else asked.global_batch
-    options = config.Options(
+    options = Options(
         model=asked.model,
         dataset=str(rows),
         packing="on" if packed else "off",

@@ -13,8 +13,8 @@ from typing import Annotated, Literal, TypeVar
 import yaml
 from pydantic import Field
 
-from steps.config import Precision
 from steps.errors import ConfigError, Problem
+from steps.options import Precision
 from steps.validation import Section, suggest, validate
 
 REFUSED_MODELS = {

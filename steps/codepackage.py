@@ -14,17 +14,18 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from metaflow import current
 from metaflow._vendor.click import NoSuchOption
 from metaflow.exception import METAFLOW_EXIT_DISALLOW_RETRY
 from metaflow.util import get_username
 
-from steps.config import Options
+from steps.options import OPTIONS
 from steps.progress import say
-from steps.rundir import RunDir, write_atomic
-from steps.validation import suggest
+
+if TYPE_CHECKING:
+    from steps.rundir import RunDir
 
 EXIT_NO_RETRY: int = METAFLOW_EXIT_DISALLOW_RETRY
 """A task that exits with this code is not retried by a local run, whatever @retry says."""
@@ -55,6 +56,8 @@ def archive(run: RunDir) -> tuple[Path, str]:
     Raises:
         StorageError: full or read-only disk, no permission.
     """
+    from steps.rundir import write_atomic
+
     data = _package()
     digest = hashlib.sha256(data).hexdigest()
     path = run.path / "code" / f"{digest[:16]}.tgz"
@@ -86,8 +89,10 @@ def run_command_line(flow: Callable[[], object]) -> None:
         flow()
     except SystemExit as end:
         if isinstance(end.__context__, NoSuchOption):
+            from steps.validation import suggest
+
             given = str(end.__context__.option_name)
-            known = [f"--{name.replace('_', '-')}" for name in Options.model_fields]
+            known = [f"--{name.replace('_', '-')}" for name in OPTIONS]
             print(f"{given}: unknown{suggest(given, known)}; `run --help` shows all", file=sys.stderr)
         raise
 

@@ -1,6 +1,6 @@
-"""Typed settings: *where and how* to run (`Settings`, from YAML), *what* to train (`Options`, Metaflow's Parameters).
+"""Typed settings: *where and how* to run (`Settings`, from YAML). *What* to train is `options.Options`.
 
-`parse_settings` and `parse_options` turn untyped input into these, and raise one ConfigError with every mistake in it.
+`parse_settings` and `parse_options` turn untyped input into either, and raise one ConfigError with every mistake in it.
 Merging both with the presets is `presets.resolve`. Nothing here reads a file or the environment.
 """
 
@@ -13,17 +13,10 @@ from pydantic import Field
 
 from steps.cluster import Cluster, cluster_problems
 from steps.errors import ConfigError
+from steps.options import Options
 from steps.validation import Section, suggest, validate
 
 __all__ = ["Section", "suggest", "validate"]  # used from here by the rooms
-
-AUTO = "auto"
-
-Method = Literal["lora", "rslora", "dora"]
-Scheduler = Literal["cosine", "linear", "constant"]
-Precision = Literal["bf16", "fp32"]
-Quantization = Literal["none", "4bit"]
-Sharding = Literal["ddp", "fsdp"]
 
 
 class Storage(Section):
@@ -205,69 +198,6 @@ class Settings(Section):
     def recovery_is_foreign(self) -> bool:
         """HyperPod starts failed workers again, not this project."""
         return self.is_on_cluster and self.cluster.recovery == "hyperpod"
-
-
-class Options(Section):
-    """The Parameters: what to train. 'auto' or 0 means "from the preset"; Argo would turn a None into the word null."""
-
-    model: str = "smollm2-135m"
-    """A preset, a hub id, a local folder or an s3:// prefix."""
-    dataset: str = "orders"
-    """A preset, a file (JSON, JSONL, CSV, Parquet), a folder of such, an s3:// prefix or a hub id."""
-    max_steps: int = Field(default=0, ge=0)
-    """Optimizer steps; 0: from `epochs`, or the preset when that is 0 too."""
-    epochs: float = Field(default=0.0, ge=0, le=1000)
-    """Passes over the training rows; 0: from `max_steps`, or the preset."""
-    max_rows: int = Field(default=0, ge=0)
-    """Rows read from the data set; 0: all."""
-    learning_rate: float = Field(default=0.0, ge=0, le=1)
-    """Peak learning rate of AdamW; 0: from the preset."""
-    scheduler: Literal["auto", Scheduler] = "auto"
-    """Shape of the learning rate after warm-up; auto: cosine."""
-    warmup_ratio: float = Field(default=0.1, ge=0, lt=1)
-    """Share of the steps over which the learning rate rises from 0."""
-    weight_decay: float = Field(default=0.0, ge=0, le=1)
-    """AdamW's decoupled weight decay."""
-    max_grad_norm: float = Field(default=1.0, ge=0)
-    """Gradients are clipped to this norm; 0: not at all."""
-    method: Literal["auto", Method] = "auto"
-    """PEFT method; auto: lora."""
-    lora_rank: int = Field(default=0, ge=0, le=1024)
-    """Rank r; 0: from the preset."""
-    lora_alpha: float = Field(default=0.0, ge=0)
-    """Scale numerator; 0: twice the rank."""
-    lora_dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Dropout before lora_A."""
-    lora_targets: str = AUTO
-    """`all-linear`, or module names separated by commas; auto: from the preset."""
-    init_adapter: str = AUTO
-    """A PEFT adapter folder to start from; auto: fresh."""
-    sequence_length: int = Field(default=0, ge=0)
-    """Tokens in a row; 0: from the preset."""
-    packing: Literal["auto", "on", "off"] = "auto"
-    """Several samples in one row that never see each other; auto: from the data preset, else on."""
-    global_batch: int = Field(default=0, ge=0)
-    """Rows per optimizer step, over all processes; 0: from the preset."""
-    micro_batch: int = Field(default=0, ge=0)
-    """Rows per forward pass on one process; 0: from the preset."""
-    gradient_checkpointing: Literal["auto", "on", "off"] = "auto"
-    """Recompute activations to save memory; auto: from the model preset."""
-    precision: Literal["auto", Precision] = "auto"
-    """auto: from the model preset (bf16)."""
-    quantization: Literal["auto", Quantization] = "auto"
-    """4bit: the frozen base in NF4 through bitsandbytes; auto: none."""
-    sharding: Literal["auto", Sharding] = "auto"
-    """fsdp: shard the base model over processes; auto: ddp."""
-    processes: int = Field(default=0, ge=0, le=4096)
-    """Worker processes per node; 0: every NeuronCore of the cluster's instance type, elsewhere 1."""
-    seed: int = Field(default=42, ge=0, lt=2**31)
-    """Of the split, the order, the adapter's start and dropout."""
-    validation_fraction: float = Field(default=0.1, gt=0, lt=1)
-    """Share of the samples held out, by content hash."""
-    continue_from: str = AUTO
-    """A run id or run directory whose prepared data and checkpoints are taken over; auto: none."""
-    dry_run: bool = False
-    """Stop after the plan, before training."""
 
 
 def parse_settings(raw: object) -> Settings:

@@ -7,7 +7,8 @@
 
 The decorator builds the real launcher, adds @retry (for a launcher that dies) and a live card, and turns this project's errors
 into words. The retry that knows checkpoints is the supervisor's (`job/`). Also here, since they meet Metaflow too: the parser
-of the Config, `option` for Parameters, and `clean_errors`.
+of the Config, `option` for Parameters, and `clean_errors`. Every command of Metaflow reads this file, `--help` as well, so what
+a step or the Config needs is imported where it is needed.
 """
 
 from __future__ import annotations
@@ -16,21 +17,19 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from metaflow import Parameter, StepMutator, UserStepDecorator, current
 from metaflow.exception import MetaflowException
 
-from steps import codepackage, launch
-from steps.cards import TrainCard
-from steps.config import Options, Settings, parse_settings
+from steps import codepackage
 from steps.errors import ConfigError, JobCancelled, JobPermanentError, JobRetriesExhausted, LoraFlowError, Problem
-from steps.job.launcher import Launcher
-from steps.job.request import Code
-from steps.job.supervise import Job, JobResult, supervise
-from steps.owner import find_owner
-from steps.progress import ProgressPrinter
-from steps.rundir import RunDir
+from steps.options import Options, help_of
+
+if TYPE_CHECKING:
+    from steps.config import Settings
+    from steps.job.launcher import Launcher
+    from steps.job.supervise import Job, JobResult
 
 TRAIN_CARD = "training"
 FINAL = (JobPermanentError, JobRetriesExhausted, JobCancelled, ConfigError)
@@ -62,6 +61,8 @@ def read_config(text: str) -> dict[str, Any]:
     """
     import yaml
 
+    from steps.config import parse_settings
+
     with clean_errors():
         try:
             raw = yaml.safe_load(text)
@@ -71,9 +72,8 @@ def read_config(text: str) -> dict[str, Any]:
 
 
 def option(name: str) -> Parameter:
-    """The Metaflow Parameter of one field of Options: its name with dashes, its default, its docstring as help."""
-    field = Options.model_fields[name]
-    return Parameter(name.replace("_", "-"), default=field.default, help=" ".join((field.description or "").split()))
+    """The Metaflow Parameter of one field of Options: its name with dashes, its default, its help."""
+    return Parameter(name.replace("_", "-"), default=getattr(Options(), name), help=help_of(name))
 
 
 class JobHandle:
@@ -90,6 +90,11 @@ class JobHandle:
         Raises:
             JobError: it failed for good, too often, or took too long.
         """
+        from steps import launch
+        from steps.cards import TrainCard
+        from steps.job.supervise import supervise
+        from steps.progress import ProgressPrinter
+
         card = TrainCard(self._card, title=title, facts=facts)
         printer = ProgressPrinter()
 
@@ -124,6 +129,11 @@ def _on_cluster(job: Job, settings: Settings, notice: Callable[[str], None]) -> 
         ClusterError: no usable Kubernetes configuration, or the API refused.
         StorageError: the shared directory cannot be written.
     """
+    from steps import launch
+    from steps.job.request import Code
+    from steps.owner import find_owner
+    from steps.rundir import RunDir
+
     run = RunDir(job.directory.path.parent)
     path, digest = codepackage.archive(run)
     kube = launch.connect(settings, notice=notice)

@@ -12,7 +12,7 @@ from steps.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
     from steps.jobspec import Printable
-    from steps.presets import Plan
+    from steps.plan import Plan
 
 NOT_HERE = frozenset({"continue_from", "dry_run"})
 """Options of the flow that change nothing of the job."""
@@ -23,14 +23,10 @@ class Jobspec(click.Command):
 
     def get_params(self, context: click.Context) -> list[click.Parameter]:
         """The command's options, and the flow's."""
-        from steps.config import Options
+        from steps.options import OPTIONS, help_of
 
-        known = {
-            name: " ".join((field.description or "").split())
-            for name, field in Options.model_fields.items()
-            if name not in NOT_HERE
-        }
-        flow = [click.Option([f"--{name.replace('_', '-')}", name], help=text) for name, text in known.items()]
+        known = [name for name in OPTIONS if name not in NOT_HERE]
+        flow = [click.Option([f"--{name.replace('_', '-')}", name], help=help_of(name)) for name in known]
         help_option = self.get_help_option(context)
         return [*self.params, *flow, *([help_option] if help_option else [])]
 

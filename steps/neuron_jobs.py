@@ -15,7 +15,7 @@ from steps.config import Settings
 from steps.job.job import Job
 from steps.merge import compile as compiling
 from steps.merge.compile import CompiledModel, CompileRequest
-from steps.presets import Plan
+from steps.plan import Plan
 from steps.records import MergedModel, identity_of
 from steps.rundir import RunDir, TrainDir, read_json
 from steps.train import neuron_precompile

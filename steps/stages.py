@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from steps import cards, codepackage, estimate, neuron_jobs
 from steps import lineage as lineages
-from steps.config import Options, parse_options, parse_settings
+from steps.config import parse_options, parse_settings
+from steps.contradictions import check_model
 from steps.errors import ConfigError, LoraFlowError, Problem
 from steps.inputs import Inputs
-from steps.presets import Plan, check_model, project_root, resolve
+from steps.options import OPTIONS
+from steps.plan import Plan
+from steps.presets import project_root, resolve
 from steps.progress import StageProgress, say
 from steps.records import Adapter, BaseModel, MergedModel, PreparedData, Report
 from steps.rundir import RunDir, read_json, run_directory
@@ -50,7 +53,7 @@ def start(flow: Any, raw_settings: Mapping[str, Any]) -> tuple[Artifact, Artifac
     from steps.base import stage as base_stage
     from steps.train import stage as train_stage
 
-    options = parse_options({name: getattr(flow, name) for name in Options.model_fields})
+    options = parse_options({name: getattr(flow, name) for name in OPTIONS})
     plan = resolve(parse_settings(dict(raw_settings)), options)
     cache = cache_folder(plan)
     config = base_stage.describe(plan.model, cache=cache)

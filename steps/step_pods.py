@@ -8,12 +8,13 @@ and evaluating run on processors, and training asks for its own nodes (`job/requ
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from metaflow import FlowMutator
 
-from steps.cluster import Cluster
-from steps.config import Settings, parse_settings
+if TYPE_CHECKING:
+    from steps.cluster import Cluster
+    from steps.config import Settings
 
 HEAVY = frozenset({"prepare", "merge", "evaluate"})
 """Steps that work with the data or the weights; the others decide, launch and tell."""
@@ -27,6 +28,8 @@ class step_pods(FlowMutator):
 
     def pre_mutate(self, mutable_flow: Any) -> None:
         """Add `@kubernetes` to the steps (Metaflow calls this once the Config is read)."""
+        from steps.config import parse_settings
+
         raw = dict(mutable_flow.configs).get("config")
         if not raw or raw["launcher"]["kind"] != "pytorchjob":
             return

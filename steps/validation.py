@@ -9,9 +9,10 @@ from __future__ import annotations
 import difflib
 import types
 from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from steps.errors import ConfigError, Problem
 
@@ -25,11 +26,11 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
-SectionT = TypeVar("SectionT", bound=Section)
+KindT = TypeVar("KindT")
 
 
-def validate(kind: type[SectionT], raw: object, *, prefix: str) -> SectionT:
-    """Validate `raw` as `kind`; turn pydantic's errors into one ConfigError, paths starting with `prefix`.
+def validate(kind: type[KindT], raw: object, *, prefix: str) -> KindT:
+    """Validate `raw` as `kind`, a Section or a dataclass; pydantic's errors become one ConfigError; paths begin with `prefix`.
 
     Raises:
         ConfigError: with every mistake.
@@ -38,16 +39,16 @@ def validate(kind: type[SectionT], raw: object, *, prefix: str) -> SectionT:
         what = f"expected a mapping of settings, got {type(raw).__name__}"
         raise ConfigError([Problem(prefix or "(top level)", what)])
     try:
-        return kind.model_validate(raw)
+        return TypeAdapter(kind).validate_python(raw)
     except ValidationError as error:
         problems = [_problem(kind, dict(item), prefix) for item in error.errors(include_url=False)]
         raise ConfigError(problems) from error
 
 
-def _problem(kind: type[Section], item: dict[str, Any], prefix: str) -> Problem:
+def _problem(kind: type[Any], item: dict[str, Any], prefix: str) -> Problem:
     location = [str(part) for part in item["loc"]]
     path = prefix + _name(location, dashed=prefix == "--")
-    if item["type"] == "extra_forbidden":
+    if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         known = _keys_at(kind, location[:-1])
         listed = ", ".join(_name([name], dashed=prefix == "--") for name in known)
         return Problem(
@@ -94,7 +95,9 @@ def _shown(value: object) -> str:
     return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]} … ({len(text):,} characters)"
 
 
-def _keys_at(kind: type[BaseModel], location: list[str]) -> list[str]:
+def _keys_at(kind: type[Any], location: list[str]) -> list[str]:
+    if is_dataclass(kind):
+        return [field.name for field in fields(kind)]
     for part in location:
         field = kind.model_fields.get(part)
         inner = [item for item in _alternatives(field.annotation) if issubclass(item, BaseModel)] if field else []

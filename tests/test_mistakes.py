@@ -14,7 +14,8 @@ from mistake_words import assert_tells, told
 from sample_records import plan_of
 
 from steps.config import parse_options, parse_settings
-from steps.presets import Plan, check_model
+from steps.contradictions import check_model
+from steps.plan import Plan
 
 # fmt: off
 SETTINGS: dict[str, tuple[str, list[str]]] = {

@@ -11,9 +11,12 @@ from hypothesis import strategies as st
 
 from steps import catalog, presets
 from steps.catalog import DatasetPreset, ModelPreset, read_preset
-from steps.config import Options, Settings, parse_options, parse_settings
+from steps.config import Settings, parse_options, parse_settings
+from steps.contradictions import check_model, linear_names
 from steps.errors import ConfigError
-from steps.presets import Plan, check_model, config_root, find_dataset, find_model, linear_names, preset_names, resolve
+from steps.options import OPTIONS, Options
+from steps.plan import Plan
+from steps.presets import config_root, find_dataset, find_model, preset_names, resolve
 
 
 def plan_of(**options: Any) -> Plan:
@@ -259,7 +262,7 @@ values = words | st.text(max_size=30) | st.integers(-2, 10**30) | st.floats() | 
 
 @settings(suppress_health_check=[HealthCheck.too_slow], deadline=None, max_examples=60)
 @example({"model": "~root\0", "dataset": "\ud800", "init_adapter": "~nobody/x"})
-@given(st.dictionaries(st.sampled_from(sorted(Options.model_fields)), values, max_size=8))
+@given(st.dictionaries(st.sampled_from(sorted(OPTIONS)), values, max_size=8))
 def test_any_options_give_a_plan_or_a_config_error_with_paths(raw: dict[str, Any]) -> None:
     try:
         plan = resolve(Settings(), parse_options(raw))

@@ -11,7 +11,7 @@ from typing import Any
 
 from steps.errors import ConfigError, Problem
 from steps.instances import find_instance
-from steps.presets import Plan
+from steps.plan import Plan
 from steps.train.neuron_cache import is_remote
 from steps.train.neuron_environment import LOCAL_CACHE, neuron_environment
 from steps.train.neuron_layout import Asked, Layout, choose_layout

@@ -12,8 +12,9 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from steps.config import Precision, Quantization, Scheduler, Section, Sharding, validate
+from steps.config import Section, validate
 from steps.errors import ConfigError, Problem, StorageError
+from steps.options import Precision, Quantization, Scheduler, Sharding
 from steps.prepared import verify
 from steps.presets import LoraSettings
 from steps.rundir import TrainDir, read_json

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "job")]
 
 from steps import launch  # noqa: E402
-from steps.config import Options, Settings, parse_settings  # noqa: E402
+from steps.config import Settings, parse_options, parse_settings  # noqa: E402
 from steps.errors import LoraFlowError  # noqa: E402
 from steps.events import Event  # noqa: E402
 from steps.job import pod  # noqa: E402
@@ -71,7 +71,7 @@ def prepare_training(plan: dict[str, Any], settings: Settings) -> None:
     from steps.prepare import stage as prepare_stage
 
     folder = Path(plan["folder"])
-    made = resolve(settings, Options.model_validate(plan["training"]))
+    made = resolve(settings, parse_options(plan["training"]))
     base = base_stage.fetch(made.model, cache=folder / "cache", min_free_gib=0)
     prepared = prepare_stage.prepare(made, base, RunDir(folder), cache=folder / "cache")
     write_json(folder / "inputs.json", {"base": base.to_dict(), "prepared": prepared.to_dict()})
@@ -83,7 +83,7 @@ def train_job(plan: dict[str, Any], settings: Settings) -> Job:
 
     folder = Path(plan["folder"])
     raw = read_json(folder / "inputs.json")
-    made = resolve(settings, Options.model_validate(plan["training"]))
+    made = resolve(settings, parse_options(plan["training"]))
     base, prepared = BaseModel.from_dict(raw["base"]), PreparedData.from_dict(raw["prepared"])
     spec, directory = train_stage.build(made, base, prepared, RunDir(folder))
     return Job(

@@ -23,7 +23,7 @@ from supervise_on_cluster import archive_code
 
 from steps import launch
 from steps.base import stage as base_stage
-from steps.config import Options, Settings, parse_settings
+from steps.config import Settings, parse_options, parse_settings
 from steps.inputs import Inputs
 from steps.job import request as requests
 from steps.job.job import Job
@@ -175,7 +175,7 @@ def follow_some_lines(run: RunDir, wanted: int) -> None:
 @pytest.mark.smoke
 def test_a_manifest_applied_by_hand_trains_and_is_adopted(run: RunDir) -> None:
     settings = parse_settings(raw_settings(run))
-    options = Options.model_validate(
+    options = parse_options(
         {
             "model": "tiny",
             "dataset": "orders",

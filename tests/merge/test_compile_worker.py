@@ -16,7 +16,7 @@ from steps.job.publish import result_damage
 from steps.merge import compile_worker
 from steps.merge.compile import CompiledModel
 from steps.neuron_jobs import compile_job, compile_merged, describe, request_of
-from steps.presets import Plan
+from steps.plan import Plan
 from steps.records import MergedModel
 from steps.rundir import RunDir, TrainDir, read_json
 

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from steps import presets, records
-from steps.config import Options, Settings
+from steps.config import Settings
+from steps.options import Options
 from steps.rundir import RunDir
 
 TEMPLATE = (

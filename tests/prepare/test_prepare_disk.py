@@ -9,9 +9,9 @@ from prepare_data import PlanMaker, questions, write_lines
 from small_disk import PAGE, disk_of
 
 from steps.errors import StorageError
+from steps.plan import Plan
 from steps.prepare import stage
 from steps.prepare.stage import prepare
-from steps.presets import Plan
 from steps.records import BaseModel
 from steps.rundir import RunDir
 

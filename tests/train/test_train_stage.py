@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 from conftest import write_prepared
 
-from steps.config import Checkpoints, Launcher, Options, Settings, Validation
+from steps.config import Checkpoints, Launcher, Settings, Validation
 from steps.errors import CheckpointError, ConfigError, StorageError
 from steps.events import EventWriter
+from steps.options import Options
 from steps.prepared import ROWS, read_record
 from steps.presets import resolve
 from steps.records import BaseModel

@@ -1,0 +1,150 @@
+"""What in a plan cannot be meant together, and what does not fit the model: all of it, in words.
+
+`contradictions` knows settings and options only; `check_model` holds a plan against the model's own config.json. Called by
+`presets` and by the flow's `start`; fetches nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from steps.catalog import ALL_LINEAR, find_path
+from steps.cluster import hidden_paths
+from steps.errors import ConfigError, Problem
+from steps.options import AUTO, Options
+from steps.plan import Plan
+from steps.validation import suggest
+
+LLAMA_LIKE = frozenset({"llama", "mistral", "qwen2", "qwen3", "granite", "gemma", "gemma2", "gemma3_text", "smollm3"})
+"""model_type values whose decoder layers name their linear modules as Llama does."""
+LLAMA_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+def contradictions(plan: Plan, options: Options) -> list[Problem]:
+    """Every one found; `options` are those that led to the plan."""
+    found = (_in_launcher(plan), _in_rows(plan, options), _in_method(plan), _in_adapter(plan, options), _hidden(plan))
+    return [problem for part in found for problem in part]
+
+
+def _in_launcher(plan: Plan) -> Iterator[Problem]:
+    launcher, size = plan.settings.launcher, _size(plan)
+    if size > 1 and launcher.backend == "torch":
+        yield Problem(
+            "launcher.tensor_parallel",
+            f"is for the neuron backend, got {size} with torch; "
+            "there --sharding fsdp shares a model that one device cannot hold",
+        )
+    if launcher.precompile and (launcher.backend == "torch" or not launcher.compile_cache):
+        yield Problem(
+            "launcher.precompile",
+            "is for the neuron backend, and needs launcher.compile_cache, where other nodes find what it compiled",
+        )
+    if plan.is_laid_out and plan.processes % size != 0:
+        yield Problem("--processes", f"must be a multiple of launcher.tensor_parallel, {size}, got {plan.processes}")
+
+
+def _in_rows(plan: Plan, options: Options) -> Iterator[Problem]:
+    per_pass = max(plan.replicas, 1) * plan.micro_batch
+    if plan.is_laid_out and plan.global_batch % per_pass != 0:
+        yield Problem(
+            "--global-batch",
+            f"must be a multiple of {'replicas' if _size(plan) > 1 else 'processes'} × micro batch = "
+            f"{per_pass // plan.micro_batch} × {plan.micro_batch} = {per_pass}, "
+            f"got {plan.global_batch}; the nearest that fit are {_nearest_multiples(plan.global_batch, per_pass)}",
+        )
+    if options.max_steps and options.epochs:
+        yield Problem("--epochs", "give either --max-steps or --epochs, not both: got both")
+
+
+def _in_method(plan: Plan) -> Iterator[Problem]:
+    if plan.sharding == "fsdp" and plan.world == 1:
+        yield Problem(
+            "--sharding",
+            "fsdp shards over processes and there is 1; use --sharding ddp, or --processes 2 or more",
+        )
+    if plan.sharding == "fsdp" and plan.quantization == "4bit":
+        yield Problem("--quantization", "4bit with --sharding fsdp is not supported; use one of them")
+    if plan.lora.method == "dora" and plan.quantization == "4bit":
+        yield Problem(
+            "--method",
+            "dora with --quantization 4bit is not supported: its norms need the full weights; use lora or rslora",
+        )
+
+
+def _in_adapter(plan: Plan, options: Options) -> Iterator[Problem]:
+    targets, start = plan.lora.targets, plan.lora.init_adapter
+    if not targets:
+        yield Problem("--lora-targets", f"names no module; use {ALL_LINEAR} or names such as q_proj,v_proj")
+    if len(targets) > 1 and ALL_LINEAR in targets:
+        yield Problem("--lora-targets", f"{ALL_LINEAR} stands alone; got {','.join(targets)}")
+    if options.init_adapter != AUTO and find_path(f"{start}/adapter_config.json") is None:
+        yield Problem("--init-adapter", f"no adapter_config.json in {start!r}: expected a PEFT adapter folder")
+
+
+def _hidden(plan: Plan) -> list[Problem]:
+    """Files of this machine alone, in a run whose pods read them; the data is read by `prepare`, which may run here."""
+    cluster = plan.settings.cluster
+    if not plan.settings.is_on_cluster:
+        return []
+    paths = {"--model": plan.model.path, "--init-adapter": plan.lora.init_adapter}
+    if cluster.steps.enabled:
+        paths["--dataset"] = plan.dataset.path
+    return hidden_paths(cluster, paths)
+
+
+def _size(plan: Plan) -> int:
+    """Processes of one replica."""
+    return max(plan.tensor_parallel, 1)
+
+
+def _nearest_multiples(value: int, step: int) -> str:
+    below, above = value // step * step, -(-value // step) * step
+    return " and ".join(str(multiple) for multiple in (below, above) if multiple > 0)
+
+
+def linear_names(model_type: str) -> tuple[str, ...]:
+    """Names of the linear modules in a decoder layer of this architecture; empty if not known here."""
+    return LLAMA_LINEAR if model_type in LLAMA_LIKE else ()
+
+
+def check_model(plan: Plan, config: dict[str, Any]) -> None:
+    """Hold the plan against the model's own config.json (as parsed), before any weights are fetched.
+
+    Raises:
+        ConfigError: with every contradiction.
+    """
+    problems = [*_too_long(plan, config), *_unknown_targets(plan, config), *_too_wide(plan, config)]
+    if problems:
+        raise ConfigError(problems)
+
+
+def _too_long(plan: Plan, config: dict[str, Any]) -> Iterator[Problem]:
+    longest = _whole(config, "max_position_embeddings")
+    if longest and plan.sequence_length > longest:
+        what = f"must be <= {longest}, the model's max_position_embeddings, got {plan.sequence_length}"
+        yield Problem("--sequence-length", what)
+
+
+def _unknown_targets(plan: Plan, config: dict[str, Any]) -> Iterator[Problem]:
+    linear = linear_names(str(config.get("model_type", "")))
+    if not linear or plan.lora.targets == (ALL_LINEAR,):
+        return
+    known = (*linear, "embed_tokens", "lm_head")
+    for name in plan.lora.targets:
+        if name not in known:
+            near = suggest(name, list(known))
+            yield Problem("--lora-targets", f"the model has no module {name!r}{near}; it has {', '.join(known)}")
+
+
+def _too_wide(plan: Plan, config: dict[str, Any]) -> Iterator[Problem]:
+    sizes = [_whole(config, key) for key in ("hidden_size", "intermediate_size")]
+    smallest = min((size for size in sizes if size), default=0)
+    if smallest and plan.lora.rank > smallest:
+        yield Problem("--lora-rank", f"must be <= {smallest}, the model's hidden size, got {plan.lora.rank}")
+
+
+def _whole(config: dict[str, Any], key: str) -> int:
+    """The positive whole number at `key`, 0 for anything else: judging a foreign config.json is not our business."""
+    value = config.get(key)
+    return value if isinstance(value, int) and value > 0 else 0

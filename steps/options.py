@@ -1,0 +1,91 @@
+"""`Options`, the flow's Parameters: what to train. The words of `python flows/lora_flow.py run --help`.
+
+A dataclass, since every command of Metaflow reads them, `--help` too, and pydantic takes as long to import as Metaflow's half; it
+does the checking, in `config.parse_options`, from what stands here.
+"""
+
+from dataclasses import dataclass, fields
+from typing import Annotated, ClassVar, Literal, get_type_hints
+
+from annotated_types import DocInfo, Ge, Gt, Le, Lt, doc
+
+AUTO = "auto"
+
+Method = Literal["lora", "rslora", "dora"]
+Scheduler = Literal["cosine", "linear", "constant"]
+Precision = Literal["bf16", "fp32"]
+Quantization = Literal["none", "4bit"]
+Sharding = Literal["ddp", "fsdp"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """'auto' or 0 means "from the preset"; Argo would turn a None into the word null."""
+
+    __pydantic_config__: ClassVar = {"extra": "forbid", "allow_inf_nan": False}
+
+    model: Annotated[str, doc("A preset, a hub id, a local folder or an s3:// prefix.")] = "smollm2-135m"
+    dataset: Annotated[
+        str, doc("A preset, a file (JSON, JSONL, CSV, Parquet), a folder of such, an s3:// prefix or a hub id.")
+    ] = "orders"
+    max_steps: Annotated[int, Ge(0), doc("Optimizer steps; 0: from `epochs`, or the preset when that is 0 too.")] = 0
+    epochs: Annotated[
+        float, Ge(0), Le(1000), doc("Passes over the training rows; 0: from `max_steps`, or the preset.")
+    ] = 0.0
+    max_rows: Annotated[int, Ge(0), doc("Rows read from the data set; 0: all.")] = 0
+    learning_rate: Annotated[float, Ge(0), Le(1), doc("Peak learning rate of AdamW; 0: from the preset.")] = 0.0
+    scheduler: Annotated[Literal["auto", Scheduler], doc("Shape of the learning rate after warm-up; auto: cosine.")] = (
+        "auto"
+    )
+    warmup_ratio: Annotated[
+        float, Ge(0), Lt(1), doc("Share of the steps over which the learning rate rises from 0.")
+    ] = 0.1
+    weight_decay: Annotated[float, Ge(0), Le(1), doc("AdamW's decoupled weight decay.")] = 0.0
+    max_grad_norm: Annotated[float, Ge(0), doc("Gradients are clipped to this norm; 0: not at all.")] = 1.0
+    method: Annotated[Literal["auto", Method], doc("PEFT method; auto: lora.")] = "auto"
+    lora_rank: Annotated[int, Ge(0), Le(1024), doc("Rank r; 0: from the preset.")] = 0
+    lora_alpha: Annotated[float, Ge(0), doc("Scale numerator; 0: twice the rank.")] = 0.0
+    lora_dropout: Annotated[float, Ge(0), Lt(1), doc("Dropout before lora_A.")] = 0.0
+    lora_targets: Annotated[str, doc("`all-linear`, or module names separated by commas; auto: from the preset.")] = (
+        AUTO
+    )
+    init_adapter: Annotated[str, doc("A PEFT adapter folder to start from; auto: fresh.")] = AUTO
+    sequence_length: Annotated[int, Ge(0), doc("Tokens in a row; 0: from the preset.")] = 0
+    packing: Annotated[
+        Literal["auto", "on", "off"],
+        doc("Several samples in one row that never see each other; auto: from the data preset, else on."),
+    ] = "auto"
+    global_batch: Annotated[int, Ge(0), doc("Rows per optimizer step, over all processes; 0: from the preset.")] = 0
+    micro_batch: Annotated[int, Ge(0), doc("Rows per forward pass on one process; 0: from the preset.")] = 0
+    gradient_checkpointing: Annotated[
+        Literal["auto", "on", "off"], doc("Recompute activations to save memory; auto: from the model preset.")
+    ] = "auto"
+    precision: Annotated[Literal["auto", Precision], doc("auto: from the model preset (bf16).")] = "auto"
+    quantization: Annotated[
+        Literal["auto", Quantization], doc("4bit: the frozen base in NF4 through bitsandbytes; auto: none.")
+    ] = "auto"
+    sharding: Annotated[Literal["auto", Sharding], doc("fsdp: shard the base model over processes; auto: ddp.")] = (
+        "auto"
+    )
+    processes: Annotated[
+        int,
+        Ge(0),
+        Le(4096),
+        doc("Worker processes per node; 0: every NeuronCore of the cluster's instance type, elsewhere 1."),
+    ] = 0
+    seed: Annotated[int, Ge(0), Lt(2**31), doc("Of the split, the order, the adapter's start and dropout.")] = 42
+    validation_fraction: Annotated[float, Gt(0), Lt(1), doc("Share of the samples held out, by content hash.")] = 0.1
+    continue_from: Annotated[
+        str, doc("A run id or run directory whose prepared data and checkpoints are taken over; auto: none.")
+    ] = AUTO
+    dry_run: Annotated[bool, doc("Stop after the plan, before training.")] = False
+
+
+OPTIONS = tuple(field.name for field in fields(Options))
+"""Their names."""
+
+
+def help_of(name: str) -> str:
+    """What an option does."""
+    hint = get_type_hints(Options, include_extras=True)[name]
+    return next(item.documentation for item in hint.__metadata__ if isinstance(item, DocInfo))
