@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from steps.config import Settings
 from steps.errors import ConfigError, Problem
 from steps.launch import read_settings
-
-if TYPE_CHECKING:
-    from steps.job.checks.cloud import Datastore
 
 
 @click.command()
@@ -31,6 +26,7 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="The findings as JSON, for a program.")
 def preflight(config: Path, datastore: str, as_json: bool) -> None:
     """Check the cluster that a config describes, and change nothing. Exit code 1 if a run could not work."""
+    from steps.codepackage import is_in_pod, metaflow_datastore
     from steps.job.checks.finding import errors, table
     from steps.job.checks.whole import Target
     from steps.job.preflight import findings
@@ -56,19 +52,3 @@ def cluster_settings(path: Path) -> Settings:
         what = f"is {settings.launcher.kind!r} in {path}: no cluster is used, so there is nothing to check"
         raise ConfigError([Problem("launcher.kind", what)])
     return settings
-
-
-def metaflow_datastore(kind: str = "") -> Datastore:
-    """Metaflow's datastore as this process is configured; `kind` of the running flow, where there is one."""
-    from metaflow import metaflow_config
-
-    from steps.job.checks.cloud import Datastore
-
-    kind = kind or str(metaflow_config.DEFAULT_DATASTORE)
-    root = getattr(metaflow_config, f"DATASTORE_SYSROOT_{kind.upper()}", None)
-    return Datastore(kind, str(root or ""), str(metaflow_config.S3_ENDPOINT_URL or "") if kind == "s3" else "")
-
-
-def is_in_pod() -> bool:
-    """Whether this process runs in a pod."""
-    return bool(os.environ.get("KUBERNETES_SERVICE_HOST"))

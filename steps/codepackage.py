@@ -25,6 +25,7 @@ from steps.options import OPTIONS
 from steps.progress import say
 
 if TYPE_CHECKING:
+    from steps.job.checks.cloud import Datastore
     from steps.rundir import RunDir
 
 EXIT_NO_RETRY: int = METAFLOW_EXIT_DISALLOW_RETRY
@@ -80,6 +81,22 @@ def _package() -> bytes:
 
     made = MetaflowPackage(system_context.flow, system_context.environment, echo=lambda *_, **__: None)
     return bytes(made.blob)
+
+
+def metaflow_datastore(kind: str = "") -> Datastore:
+    """Metaflow's datastore as this process is configured; `kind` of the running flow, where there is one."""
+    from metaflow import metaflow_config
+
+    from steps.job.checks.cloud import Datastore
+
+    kind = kind or str(metaflow_config.DEFAULT_DATASTORE)
+    root = getattr(metaflow_config, f"DATASTORE_SYSROOT_{kind.upper()}", None)
+    return Datastore(kind, str(root or ""), str(metaflow_config.S3_ENDPOINT_URL or "") if kind == "s3" else "")
+
+
+def is_in_pod() -> bool:
+    """Whether this process runs in a pod."""
+    return bool(os.environ.get("KUBERNETES_SERVICE_HOST"))
 
 
 def run_command_line(flow: Callable[[], object]) -> None:

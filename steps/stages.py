@@ -81,11 +81,10 @@ def check_cluster(plan: Plan) -> None:
     """
     if not plan.settings.is_on_cluster or not plan.settings.cluster.preflight:
         return
-    from steps.cluster_cli import is_in_pod, metaflow_datastore
     from steps.job.checks.whole import Target
     from steps.job.preflight import require
 
-    target = Target(plan.settings, plan.processes, metaflow_datastore(), is_inside=is_in_pod())
+    target = Target(plan.settings, plan.processes, codepackage.metaflow_datastore(), is_inside=codepackage.is_in_pod())
     require(target, notice=say)
 
 

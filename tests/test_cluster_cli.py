@@ -12,7 +12,8 @@ from click.testing import CliRunner, Result
 from metaflow import metaflow_config
 
 from steps.cli import Commands
-from steps.cluster_cli import cluster_settings, metaflow_datastore, preflight
+from steps.cluster_cli import cluster_settings, preflight
+from steps.codepackage import metaflow_datastore
 from steps.errors import ConfigError
 
 CLUSTER = {"namespace": "team", "image": "r.io/lora:1", "steps": {"enabled": False}}
