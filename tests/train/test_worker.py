@@ -6,7 +6,7 @@ import json
 import signal
 
 import pytest
-from conftest import Training, Trainings
+from train_harness import Training, Trainings
 
 from steps.failure_record import EXIT_CONFIG, EXIT_DIVERGED, EXIT_NETWORK, EXIT_STOPPED, read_records
 
@@ -133,8 +133,8 @@ def test_a_straggler_may_not_write(whole: Training, trainings: Trainings) -> Non
 @pytest.mark.slow
 def test_poisoned_weights_end_at_step_1_as_the_users(trainings: Trainings) -> None:
     import torch
-    from conftest import write_base
     from safetensors.torch import load_file, save_file
+    from train_harness import write_base
 
     folder = trainings.folder / "poisoned"
     write_base(folder)
