@@ -5,6 +5,7 @@ Called by `flows/lora_flow.py` only; the one place where the rooms meet. What a 
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from steps import lineage as lineages
 from steps.config import Options, parse_options, parse_settings
 from steps.errors import ConfigError, LoraFlowError, Problem
 from steps.inputs import Inputs
+from steps.libraries import check_libraries
 from steps.presets import Plan, check_model, project_root, resolve
 from steps.progress import StageProgress, say
 from steps.records import Adapter, BaseModel, MergedModel, PreparedData, Report
@@ -52,6 +54,7 @@ def start(flow: Any, raw_settings: Mapping[str, Any]) -> tuple[Artifact, Artifac
 
     options = parse_options({name: getattr(flow, name) for name in Options.model_fields})
     plan = resolve(parse_settings(dict(raw_settings)), options)
+    check_libraries(plan, lambda name: importlib.util.find_spec(name) is not None)
     cache = cache_folder(plan)
     config = base_stage.describe(plan.model, cache=cache)
     check_model(plan, config)
