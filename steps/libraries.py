@@ -22,7 +22,9 @@ def check_libraries(plan: Plan, is_installed: Callable[[str], bool]) -> None:
     """
     if plan.settings.is_on_cluster:
         return
-    asked = [("reporting.report_to", name, name) for name in plan.settings.reporting.report_to]
+    asked: list[tuple[str, str, str]] = [
+        ("reporting.report_to", name, name) for name in plan.settings.reporting.report_to
+    ]
     if plan.quantization == "4bit":
         asked.append(("--quantization", "4bit", "bitsandbytes"))
     problems = [
