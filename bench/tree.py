@@ -21,18 +21,22 @@ from pathlib import Path
 from bench._report import report
 
 ROOT = Path(__file__).resolve().parents[1]
-VALUES = {"4.9 M values (SmolLM2-135M, rank 16)": 4_900_000, "42 M values (Llama 3.1 8B, rank 16)": 42_000_000}
+CASES = (
+    ("4.9 M values (SmolLM2-135M, rank 16)", 4_900_000, (1, 2, 4)),
+    ("42 M values (Llama 3.1 8B, rank 16)", 42_000_000, (1, 2)),
+)
+"""What, how many, on how many processes."""
 MICRO_BATCHES = 8
 """Of a step, over all processes."""
 
 
 def main(argv: list[str]) -> int:
-    """Each number of values on 1, 2 and 4 processes."""
+    """Each number of values on each number of processes."""
     parser = argparse.ArgumentParser(prog="python -m bench tree")
     parser.add_argument("--steps", type=int, default=10)
     steps = parser.parse_args(argv).steps
-    for name, values in VALUES.items():
-        for processes in (1, 2, 4):
+    for name, values, numbers in CASES:
+        for processes in numbers:
             tree_s, ddp_s = measure(values, processes, steps)
             what = f"gradients of a step, {name}, {MICRO_BATCHES} micro-batches on {processes} process(es): tree, DDP"
             report(what, 1e3 * tree_s, 1e3 * ddp_s, unit="ms")
