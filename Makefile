@@ -16,7 +16,7 @@ run: .venv/installed  ## fine-tune a small real model on this machine: two to th
 	$(BIN)/python flows/lora_flow.py run $(ARGS)
 
 test: .venv/installed-dev  ## the quick tests, about four and a half minutes on two cores
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-all: .venv/installed-dev  ## every test that needs no cluster and no GPU
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not gpu and not cluster" --timeout 1200 $(ARGS)
@@ -25,7 +25,7 @@ e2e: .venv/installed-dev  ## tests on a Kubernetes with the Training Operator (K
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "cluster and not slow" --timeout 900 tests/e2e $(ARGS)
 
 coverage: .venv/installed-dev  ## branch coverage of the quick tests: 100 % of the pure core, 90 % of all, or it fails
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --timeout 600 --cov --cov-report= $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --timeout 600 --cov --cov-report= $(ARGS)
 	$(BIN)/python tests/pure_core.py
 
 test-neuron: .venv/installed-dev  ## the Trainium backend's own tests: on a Trainium node

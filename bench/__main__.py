@@ -35,6 +35,7 @@ RUNS: tuple[tuple[str, ...], ...] = (
     ("train", "--precision", "fp32"),
     ("train", "--processes", "2"),
     ("train", "--precision", "fp32", "--processes", "2"),
+    ("tree",),
     ("evaluate",),
     ("overhead",),
     ("start",),

@@ -51,6 +51,13 @@ class Launcher(Section):
     """Printed beside a cost."""
 
 
+class Prepare(Section):
+    """The data."""
+
+    unusable_rows: Literal["skip", "refuse"] = "skip"
+    """Rows without a usable conversation: `skip` counts and names them, `refuse` fails when there is one."""
+
+
 class Deadlines(Section):
     """How long each phase may take, in seconds, before the attempt is ended and classed."""
 
@@ -175,6 +182,7 @@ class Settings(Section):
     storage: Storage = Storage()
     launcher: Launcher = Launcher()
     cluster: Cluster = Cluster()
+    prepare: Prepare = Prepare()
     deadlines: Deadlines = Deadlines()
     retry: Retry = Retry()
     checkpoints: Checkpoints = Checkpoints()

@@ -5,6 +5,7 @@ Called by `flows/lora_flow.py` only; the one place where the rooms meet. What a 
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from steps.config import parse_options, parse_settings
 from steps.contradictions import check_model
 from steps.errors import ConfigError, LoraFlowError, Problem
 from steps.inputs import Inputs
+from steps.libraries import check_libraries
 from steps.options import OPTIONS
 from steps.plan import Plan
 from steps.presets import project_root, resolve
@@ -55,6 +57,7 @@ def start(flow: Any, raw_settings: Mapping[str, Any]) -> tuple[Artifact, Artifac
 
     options = parse_options({name: getattr(flow, name) for name in OPTIONS})
     plan = resolve(parse_settings(dict(raw_settings)), options)
+    check_libraries(plan, lambda name: importlib.util.find_spec(name) is not None)
     cache = cache_folder(plan)
     config = base_stage.describe(plan.model, cache=cache)
     check_model(plan, config)

@@ -32,6 +32,7 @@ SETTINGS: dict[str, tuple[str, list[str]]] = {
     "an unknown dtype": ("merge: {dtype: int8}", ["merge.dtype: must be one of 'auto', 'bf16'", "got 'int8'"]),
     "a word for a list": ("reporting: {report_to: wandb}", ["reporting.report_to: must be a list", "got 'wandb'"]),
     "an unknown tracker": ("reporting: {report_to: [wandbb]}", ["reporting.report_to.0", "'tensorboard', 'wandb'", "got 'wandbb'"]),
+    "another word for refusing": ("prepare: {unusable_rows: fail}", ["prepare.unusable_rows: must be one of 'skip' or 'refuse'", "got 'fail'"]),
     "an empty section": ("retry:", ["retry: must be a mapping of settings, got None"]),
     "a number for a section": ("retry: 3", ["retry: must be a mapping of settings, got 3"]),
     "a list at the top": ("- retry", ["(top level): expected a mapping of settings, got list"]),

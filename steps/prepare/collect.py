@@ -93,7 +93,8 @@ def collect(
         for done, made in make_samples(_chunks(chain([first], rows)), SampleMaker(recipe, tokenizer)):
             store.take(made)
             progress("reading and tokenising", min(done, source.size), source.size)
-        return store.finish(source.name, score=plan.dataset.score)
+        refuse = plan.settings.prepare.unusable_rows == "refuse"
+        return store.finish(source.name, score=plan.dataset.score, refuse=refuse)
 
 
 def _chunks(rows: Iterator[Row]) -> Iterator[list[Row]]:
@@ -176,10 +177,15 @@ class _Store:
     def _write_held_out(self, text: Text) -> None:
         self._files["held_out"].write(b"%d %s\n" % (text.sample, text.json.encode()))
 
-    def finish(self, source: str, *, score: str) -> tuple[Samples, Keys, Positions]:
-        """Everything as arrays; complains of what was skipped."""
+    def finish(self, source: str, *, score: str, refuse: bool) -> tuple[Samples, Keys, Positions]:
+        """Everything as arrays; complains of what was skipped, or refuses it."""
         if not self._samples:
             raise DataError(self._nothing_left(source))
+        if refuse and self._skipped.counts:
+            raise DataError(
+                f"{source}: {self._skipped.counts.total()} rows cannot be used: {self._skipped}; "
+                "prepare.unusable_rows is refuse: mend them or take them out, or set it to skip"
+            )
         if self._skipped.counts:
             logger.warning("%s: %d rows skipped: %s", source, self._skipped.counts.total(), self._skipped)
         positions = np.frombuffer(self._columns["positions"], dtype=np.float64)

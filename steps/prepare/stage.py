@@ -71,7 +71,8 @@ def prepare(
     final = run.prepared(identity)
     if final.exists():
         found = _reuse(final)
-        if found:
+        refuse = plan.settings.prepare.unusable_rows == "refuse"
+        if found and not (refuse and found.skipped):  # made anew, it names the rows
             return found
     return _make(plan, base, source, final, progress or _silent)
 

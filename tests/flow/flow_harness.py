@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -125,3 +127,35 @@ def processes_of(folder: Path) -> list[psutil.Process]:
         if process.info["status"] != psutil.STATUS_ZOMBIE and any(str(folder) in word for word in words):
             found.append(process)
     return found
+
+
+def events_in(place: Place) -> list[dict[str, Any]]:
+    lines = [
+        line for path in sorted(place.folder.glob("runs/**/events.jsonl")) for line in path.read_text().splitlines()
+    ]
+    return [json.loads(line) for line in lines]
+
+
+def steps_seen(place: Place) -> int:
+    return max((event["step"] for event in events_in(place) if event["kind"] == "step"), default=0)
+
+
+def checkpoint_after(place: Place, step: int) -> bool:
+    return any(event["kind"] == "checkpoint" and event["step"] >= step for event in events_in(place))
+
+
+def kill_and_resume(place: Place, *options: str) -> bytes:
+    """A flow killed −9 with all that it started as soon as a checkpoint is there, then resumed: the weights it ends with."""
+    log = place.folder / "log.txt"
+    flow = place.start(place.run_words(*options), log)
+    wait_until(lambda: checkpoint_after(place, 3), timeout_s=200, what="a checkpoint")
+    os.killpg(flow.pid, signal.SIGKILL)
+    for process in processes_of(place.folder):
+        process.kill()
+    flow.wait()
+    assert steps_seen(place) < 12, "it was killed too late to show anything"
+    resumed = place.call(place.command("resume", "--origin-run-id", run_id_of(log.read_text())))
+    assert resumed.returncode == 0, resumed.stdout[-3000:] + resumed.stderr[-3000:]
+    assert "from the checkpoint of step" in resumed.stdout
+    adapter = place.artifact(re.findall(r"run-id (\d+)", resumed.stdout)[-1], "train", "adapter")
+    return Path(adapter["path"], "adapter_model.safetensors").read_bytes()

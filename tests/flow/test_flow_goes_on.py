@@ -8,28 +8,10 @@ import re
 import signal
 import sys
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
-from flow_harness import Place, processes_of, run_id_of, wait_until
-
-PROCESSES = [pytest.param(1, id="1 process"), pytest.param(2, id="2 processes", marks=pytest.mark.slow)]
-
-
-def events_in(place: Place) -> list[dict[str, Any]]:
-    lines = [
-        line for path in sorted(place.folder.glob("runs/**/events.jsonl")) for line in path.read_text().splitlines()
-    ]
-    return [json.loads(line) for line in lines]
-
-
-def steps_seen(place: Place) -> int:
-    return max((event["step"] for event in events_in(place) if event["kind"] == "step"), default=0)
-
-
-def checkpoint_after(place: Place, step: int) -> bool:
-    return any(event["kind"] == "checkpoint" and event["step"] >= step for event in events_in(place))
+from flow_harness import Place, checkpoint_after, kill_and_resume, processes_of, run_id_of, steps_seen, wait_until
 
 
 def workers_of(place: Place) -> list[psutil.Process]:
@@ -48,25 +30,11 @@ def uninterrupted(place: Place, processes: int) -> bytes:
     return (folder / "writers" / "001-01" / "result" / "adapter_model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(500)
-@pytest.mark.parametrize("processes", PROCESSES)
-def test_a_flow_killed_whole_goes_on_with_resume_and_ends_with_equal_bits(place: Place, processes: int) -> None:
+def test_a_flow_of_two_processes_killed_whole_goes_on_with_resume_and_ends_with_equal_bits(place: Place) -> None:
     place.write_config()
-    log = place.folder / "log.txt"
-    flow = place.start(place.run_words("--processes", str(processes)), log)
-    wait_until(lambda: checkpoint_after(place, 3), timeout_s=200, what="a checkpoint")
-    os.killpg(flow.pid, signal.SIGKILL)
-    for process in processes_of(place.folder):
-        process.kill()
-    flow.wait()
-    done_before = steps_seen(place)
-
-    resumed = place.call(place.command("resume", "--origin-run-id", run_id_of(log.read_text())))
-    assert resumed.returncode == 0, resumed.stdout[-3000:] + resumed.stderr[-3000:]
-    assert "from the checkpoint of step" in resumed.stdout
-    assert done_before < 12, "it was killed too late to show anything"
-    adapter = place.artifact(re.findall(r"run-id (\d+)", resumed.stdout)[-1], "train", "adapter")
-    assert Path(adapter["path"], "adapter_model.safetensors").read_bytes() == uninterrupted(place, processes)
+    assert kill_and_resume(place, "--processes", "2") == uninterrupted(place, 2)
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from flow_harness import FLOW, PROJECT, Place, run_id_of
+from flow_harness import FLOW, PROJECT, Place, kill_and_resume, run_id_of
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +57,16 @@ def test_the_adapter_itself_is_kept_in_the_datastore(finished: tuple[Place, str,
     on_disk = Path(adapter["path"], "adapter_model.safetensors").read_bytes()
     assert hashlib.sha256(files["adapter_model.safetensors"]).digest() == hashlib.sha256(on_disk).digest()
     assert "adapter_config.json" in files
+
+
+@pytest.mark.timeout(500)
+def test_a_flow_killed_whole_goes_on_with_resume_and_ends_with_equal_bits(
+    finished: tuple[Place, str, str], place: Place
+) -> None:
+    straight, run_id, _ = finished
+    place.write_config()
+    expected = Path(straight.artifact(run_id, "train", "adapter")["path"], "adapter_model.safetensors").read_bytes()
+    assert kill_and_resume(place) == expected
 
 
 def test_the_merged_folder_says_where_it_comes_from(finished: tuple[Place, str, str]) -> None:

@@ -6,6 +6,7 @@ has its words. One row of each kind runs in `make test`, all of them in `make te
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -204,6 +205,13 @@ def test_in_where_files_go(door: Place, tmp_path: Path, name: str) -> None:
     storage, words = ROOM[name]
     (tmp_path / "file").write_text("")
     assert_answers(door, words, name, run_words(door, {}, storage=storage(tmp_path)))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("mlflow") is not None, reason="mlflow is installed here")
+def test_in_a_library_that_is_not_installed(door: Place) -> None:
+    words = run_words(door, {}, reporting={"report_to": ["mlflow"]})
+    assert_answers(door, ["reporting.report_to: mlflow needs the library mlflow", "pip install mlflow"], "", words)
 
 
 def test_every_row_that_make_test_runs_is_a_row() -> None:

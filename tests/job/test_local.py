@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -218,7 +220,20 @@ def test_attempt_of_an_earlier_boot_is_known_to_be_dead(tmp_path: Path) -> None:
     assert LocalLauncher().logs(job, 1, 0) == ""
 
 
-def test_a_wrapper_runs_torchrun_and_has_the_last_word(tmp_path: Path) -> None:
+@pytest.fixture
+def usual_ports_taken() -> Iterator[None]:
+    """Somebody else's training listens where torch does if nobody says otherwise."""
+    with contextlib.ExitStack() as stack:
+        for port in (29400, 29500):
+            listener = stack.enter_context(socket.socket())
+            with contextlib.suppress(OSError):  # then it is taken already
+                listener.bind(("127.0.0.1", port))
+                listener.listen()
+        yield
+
+
+@pytest.mark.usefixtures("usual_ports_taken")
+def test_a_wrapper_runs_torchrun_and_has_the_last_word_whatever_ports_are_in_use(tmp_path: Path) -> None:
     notes = tmp_path / "notes"
     job = play_job(tmp_path, world=2, steps=2)
     job = replace(job, wrapper="play_wrapper", environment={**job.environment, "WRAPPER_NOTES": str(notes)})

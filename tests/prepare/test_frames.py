@@ -63,7 +63,7 @@ def run(template: ChatTemplate, conversation: Conversation, *, generate: bool) -
 
 
 @pytest.mark.parametrize("source", FRAMED.values(), ids=FRAMED)
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)  # of each of the templates
 @given(conversation=conversations(), generate=st.booleans())
 def test_a_frame_gives_what_jinja_gives(source: str, conversation: Conversation, generate: bool) -> None:
     template = ChatTemplate(source, TOKENS, ["<|im_end|>"])

@@ -14,6 +14,7 @@ from prepare_data import PlanMaker, base_at, questions, write_lines, write_token
 from tokenizers import Tokenizer
 
 from steps import prepared
+from steps.config import parse_settings
 from steps.errors import DataError
 from steps.prepare.stage import prepare
 from steps.prepared import PreparedRows
@@ -174,6 +175,29 @@ def test_rows_that_cannot_be_used_are_counted_by_reason_and_named(
     assert "a.jsonl:5" in caplog.text
     manifest = json.loads((Path(record.path) / prepared.MANIFEST).read_text())
     assert manifest["skipped"] == {"no answer": 2}
+
+
+@pytest.mark.parametrize("was_prepared", [False, True], ids=["anew", "after a run that skipped them"])
+def test_rows_that_cannot_be_used_are_refused_where_the_config_says_so(
+    base: BaseModel, run: RunDir, make_plan: PlanMaker, tmp_path: Path, was_prepared: bool
+) -> None:
+    rows = questions(20)
+    rows[4]["answer"] = rows[9]["answer"] = " "
+    plan = make_plan(write_lines(tmp_path / "a.jsonl", rows))
+    before = [Path(prepare(plan, base, run, cache=tmp_path).path)] if was_prepared else []
+    strict = plan.model_copy(update={"settings": parse_settings({"prepare": {"unusable_rows": "refuse"}})})
+    with pytest.raises(DataError) as caught:
+        prepare(strict, base, run, cache=tmp_path)
+    for words in (
+        "a.jsonl: 2 rows cannot be used: 2 with no answer",
+        "a.jsonl:5",
+        "a.jsonl:10",
+        "prepare.unusable_rows",
+    ):
+        assert words in str(caught.value)
+    assert [path for path in run.path.glob("*") if path.is_dir()] == before
+    good = strict.model_copy(update={"dataset": make_plan(write_lines(tmp_path / "b.jsonl", questions(20))).dataset})
+    assert prepare(good, base, run, cache=tmp_path).samples == 20
 
 
 UNUSABLE: dict[str, tuple[list[dict[str, Any]], dict[str, Any], list[str]]] = {

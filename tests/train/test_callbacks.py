@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Trainings
+from train_harness import Trainings
 
 from steps.checkpoints import choose, take_claim
 from steps.events import Event, EventTail, EventWriter

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import VOCABULARY, Trainings
+from train_harness import VOCABULARY, Trainings
 
 from steps.prepared import PreparedRow
 from steps.train.rows import collate

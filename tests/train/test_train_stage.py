@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import write_prepared
+from train_harness import write_prepared
 
 from steps.config import Checkpoints, Launcher, Settings, Validation
 from steps.errors import CheckpointError, ConfigError, StorageError

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from conftest import Training, Trainings
 from small_disk import PAGE, disk_of, fill
+from train_harness import Training, Trainings
 
 from steps import checkpoints
 from steps.events import EventTail

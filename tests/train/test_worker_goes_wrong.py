@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import Training, Trainings, finish
+from train_harness import Training, Trainings, finish
 
 from steps import checkpoints
 from steps.config import Settings
