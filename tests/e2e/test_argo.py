@@ -54,6 +54,13 @@ def nodes(site: Site, name: str) -> dict[str, str]:
     return {node["displayName"]: node["phase"] for node in found}
 
 
+def tries(site: Site, name: str, step: str) -> list[str]:
+    """Phase of each pod that Argo made for a step, the first first."""
+    found = workflow(site, name).get("status", {}).get("nodes", {}).values()
+    pods = [node for node in found if node["type"] == "Pod" and node["displayName"].startswith(f"{step}(")]
+    return [node["phase"] for node in sorted(pods, key=lambda node: node["startedAt"])]
+
+
 def ended(site: Site, name: str, *, timeout_s: float = 1500) -> str:
     """How the workflow ended."""
     wait_until(lambda: phase(site, name) in ENDS, timeout_s=timeout_s, what=f"workflow {name} ends", poll_s=2)
@@ -108,7 +115,9 @@ def test_a_retried_step_adopts_the_training_that_runs(argo: Place, site: Site) -
 
     assert ended(site, name) == "Succeeded", tail(site, name)
     (second,) = [pod for pod in step_pods(site, name, "train") if pod["status"]["phase"] == "Succeeded"]
-    assert second["metadata"]["annotations"]["metaflow/attempt"] == "1"
+    said = site.kubectl("logs", second["metadata"]["name"], "--container=main")
+    assert "attempt 1 is still running; watching over it from here" in said, said
+    assert tries(site, name, "train") == ["Error", "Succeeded"]
     (history,) = argo.run_directory(f"argo-{name}").glob("train-*/history.json")
     assert len(json.loads(history.read_text())["attempts"]) == 1
 
