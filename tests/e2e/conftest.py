@@ -121,4 +121,5 @@ def place(site: Site, tmp_path: Path, make_environment: Callable[[Path], dict[st
     yield made
     for job in site.jobs():
         if job["metadata"]["name"] not in before:
-            site.kubectl("delete", "pytorchjobs.kubeflow.org", job["metadata"]["name"], "--wait=false")
+            name = job["metadata"]["name"]  # its launcher may remove it at the same moment
+            site.kubectl("delete", "pytorchjobs.kubeflow.org", name, "--wait=false", "--ignore-not-found")

@@ -29,7 +29,7 @@ def argo(place: Place, site: Site) -> Iterator[Place]:
     done = place.call(place.words("argo-workflows create --no-auto-emit-argo-events"))
     assert done.returncode == 0, done.stdout + done.stderr
     yield place
-    site.kubectl("delete", f"{WORKFLOWS},{TEMPLATES}", "--all", "--wait=false")
+    site.kubectl("delete", f"{WORKFLOWS},{TEMPLATES}", "--all", "--wait=false", "--ignore-not-found")
 
 
 def trigger(place: Place, *options: str) -> str:
@@ -54,11 +54,10 @@ def nodes(site: Site, name: str) -> dict[str, str]:
     return {node["displayName"]: node["phase"] for node in found}
 
 
-def tries(site: Site, name: str, step: str) -> list[str]:
-    """Phase of each pod that Argo made for a step, the first first."""
+def tries(site: Site, name: str, step: str) -> list[tuple[str, str]]:
+    """(name, phase) of each try of a step, the first first: `train(0)` is of retry count 0."""
     found = workflow(site, name).get("status", {}).get("nodes", {}).values()
-    pods = [node for node in found if node["type"] == "Pod" and node["displayName"].startswith(f"{step}(")]
-    return [node["phase"] for node in sorted(pods, key=lambda node: node["startedAt"])]
+    return sorted((node["displayName"], node["phase"]) for node in found if node["displayName"].startswith(f"{step}("))
 
 
 def ended(site: Site, name: str, *, timeout_s: float = 1500) -> str:
@@ -117,7 +116,8 @@ def test_a_retried_step_adopts_the_training_that_runs(argo: Place, site: Site) -
     (second,) = [pod for pod in step_pods(site, name, "train") if pod["status"]["phase"] == "Succeeded"]
     said = site.kubectl("logs", second["metadata"]["name"], "--container=main")
     assert "attempt 1 is still running; watching over it from here" in said, said
-    assert tries(site, name, "train") == ["Error", "Succeeded"]
+    made = workflow(site, name)["status"]["nodes"]
+    assert tries(site, name, "train") == [("train(0)", "Error"), ("train(1)", "Succeeded")], json.dumps(made)
     (history,) = argo.run_directory(f"argo-{name}").glob("train-*/history.json")
     assert len(json.loads(history.read_text())["attempts"]) == 1
 

@@ -90,7 +90,8 @@ def test_each_verb_of_the_role_when_taken_away_is_the_one_that_is_named(
     with changed_role(rights, without(rights, kind, verb, resource)):
         for who, (client, cluster) in asked.items():
             new = sentences(look(client, space, **cluster)) - before[who]
-            assert len(new) == 1, who
+            new = {item for item in new if not item.startswith("warning nodes:")}  # others' pods come and go meanwhile
+            assert len(new) == 1, (who, new)
             assert f" may not {verb} {resource}" in next(iter(new)), who
 
 
@@ -144,7 +145,7 @@ def made(thing: dict[str, Any]) -> Iterator[None]:
     try:
         yield
     finally:
-        kubectl("delete", thing["kind"], meta["name"], "-n", meta["namespace"], "--wait=false")
+        kubectl("delete", thing["kind"], meta["name"], "-n", meta["namespace"], "--wait=false", "--ignore-not-found")
 
 
 @pytest.mark.parametrize(

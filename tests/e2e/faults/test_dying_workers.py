@@ -100,7 +100,7 @@ def test_a_worker_whose_clock_is_a_day_behind_changes_nothing(trial: MakeTrial, 
 
 def test_a_pod_that_is_told_to_stop_saves_within_its_grace(trial: MakeTrial, expect: Expect) -> None:
     """As a drain does: SIGTERM to one pod's first process, then SIGKILL after the grace."""
-    training = trial("drain", save_every=100)
+    training = trial("drain", save_every=100, meet_s=20)
     training.start()
     training.when_step(5)
     kubectl("-n", training.namespace, "delete", "pod", training.pod(0)["metadata"]["name"], "--wait=false")
