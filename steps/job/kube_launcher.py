@@ -18,6 +18,7 @@ from steps.job.cluster_status import (
     GONE_WITH_NODE,
     View,
     has_conditions,
+    has_ended,
     index_of,
     is_suspended,
     snapshot_of_cluster,
@@ -134,7 +135,7 @@ class KubeLauncher:
         return text or self._log(self._pod_name(job, attempt, rank // job.processes), lines=lines)
 
     def evidence(self, job: Job, attempt: int) -> Mapping[str, str]:
-        """The job, its pods and their events as YAML, and the logs of the failed pods and of worker 0."""
+        """The job, its pods and their events as YAML, and the logs of the pods that have ended and of worker 0."""
         watched = self._watch(job, attempt)
         pods = watched.sight.pods
         name = requests.name_of(self._request, job, attempt)
@@ -146,7 +147,7 @@ class KubeLauncher:
             "events.yaml": yaml.safe_dump(events, sort_keys=False),
         }
         for pod in pods:
-            if pod["status"].get("phase") == "Failed" or index_of(pod) == 0:
+            if has_ended(pod) or index_of(pod) == 0:
                 pod_name = pod["metadata"]["name"]
                 found[f"{pod_name}.log"] = self._log(pod_name, lines=2000)
         return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -256,7 +257,7 @@ def test_it_runs_from_inside_a_pod_as_the_pod_s_own_account(space: str) -> None:
     folders = {"environment": sys.prefix, "python": sys.base_prefix, "sources": str(PROJECT)}
     container = {
         "name": "look",
-        "image": "localhost/hyperpod-lora:mounted",
+        "image": os.environ.get("LORA_E2E_IMAGE", "localhost/hyperpod-lora:mounted"),
         "imagePullPolicy": "Never",
         "command": ["/bin/sh", "-c", f"echo '{json.dumps(config)}' | exec {sys.prefix}/bin/python -c \"{code}\""],
         "env": [{"name": "PYTHONPATH", "value": str(PROJECT)}, {"name": "HOME", "value": "/tmp"}],
