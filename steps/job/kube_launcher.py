@@ -26,6 +26,7 @@ from steps.job.cluster_status import (
 from steps.job.job import Job
 from steps.job.keeper import STOP
 from steps.job.local import tail
+from steps.job.onlooker import Onlooker
 from steps.job.request import LABEL, Request
 from steps.job.sight import Sight
 from steps.job.status import JobSnapshot, Phase, Reason
@@ -49,6 +50,7 @@ class _Watched:
 
     sight: Sight
     since_s: float
+    onlooker: Onlooker
     has_been: bool = False
     """The job was seen."""
     has_looked_again: bool = False
@@ -107,6 +109,7 @@ class KubeLauncher:
         self._require_api(watched)
         found = watched.sight.job or self._confirm_gone(watched, job, attempt)
         watched.has_been = watched.has_been or found is not None
+        watched.onlooker.look(found, watched.sight.pods, self._clock() - watched.since_s)
         self._notice_dead(watched, watched.sight.pods)
         self._ask(watched, job, found, watched.sight.pods)
         snapshot = self._snapshot(watched, job, found)
@@ -169,7 +172,8 @@ class KubeLauncher:
             name = requests.name_of(self._request, job, attempt)
             sight = Sight(self._kube, name)
             sight.start()
-            self._watched[attempt] = _Watched(sight, self._clock())
+            onlooker = Onlooker(name, self._request.cluster.api_patience_s, self._notice)
+            self._watched[attempt] = _Watched(sight, self._clock(), onlooker)
         return self._watched[attempt]
 
     def _introduce(self, name: str, job: Job) -> str:
@@ -200,6 +204,7 @@ class KubeLauncher:
 
     def _require_api(self, watched: _Watched) -> None:
         patience_s = self._request.cluster.api_patience_s
+        watched.onlooker.hear(watched.sight.silent_s, watched.sight.error)
         if watched.sight.silent_s > patience_s:
             raise ClusterError(
                 f"the Kubernetes API has been away for {watched.sight.silent_s:.0f} s (cluster.api_patience_s is "

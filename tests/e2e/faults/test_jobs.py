@@ -32,7 +32,7 @@ def test_a_pod_that_is_deleted_by_force_comes_back_and_says_so(trial: MakeTrial,
         "a pod is deleted by force (same name, new UID)",
         training,
         classes=["preempted"],
-        reads="attempt 1 failed .*preempted",
+        reads="attempt 1 failed .*preempted.*its pod was deleted from outside",
     )
 
 
@@ -70,11 +70,11 @@ def test_a_launcher_that_died_while_the_workers_ended_finds_the_result(trial: Ma
     first = training.start()
     training.when_step(5)
     first.kill()
-    eventually("the workers end", lambda: any(event.kind == "finished" for event in training.events(1)))
+    kind = "pytorchjobs.kubeflow.org"
+    eventually("the job is over", lambda: '"Succeeded"' in json.dumps(training.objects(kind)))
     training.start()
-    ended = expect(
-        "the launcher is away while the workers finish (then @retry)", training, classes=[], reads="attempt 1 "
-    )
+    reads = "attempt 1 ended while nobody watched it"
+    ended = expect("the launcher is away while the workers finish (then @retry)", training, classes=[], reads=reads)
     assert ended["attempts"] == 1
 
 
@@ -162,7 +162,8 @@ def test_workers_that_nobody_watches_save_and_leave_after_the_lease(trial: MakeT
         "the job failed", lambda: '"Failed"' in json.dumps(training.objects("pytorchjobs.kubeflow.org")), limit_s=150
     )
     training.start(resume=True)
-    expect("nobody watches for lease_s", training, classes=["preempted"], reads="attempt 1 failed", lost_at_most=0)
+    reads = "attempt 1 failed .*no supervisor watched over it any more"
+    expect("nobody watches for lease_s", training, classes=["preempted"], reads=reads, lost_at_most=0)
 
 
 def test_a_suspended_job_is_preempted_and_free(trial: MakeTrial, expect: Expect) -> None:
@@ -215,7 +216,12 @@ def test_hyperpods_auto_resume_owns_the_pods_and_we_only_watch(trial: MakeTrial,
         "--grace-period=0",
         "--wait=false",
     )
-    ended = expect("HyperPod's auto-resume replaces the pods (played)", training, classes=[], reads="worker-0")
+    ended = expect(
+        "HyperPod's auto-resume replaces the pods (played)",
+        training,
+        classes=[],
+        reads="pod .*-worker-[01] was deleted from outside, and made anew",
+    )
     assert ended["attempts"] == 1
     claims = {event.data["claim"] for event in training.events(1) if event.kind == "started"}
     assert claims == {"001-01", "001-02"}

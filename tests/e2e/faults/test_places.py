@@ -56,7 +56,7 @@ def test_more_devices_than_there_are_says_so_at_every_deadline(trial: MakeTrial,
     settings = {"deadlines": SHORT, "cluster": {**DEVICES, "nodes": 3}, "retry": {"max_without_progress": 2}}
     training = trial("devices", nodes=3, settings=settings)
     training.start()
-    reads = r"Insufficient (aws.amazon.com/neuron|vpc.amazonaws.com/efa)"
+    reads = r"no node has room for it .*Insufficient (aws.amazon.com/neuron|vpc.amazonaws.com/efa)"
     expect(
         "unschedulable: too many devices", training, classes=["node", "node"], error="JobRetriesExhausted", reads=reads
     )
@@ -112,7 +112,7 @@ def test_a_quota_that_forbids_the_pods_is_named_at_the_deadline(trial: MakeTrial
     training = trial("quota", settings={"cluster": {"namespace": tight}, "deadlines": SHORT})
     training.namespace = tight
     training.start()
-    reads = "exceeded quota"
+    reads = "its container cannot be created .*exceeded quota: tight"
     expect("a ResourceQuota forbids the pods", training, classes=["config"], error="JobPermanentError", reads=reads)
 
 
@@ -135,7 +135,9 @@ def test_a_spec_that_the_operator_ignores_in_silence_is_named(trial: MakeTrial, 
 def test_a_name_that_is_too_long_is_cut_and_still_runs(trial: MakeTrial, expect: Expect) -> None:
     training = trial("a-name-" + "that-goes-on-" * 6, steps=4)
     training.start()
-    expect("a name that is too long", training, classes=[], reads="PyTorchJob")
+    expect(
+        "a name that is too long", training, classes=[], reads="PyTorchJob .*/a-name-that-goes-on-that-.*-a1: 2 node"
+    )
     assert json.dumps(training.history())
 
 
