@@ -9,8 +9,10 @@ import base64
 import logging
 import os
 import sys
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import cluster_harness as harness
 from cluster_harness import Mount, Place, Site
+from turns import held
 
 CREDENTIALS = {
     "AWS_ACCESS_KEY_ID": "testing",
@@ -26,6 +29,18 @@ CREDENTIALS = {
     "AWS_DEFAULT_REGION": "us-west-2",
 }
 BUCKET = "lora-e2e"
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # outside of pytest-timeout's clock
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Wait for a test's turn: marked `alone`, it has the cluster for itself, marked `devices` all accelerators."""
+    with ExitStack() as stack:
+        if item.get_closest_marker("cluster"):
+            folder = Path(os.environ.get("LORA_E2E_SHARED") or tempfile.gettempdir())
+            if item.get_closest_marker("devices"):
+                stack.enter_context(held(folder / ".devices.lock", alone=True))
+            stack.enter_context(held(folder / ".e2e.lock", alone=item.get_closest_marker("alone") is not None))
+        return (yield)
 
 
 @pytest.fixture(scope="session")

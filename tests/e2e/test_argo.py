@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from cluster_harness import SMALL, Place, Site, kubectl, run_id_of, wait_until
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(2400)]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.devices, pytest.mark.timeout(2400)]
 
 WORKFLOWS, TEMPLATES = "workflows.argoproj.io", "workflowtemplates.argoproj.io"
 LONG = ["--max-steps", "1000"]

@@ -224,6 +224,7 @@ def test_a_worker_larger_than_a_node_is_refused(space: str) -> None:
     assert any("has too little for one worker: memory 4000Gi of" in item for item in found), found
 
 
+@pytest.mark.devices
 def test_nodes_that_others_use_are_told_with_the_pods_that_hold_them(space: str) -> None:
     resources = {"limits": {"aws.amazon.com/neuron": "1"}}
     container = {"name": "hold", "image": "localhost/pause:1", "imagePullPolicy": "Never", "resources": resources}

@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
 
 SHORT = {"startup_s": 20}
 """For a job that can never start."""
-ENOUGH = {"startup_s": 60}
+ENOUGH = {"startup_s": 45}
 """For one of which an attempt has to start within it, on a busy machine too."""
 DEVICES = {"instance_type": "trn1.32xlarge"}
 
@@ -72,7 +72,7 @@ def test_with_too_few_nodes_it_goes_on_with_those_there_are(trial: MakeTrial, ex
     assert [item["nodes"] for item in training.history()] == [3, 2]
 
 
-@pytest.mark.devices
+@pytest.mark.alone
 def test_a_node_that_hyperpod_marks_in_the_middle_does_not_end_the_job(trial: MakeTrial, expect: Expect) -> None:
     """The label keeps new pods away; those that run are HyperPod's to move."""
     label = "sagemaker.amazonaws.com/node-health-status"
