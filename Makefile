@@ -22,7 +22,7 @@ test-all: .venv/installed-dev  ## every test that needs no cluster and no GPU
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not gpu and not cluster" --timeout 1200 $(ARGS)
 
 e2e: .venv/installed-dev  ## tests on a Kubernetes with the Training Operator (KUBECONFIG names it; ARGS="-m cluster" adds the slow ones)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "cluster and not slow" --timeout 900 tests/e2e $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 3 --dist worksteal -m "cluster and not slow" --timeout 900 tests/e2e $(ARGS)
 
 coverage: .venv/installed-dev  ## branch coverage of the quick tests: 100 % of the pure core, 90 % of all, or it fails
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --timeout 600 --cov --cov-report= $(ARGS)

@@ -1,4 +1,4 @@
-"""`hyperpod-lora cancel | retry`: end a run's job so that it saves; let a run go on that was given up. Commands for `cli`."""
+"""`hyperpod-lora cancel`: end a run's job so that it saves, and have its launcher make no other. A command for `cli`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from steps.errors import ClusterError, StorageError
-from steps.run_place import CONFIG, ROOT, Place, look, open_cluster, place_of
+from steps.run_place import CONFIG, ROOT, how_to_go_on, look, open_cluster, place_of
 from steps.runs import find_run, trainings_of
 
 if TYPE_CHECKING:
@@ -21,55 +21,137 @@ if TYPE_CHECKING:
 LOCAL_GRACE_S = 60.0
 SETTLE_S = 60.0
 """Beyond the pods' grace period, until they are gone."""
+HEARD_S = 180.0
+"""For a launcher that collects the evidence of an attempt, or waits until its pods are gone."""
 POLL_S = 1.0
 
 
 @click.command()
 @click.argument("run")
 @click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--wait", "wait_s", default=0.0, help="Wait so many seconds for its next job, if there is none just now.")
 @CONFIG
 @ROOT
-def cancel(run: str, yes: bool, config: Path | None, root: str | None) -> None:
-    """End a run's training: its workers save, then leave; nothing that was saved is removed. RUN as for `status`."""
+def cancel(run: str, yes: bool, wait_s: float, config: Path | None, root: str | None) -> None:
+    """End a run's training: its workers save, then leave; nothing that was saved is removed. RUN as for `status`.
+
+    It holds between two attempts too, where the run directory is mounted; elsewhere there must be a job: see --wait.
+    """
     place = place_of(root, config)
     if place.settings is None:
         cancel_here(find_run(place.root, run), run, is_agreed=yes)
         return
-    from steps.seen_jobs import choose
-
     kube = open_cluster(place.settings)
-    found = choose(look(kube), run, namespace=kube.namespace)
+    supervised = supervised_below(place.root, run)
+    found = named(look(kube), run) if supervised else wait_for_job(kube, run, wait_s=wait_s)
+    supervised = supervised or supervised_of([Path(job.directory) for job in found[-1:]])
     live = [job for job in found if not job.is_over]
-    if not live:
+    if not live and not supervised:
         click.echo(f"nothing of run {run} runs: attempt {found[-1].attempt} is {found[-1].state}")
         return
     if not yes:
         names = ", ".join(f"{job.namespace}/{job.name} ({job.state}, {job.nodes} node(s))" for job in live)
-        click.confirm(f"Delete PyTorchJob {names}? The workers save first", abort=True)
+        what = f"Delete PyTorchJob {names}?" if live else f"End run {run}, which is between two attempts?"
+        click.confirm(f"{what} The workers save first", abort=True)
+    ask_all(supervised)
     cancel_jobs(kube, live, say=click.echo)
-    click.echo(f"to go on: {how_to_go_on(live[-1].run_id, config)}")
+    wait_until_heard(supervised, say=click.echo)
+    click.echo(f"to go on: {how_to_go_on(live[-1].run_id if live else supervised[-1].parent.name, config)}")
+
+
+def wait_for_job(kube: Kube, run: str, *, wait_s: float, sleep: Callable[[float], None] = time.sleep) -> list[SeenJob]:
+    """The jobs of a run, the newest last, once one of them is not over; what there is after `wait_s`.
+
+    Raises:
+        ClusterError: there is none.
+    """
+    from steps.seen_jobs import choose
+
+    until_s = time.monotonic() + wait_s
+    while time.monotonic() < until_s:
+        found = named(look(kube), run)
+        if any(not job.is_over for job in found):
+            return found
+        sleep(POLL_S)
+    return choose(look(kube), run, namespace=kube.namespace)
+
+
+def named(jobs: Sequence[SeenJob], run: str) -> list[SeenJob]:
+    """Those of a run; it may be told by the name of a job."""
+    return [job for job in jobs if run in (job.run, job.run_id, job.name)]
 
 
 def cancel_here(run: Path, given: str, *, is_agreed: bool) -> None:
     """End the processes of a run on this machine."""
-    from steps.job.leftovers import cancel_running, is_watched, running_in
+    from steps.job.leftovers import cancel_running, running_in
 
     trainings = trainings_of(run)
+    supervised = supervised_of(trainings)
     running: list[RunningJob] = [job for path in trainings for job in running_in(path)]
-    if not running:
-        watched = next((path for path in trainings if is_watched(path)), None)
-        if watched:
-            raise StorageError(f"{watched} is between two attempts: say it again in a moment")
+    if not running and not supervised:
         click.echo(f"nothing of run {given} runs on this machine")
         return
     if not is_agreed:
         what = ", ".join(f"attempt {job.attempt} of {job.directory} ({len(job.pids)} processes)" for job in running)
-        click.confirm(f"End {what}? The workers save first", abort=True)
+        click.confirm(
+            f"End {what or f'run {given}, which is between two attempts'}? The workers save first", abort=True
+        )
+    ask_all(supervised)
     for job in running:
         killed = cancel_running(job, grace_s=LOCAL_GRACE_S)
         click.echo(f"attempt {job.attempt} has ended{f'; {killed} processes had to be killed' if killed else ''}")
         click.echo(kept_in(job.directory))
+    wait_until_heard(supervised, say=click.echo)
     click.echo(f"to go on: {how_to_go_on(run.name, None)}")
+
+
+def supervised_below(root: Path, given: str) -> list[Path]:
+    """The trainings of a run that a supervisor acts on, as far as they can be seen from here."""
+    try:
+        return supervised_of(trainings_of(find_run(root, given)))
+    except StorageError:  # a laptop, or the name of a job: the cluster's own objects tell
+        return []
+
+
+def supervised_of(trainings: Sequence[Path]) -> list[Path]:
+    """Those that can be seen from here and that a supervisor acts on, wherever it runs."""
+    from steps.job.cancel import is_supervised
+    from steps.rundir import TrainDir
+
+    return [path for path in trainings if path.is_dir() and is_supervised(TrainDir(path))]
+
+
+def ask_all(trainings: Sequence[Path]) -> None:
+    """Leave the wish to end for each one's supervisor: before any job is deleted, so that no other is made."""
+    from steps.job.cancel import ask
+    from steps.rundir import TrainDir
+
+    for path in trainings:
+        ask(TrainDir(path))
+
+
+def wait_until_heard(
+    trainings: Sequence[Path],
+    *,
+    say: Callable[[str], object],
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> None:
+    """Wait for the supervisors, and say what is kept; one that does not answer finds the wish before its next attempt."""
+    from steps.job.cancel import is_asked
+    from steps.rundir import TrainDir
+
+    until_s = clock() + HEARD_S
+    for path in trainings:
+        while is_asked(TrainDir(path)) and clock() < until_s:
+            sleep(POLL_S)
+        if is_asked(TrainDir(path)):
+            say(
+                f"{path}: its launcher has not answered within {HEARD_S:.0f} s; it begins no other attempt before it has"
+            )
+        else:
+            say(f"{path.name}: its launcher begins no further attempt")
+        say(kept_in(path))
 
 
 def cancel_jobs(
@@ -124,67 +206,3 @@ def kept_in(directory: Path) -> str:
     step = newest_step(TrainDir(directory).checkpoints)
     what = f"the checkpoint of step {step}" if step else "no checkpoint was complete yet"
     return f"kept: {what}; logs and events; in {directory}"
-
-
-def how_to_go_on(run_id: str, config: Path | None) -> str:
-    """What to type to resume a run."""
-    given = f"--config config {config} " if config else ""
-    return f"python flows/lora_flow.py {given}resume --origin-run-id {run_id}"
-
-
-@click.command()
-@click.argument("run")
-@CONFIG
-@ROOT
-def retry(run: str, config: Path | None, root: str | None) -> None:
-    """Let a run go on that was given up: an automatic retry, or a new launcher, no longer answers with the old verdict.
-
-    `resume` does this by itself; an automatic retry of Metaflow's or Argo's does not.
-    """
-    place = place_of(root, config)
-    try:
-        folder = find_run(place.root, run)
-    except StorageError as error:
-        raise StorageError(f"{error}.\n{elsewhere(place, run, config)}") from error
-    trainings = trainings_of(folder)
-    if not trainings:
-        raise StorageError(f"run {run} has no training yet: nothing was given up")
-    for path in trainings:
-        click.echo(forgive(path))
-    click.echo(f"to go on: {how_to_go_on(folder.name, config)}")
-
-
-def elsewhere(place: Place, run: str, config: Path | None) -> str:
-    """What to do on a machine that does not see the run directory."""
-    if place.settings is None:
-        return "If it ran on a cluster, give its --config"
-    return (
-        f"What was decided about a run is kept in its directory, below {place.root}, which this machine does not see. Either "
-        f"say `hyperpod-lora retry {run}` where it is mounted (a pod with the claim {place.settings.cluster.claim}), or go on "
-        f"from here with `{how_to_go_on(run.rpartition('/')[2], config)}`, which forgives by itself"
-    )
-
-
-def forgive(path: Path) -> str:
-    """Clear the verdict of a training directory; says what was, and where it goes on.
-
-    Raises:
-        StorageError: a supervisor is at work, or the history is damaged.
-    """
-    from steps.checkpoints import newest_step
-    from steps.job import history as memory
-    from steps.rundir import TrainDir, held_lock
-
-    training = TrainDir(path)
-    if not training.history.is_file():
-        return f"{path.name}: no attempt has begun, nothing to forgive"
-    with held_lock(training.lock, timeout_s=0.0, what=f"{path}: a supervisor watches over it"):
-        history = memory.load(training.history, path.name.removeprefix("train-"))
-        if history.verdict is None:
-            return f"{path.name}: it was not given up, nothing to forgive"
-        memory.save(training.history, history.forgive())
-    said = history.verdict.message.splitlines()[0]
-    return (
-        f"{path.name}: forgiven ({history.verdict.kind}: {said}); {len(history.attempts)} attempt(s) no longer count, "
-        f"it goes on from step {newest_step(training.checkpoints)}"
-    )

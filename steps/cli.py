@@ -20,7 +20,7 @@ ELSEWHERE = {
     "status": ("look_cli", "Show trainings: state, progress, attempts."),
     "logs": ("look_cli", "Show a rank's log."),
     "cancel": ("act_cli", "End a run's training; its workers save first."),
-    "retry": ("act_cli", "Let a run go on that was given up."),
+    "retry": ("retry_cli", "Let a run go on that was given up."),
     "jobspec": ("jobspec_cli", "Print the PyTorchJob of a training."),
     "preflight": ("cluster_cli", "Check the cluster that a config describes."),
 }

@@ -62,6 +62,11 @@ class TrainDir:
         """Held by the one supervisor that acts."""
         return self.path / "supervisor.lock"
 
+    @property
+    def cancel(self) -> Path:
+        """A person's wish that it ends, until a supervisor has acted on it."""
+        return self.path / "cancel.json"
+
     def attempt(self, number: int) -> Path:
         """Directory of one attempt's events, logs and evidence (numbers start at 1)."""
         return self.path / "attempts" / f"{number:03d}"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import platform
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,15 @@ import yaml
 from click.testing import CliRunner, Result
 from cluster_objects import FakeCluster, make_job, make_pod
 
-from steps.act_cli import cancel_jobs, forgive, kept_in
+from steps.act_cli import cancel_jobs, kept_in, wait_for_job, wait_until_heard
 from steps.checkpoints import Claim, checkpoint_path, commit
 from steps.cli import main
 from steps.errors import ClusterError, StorageError
 from steps.job import history as memory
+from steps.job.cancel import ask, forget, is_asked
 from steps.job.history import Attempt, History, Verdict
-from steps.job.lease import HOLDER
-from steps.job.processes import identify
-from steps.rundir import TrainDir, held_lock, write_json
+from steps.retry_cli import forgive
+from steps.rundir import TrainDir, held_lock
 from steps.seen_jobs import see_all
 
 
@@ -81,12 +82,66 @@ def test_what_is_kept_is_told_as_far_as_it_can_be_seen(tmp_path: Path) -> None:
 
 
 def test_cancel_of_a_local_run_that_does_not_run_says_so(tmp_path: Path) -> None:
-    train = make_training(tmp_path)
+    make_training(tmp_path)
     assert "nothing of run 17 runs on this machine" in call("cancel", "17", "--root", tmp_path).output
-    write_json(train.path / HOLDER, {**identify(os.getpid()), "node": platform.node()})
-    between = call("cancel", "17", "--root", tmp_path)
-    assert between.exit_code == 1
-    assert "is between two attempts: say it again in a moment" in between.output
+
+
+@contextmanager
+def supervised(train: TrainDir, *, answers: bool = True) -> Iterator[None]:
+    """A supervisor acts, and is between two attempts."""
+
+    def answer() -> None:
+        while not over.wait(0.05):
+            if answers and is_asked(train):
+                forget(train)
+
+    over = threading.Event()
+    with held_lock(train.lock, timeout_s=1.0, what="the test"):
+        thread = threading.Thread(target=answer)
+        thread.start()
+        yield
+        over.set()
+        thread.join()
+
+
+def test_cancel_between_two_attempts_is_heard_by_the_supervisor(tmp_path: Path) -> None:
+    train = make_training(tmp_path)
+    with supervised(train):
+        asked = call("cancel", "17", "--root", tmp_path, given="y\n")
+    assert "End run 17, which is between two attempts?" in asked.output
+    assert "train-abc: its launcher begins no further attempt" in asked.output
+    assert "kept: the checkpoint of step 40" in asked.output
+    assert asked.exit_code == 0
+
+
+def test_cancel_that_is_declined_leaves_no_wish(tmp_path: Path) -> None:
+    train = make_training(tmp_path)
+    with supervised(train, answers=False):
+        assert call("cancel", "17", "--root", tmp_path, given="n\n").exit_code == 1
+        assert not is_asked(train)
+
+
+def test_cancel_says_so_when_the_supervisor_does_not_answer(tmp_path: Path) -> None:
+    train = make_training(tmp_path)
+    ask(train)
+    said: list[str] = []
+    now = iter(range(0, 100_000, 50))
+    wait_until_heard([train.path], say=said.append, clock=lambda: next(now), sleep=lambda _: None)
+    assert "its launcher has not answered within 180 s; it begins no other attempt before it has" in said[0]
+    assert is_asked(train)
+
+
+def test_cancel_from_a_laptop_can_wait_for_the_next_job() -> None:
+    job = make_job()
+    cluster = FakeCluster()
+
+    def appear(_: float) -> None:
+        cluster.jobs.append(job)
+
+    found = wait_for_job(cluster, "17", wait_s=60, sleep=appear)  # type: ignore[arg-type]
+    assert [item.name for item in found] == [job["metadata"]["name"]]
+    with pytest.raises(ClusterError, match="between two attempts there is none either"):
+        wait_for_job(FakeCluster(), "17", wait_s=0)  # type: ignore[arg-type]
 
 
 def test_retry_clears_the_verdict_and_says_what_to_type(tmp_path: Path) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from steps.config import Deadlines
 from steps.errors import JobTimeout
 from steps.events import Event, EventTail
 from steps.failure_record import FailureClass, read_records
-from steps.job import deadlines
+from steps.job import cancel, deadlines
 from steps.job.deadlines import Passed, Progress, Work
 from steps.job.evidence import collect_stacks, save_evidence
 from steps.job.failures import Failure, classify
@@ -17,7 +17,7 @@ from steps.job.job import Job
 from steps.job.launcher import Launcher
 from steps.job.lease import Lease
 from steps.job.publish import result_damage
-from steps.job.status import JobSnapshot
+from steps.job.status import JobSnapshot, Reason
 
 POLL_S = 0.5
 QUICK_POLL_S = 0.1
@@ -85,6 +85,8 @@ class Watch:
                 self.observe(event)
             if snapshot.is_over:
                 return Ending(snapshot, progress, begun_s)
+            if cancel.is_asked(self.job.directory):
+                return Ending(replace(snapshot, reason=Reason.CANCELLED), progress, begun_s)
             before, progress = progress, deadlines.observe_phase(progress, snapshot.phase, now_s)
             if before.work is Work.QUEUE and progress.work is not Work.QUEUE:
                 on_admitted()

@@ -137,6 +137,11 @@ def index_of(pod: Mapping[str, Any]) -> int:
     return int(pod["metadata"].get("labels", {}).get(INDEX, 0))
 
 
+def has_ended(pod: Mapping[str, Any]) -> bool:
+    """Its worker runs no more; the pod's own phase follows a second or two later."""
+    return pod["status"].get("phase") == "Failed" or "terminated" in (_container(pod).get("state") or {})
+
+
 def _container(pod: Mapping[str, Any]) -> Mapping[str, Any]:
     statuses = (pod.get("status") or {}).get("containerStatuses") or []
     return next((item for item in statuses if item["name"] == CONTAINER), {})

@@ -11,6 +11,7 @@ ends the workers when the supervisor's lease no longer moves. It decides nothing
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -32,6 +33,10 @@ ORPHAN_GRACE_S = 5.0
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 STOP = "stop.json"
 """The wish that the workers stop: `{"grace_s": 60}`; a person who cancels adds `"reason": "cancelled"`."""
+PEER_FAILED = "peer-failed"
+"""A node's ranks failed: those of the others can only wait for them."""
+PEER = "peer"
+"""Why a node's ranks were ended, then."""
 DETACHED = "detached\n"
 """A lease that never ends: a person started this attempt by hand, or left it running."""
 TORCHRUN_EVENT = '{"name": "torchelastic.worker.status.'
@@ -42,8 +47,8 @@ class Keeper:
     """One attempt's keeper on one machine.
 
     `folder`: what only this keeper writes. `plan`: module, spec, attempt, processes, grace_s, lease_s; `wrapper`, the module that
-    runs torchrun, if there is one; where there are several nodes also nodes, node_rank, master_addr, master_port; and `shared`,
-    the attempt's directory, if that is another.
+    runs torchrun, if there is one; where there are several nodes also nodes, node_rank, master_addr, master_port and tells_peers;
+    and `shared`, the attempt's directory, if that is another.
     """
 
     def __init__(self, folder: Path, plan: dict[str, Any]) -> None:
@@ -73,12 +78,20 @@ class Keeper:
         while self._torchrun not in self._statuses and not self._stop_reason:
             self._look()
             time.sleep(POLL_S)
+        if not self._stop_reason and self._statuses[self._torchrun]:
+            self._tell_peers()
         self._end_all()
         code = self._statuses.get(self._torchrun, -signal.SIGKILL)
         report = self._report(code)
         self._record_silent_deaths(report)
         write_whole(self._folder / "exit.json", report)
         return code
+
+    def _tell_peers(self) -> None:
+        """They save and stop now, not when Kubernetes has come to end their pods, some seconds later."""
+        if self._plan.get("tells_peers"):
+            with contextlib.suppress(OSError):  # they are ended all the same
+                (self._shared / PEER_FAILED).touch()
 
     def _record_silent_deaths(self, report: Mapping[str, Any]) -> None:
         if not report["exit_code"] or report["reason"]:
@@ -128,6 +141,8 @@ class Keeper:
                 processes.send(pid, signal.SIGUSR1)
         if (self._shared / STOP).exists():
             self._stop(str(read_or_empty(self._shared / STOP).get("reason") or "stopped"))
+        if (self._shared / PEER_FAILED).exists():
+            self._stop(PEER)
 
     def _note_ends(self) -> None:
         """When each rank ended: torchrun does not tell, and the first to go is the one to listen to."""

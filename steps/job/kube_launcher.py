@@ -18,6 +18,7 @@ from steps.job.cluster_status import (
     GONE_WITH_NODE,
     View,
     has_conditions,
+    has_ended,
     index_of,
     is_suspended,
     snapshot_of_cluster,
@@ -25,6 +26,7 @@ from steps.job.cluster_status import (
 from steps.job.job import Job
 from steps.job.keeper import STOP
 from steps.job.local import tail
+from steps.job.onlooker import Onlooker
 from steps.job.request import LABEL, Request
 from steps.job.sight import Sight
 from steps.job.status import JobSnapshot, Phase, Reason
@@ -48,6 +50,7 @@ class _Watched:
 
     sight: Sight
     since_s: float
+    onlooker: Onlooker
     has_been: bool = False
     """The job was seen."""
     has_looked_again: bool = False
@@ -106,6 +109,7 @@ class KubeLauncher:
         self._require_api(watched)
         found = watched.sight.job or self._confirm_gone(watched, job, attempt)
         watched.has_been = watched.has_been or found is not None
+        watched.onlooker.look(found, watched.sight.pods, self._clock() - watched.since_s)
         self._notice_dead(watched, watched.sight.pods)
         self._ask(watched, job, found, watched.sight.pods)
         snapshot = self._snapshot(watched, job, found)
@@ -134,7 +138,7 @@ class KubeLauncher:
         return text or self._log(self._pod_name(job, attempt, rank // job.processes), lines=lines)
 
     def evidence(self, job: Job, attempt: int) -> Mapping[str, str]:
-        """The job, its pods and their events as YAML, and the logs of the failed pods and of worker 0."""
+        """The job, its pods and their events as YAML, and the logs of the pods that have ended and of worker 0."""
         watched = self._watch(job, attempt)
         pods = watched.sight.pods
         name = requests.name_of(self._request, job, attempt)
@@ -146,7 +150,7 @@ class KubeLauncher:
             "events.yaml": yaml.safe_dump(events, sort_keys=False),
         }
         for pod in pods:
-            if pod["status"].get("phase") == "Failed" or index_of(pod) == 0:
+            if has_ended(pod) or index_of(pod) == 0:
                 pod_name = pod["metadata"]["name"]
                 found[f"{pod_name}.log"] = self._log(pod_name, lines=2000)
         return found
@@ -168,7 +172,8 @@ class KubeLauncher:
             name = requests.name_of(self._request, job, attempt)
             sight = Sight(self._kube, name)
             sight.start()
-            self._watched[attempt] = _Watched(sight, self._clock())
+            onlooker = Onlooker(name, self._request.cluster.api_patience_s, self._notice)
+            self._watched[attempt] = _Watched(sight, self._clock(), onlooker)
         return self._watched[attempt]
 
     def _introduce(self, name: str, job: Job) -> str:
@@ -199,6 +204,7 @@ class KubeLauncher:
 
     def _require_api(self, watched: _Watched) -> None:
         patience_s = self._request.cluster.api_patience_s
+        watched.onlooker.hear(watched.sight.silent_s, watched.sight.error)
         if watched.sight.silent_s > patience_s:
             raise ClusterError(
                 f"the Kubernetes API has been away for {watched.sight.silent_s:.0f} s (cluster.api_patience_s is "

@@ -25,13 +25,14 @@ from steps.events import PREFIX
 from steps.failure_record import EXIT_NETWORK, EXIT_STOPPED, FailureClass, FailureRecord, read_records, record_of
 from steps.job import processes
 from steps.job.echo import Echo
-from steps.job.keeper import Keeper, read_or_empty
+from steps.job.keeper import PEER, Keeper, read_or_empty
 from steps.rundir import TrainDir, storage_errors
 
 SHARED_POLL_S = 1.0
 """Between two looks at the shared file system: it serves many nodes."""
 NAME_POLL_S = 0.5
 SAY_AGAIN_S = 10.0
+VICTIM = json.dumps({"reason": "", "message": "its ranks were stopped: another node's failed first"})
 TERMINATION_LOG = Path("/dev/termination-log")
 
 
@@ -126,6 +127,7 @@ def _plan(given: argparse.Namespace, node: Node, shared: Path) -> dict[str, Any]
         "master_port": node.port,
         "shared": str(shared),
         "shared_poll_s": SHARED_POLL_S,
+        "tells_peers": given.recovery == "client",  # HyperPod's auto-resume makes single pods anew, in the same attempt
     }
 
 
@@ -173,6 +175,8 @@ def processes_environment(given: argparse.Namespace, shared: Path) -> dict[str, 
 
 def last_words(ended: dict[str, Any], shared: Path, node: Node) -> tuple[int, str]:
     """(exit code, termination message) of this node's end: those of its first rank that failed by itself."""
+    if ended.get("reason") == PEER:
+        return EXIT_STOPPED, VICTIM
     if ended.get("reason"):
         message = {"reason": ended["reason"], "message": ended.get("message", "")}
         return EXIT_STOPPED, json.dumps(message)
@@ -185,9 +189,7 @@ def last_words(ended: dict[str, Any], shared: Path, node: Node) -> tuple[int, st
         return 0, ""
     first = min(failed, key=lambda rank: failed[rank]["finished_s"], default=None)
     if first is None:
-        return EXIT_STOPPED, json.dumps(
-            {"reason": "", "message": "its ranks were stopped: another node's failed first"}
-        )
+        return EXIT_STOPPED, VICTIM
     code = int(failed[first]["exit_code"])
     record = next((item for item in read_records(shared) if item.rank == first), None)
     code = code if code > 0 else 128 - code

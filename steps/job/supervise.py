@@ -13,25 +13,30 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from steps import checkpoints
 from steps.config import Settings
 from steps.events import Event
 from steps.failure_record import FailureClass
-from steps.job import history as memory
-from steps.job import words
+from steps.job import cancel, words
 from steps.job.accounting import account_of
 from steps.job.attempt import Ending, Watch
 from steps.job.failures import Failure
-from steps.job.history import Attempt, History, Verdict
+from steps.job.history import History
 from steps.job.job import Job
 from steps.job.launcher import Launcher
 from steps.job.lease import Lease, acting
+from steps.job.logbook import Logbook
 from steps.job.publish import publish
-from steps.job.retry import GiveUp, Resubmit, decide, fewer_nodes, resume_step
+from steps.job.retry import GiveUp, Resubmit, decide, fewer_nodes
 from steps.job.status import Phase, Reason
 from steps.rundir import write_json
 
 __all__ = ["Job", "JobResult", "Launcher", "supervise"]
+
+CANCELLED = GiveUp("cancelled", "somebody cancelled or deleted the job, which means: stop")
+LOOK_S = 1.0
+"""Between two looks, in the delay before an attempt, for a person's wish that there is none."""
+SETTLE_S = 1.0
+"""For a request to the platform that Ctrl-C interrupted: Metaflow gives a step five seconds in all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +79,8 @@ def supervise(
     """
     watch = Watch(job, launcher, settings.deadlines, Lease(job, lease_s, clock), observe, clock, sleep)
     with acting(job, settings.deadlines.total_s, observe=observe, notice=notice, clock=clock, sleep=sleep):
-        history = memory.load(job.directory.history, job.identity)
-        return _Supervisor(job, launcher, settings, watch, notice, clock, wall, sleep, history).run(retry_permanent)
+        book = Logbook.open(job, wall)
+        return _Supervisor(job, launcher, settings, watch, notice, clock, wall, sleep, book).run(retry_permanent)
 
 
 @dataclass(slots=True)
@@ -88,11 +93,13 @@ class _Supervisor:
     clock: Callable[[], float]
     wall: Callable[[], float]
     sleep: Callable[[float], None]
-    history: History
+    book: Logbook
     begun_s: float = field(init=False, default=0.0)
     """Clock time at which the total deadline began to count."""
-    has_begun: bool = field(init=False, default=False)
-    """An attempt was begun or adopted here."""
+
+    @property
+    def history(self) -> History:
+        return self.book.history
 
     def run(self, retry_permanent: bool) -> JobResult:
         """From whatever is there to a result."""
@@ -100,19 +107,23 @@ class _Supervisor:
             return self._reuse()
         if self.history.verdict and not retry_permanent:
             raise words.error_of(self.history.verdict, remembered=True)
-        if self.history.verdict:
-            self._remember(self.history.forgive())
-        self.begun_s = self.clock() - self._spent_before_s()
+        if retry_permanent:
+            self.book.forgive()
+            cancel.forget(self.job.directory)  # of an earlier supervisor: whoever starts it now does not want it to end
+        self.begun_s = self.clock() - self.book.spent_before_s()
+        try:
+            return self._run_attempts()
+        except KeyboardInterrupt:
+            self._interrupt()
+            raise
+
+    def _run_attempts(self) -> JobResult:
         excluded: tuple[str, ...] = ()
         while True:
             number, is_fresh = self._begin(excluded)
-            try:
-                ending = self._watch(number)
-                failure = self.watch.conclude(number, ending)
-            except KeyboardInterrupt:
-                self._interrupt(number)
-                raise
-            self._close(failure, ending, is_fresh=is_fresh)
+            ending = self._watch(number)
+            failure = self.watch.conclude(number, ending)
+            self.book.close(failure, ending, is_fresh=is_fresh)
             if failure is None:
                 return self._finish(ending)
             excluded = self._answer(number, failure, ending)
@@ -122,7 +133,7 @@ class _Supervisor:
         return self.watch.until_end(
             number,
             out_of_time_s=self.begun_s + self.settings.deadlines.total_s,
-            on_admitted=lambda: self._remember(self.history.with_last(admitted_s=self.wall())),
+            on_admitted=self.book.admit,
         )
 
     def _begin(self, excluded: tuple[str, ...]) -> tuple[int, bool]:
@@ -134,24 +145,22 @@ class _Supervisor:
             return last.number, self._adopt(last.number, excluded)
         if last and last.is_open:
             self._replace(last.number)
-        number = last.number + 1 if last else 1
-        begun = Attempt(
-            number, self.wall(), self.job.spec_digest, begins_session=not self.has_begun, nodes=self.job.nodes
-        )
-        self.has_begun = True
-        self._remember(replace(self.history, attempts=(*self.history.attempts, begun)))
+        number = self.book.begin(self.job)
         self._create(number, excluded)
         return number, True
 
     def _create(self, number: int, excluded: tuple[str, ...]) -> None:
-        """The history names an attempt before it exists, so none can exist without a name."""
         write_json(self.job.directory.spec, dict(self.job.spec))
         self.watch.lease.begin(number)
-        self.launcher.create(self.job, number, exclude_nodes=excluded)
+        try:
+            self.launcher.create(self.job, number, exclude_nodes=excluded)
+        except KeyboardInterrupt:
+            self.sleep(SETTLE_S)  # what was asked for may still come to exist: then it is found, and removed
+            raise
 
     def _adopt(self, number: int, excluded: tuple[str, ...]) -> bool:
         """Go on with an attempt that an earlier supervisor began; True if it had not come to exist."""
-        self.has_begun = True
+        self.book.has_begun = True
         self.watch.lease.begin(number)
         snapshot = self.launcher.read(self.job, number)
         if snapshot.phase is Phase.GONE:
@@ -165,37 +174,21 @@ class _Supervisor:
         """An open attempt with other workers or settings: it saves, stops, and makes room."""
         self.notice(f"{self.job.label}: attempt {number} has other settings or workers; it is stopped first")
         self.watch.clear(number, grace_s=self.settings.deadlines.grace_s)
-        self._close(Failure(FailureClass.PREEMPTED, "stopped, to go on with other settings or workers"), None)
+        self.book.close(Failure(FailureClass.PREEMPTED, "stopped, to go on with other settings or workers"), None)
 
-    def _interrupt(self, number: int) -> None:
+    def _interrupt(self) -> None:
         """A person pressed Ctrl-C: the workers save and stop; a second Ctrl-C leaves that to the keeper."""
-        if self.settings.detaches:
-            self.watch.lease.detach(number)
+        last = self.history.last
+        if last is None or not last.is_open:
+            self.notice(f"{self.job.label}: interrupted between two attempts; nothing of it runs, `resume` goes on")
+            return
+        if self.settings.detaches and not self.launcher.read(self.job, last.number).is_over:
+            self.watch.lease.detach(last.number)
             self.notice(f"{self.job.label}: left running (cluster.detach); `resume` watches over it again")
             return
         self.notice(f"{self.job.label}: interrupted; the workers save and stop, then `resume` goes on from there")
-        self.watch.clear(number, grace_s=self.settings.deadlines.grace_s)
-        self._close(Failure(FailureClass.PREEMPTED, "interrupted by a person"), None)
-
-    def _close(self, failure: Failure | None, ending: Ending | None, *, is_fresh: bool = False) -> None:
-        """Write down how the newest attempt ended."""
-        changes: dict[str, Any] = {
-            "finished_s": self.wall(),
-            "complete_step": checkpoints.newest_step(self.job.directory.checkpoints),
-        }
-        if ending:
-            ready_s = ending.ready_s if is_fresh else None  # an adopted one's first step was not seen in time
-            changes |= {"step": ending.progress.step if ending.progress.has_trained else None, "ready_s": ready_s}
-        if failure:
-            changes |= {
-                "failed_s": ending.failed_s if ending else None,
-                "failure_class": failure.failure_class.value,
-                "message": failure.message[:2000],
-                "rank": failure.rank,
-                "node": failure.node,
-                "step": failure.step,
-            }
-        self._remember(self.history.with_last(**changes))
+        self.watch.clear(last.number, grace_s=self.settings.deadlines.grace_s)
+        self.book.close(Failure(FailureClass.PREEMPTED, "interrupted by a person"), None)
 
     def _answer(self, number: int, failure: Failure, ending: Ending) -> tuple[str, ...]:
         """Act on the decision: wait for the next attempt (returns the nodes to leave out), or give up.
@@ -205,21 +198,28 @@ class _Supervisor:
         """
         decision = self._decide(ending)
         if isinstance(decision, GiveUp):
-            text = words.final_message(self.job, number, failure, decision, resume_step(self.history))
-            verdict = Verdict(decision.kind, failure.failure_class.value, number, text)
-            self._remember(replace(self.history, verdict=verdict))
-            raise words.error_of(verdict)
+            raise self.book.give_up(number, failure, decision)
         self.notice(words.describe_retry(self.job, number, failure, decision))
         if ending.started_nodes is not None:
             self._use_nodes(fewer_nodes(self.job.node_choices, self.job.nodes, ending.started_nodes))
-        if decision.delay_s:
-            self.sleep(decision.delay_s)
+        if self._is_cancelled_within(decision.delay_s):
+            raise self.book.give_up(number, failure, CANCELLED)
         return decision.exclude_nodes
+
+    def _is_cancelled_within(self, delay_s: float) -> bool:
+        """Wait for the next attempt, unless somebody wishes that there is none."""
+        until_s = self.clock() + delay_s
+        while not cancel.is_asked(self.job.directory):
+            left_s = until_s - self.clock()
+            if left_s <= 0:
+                return False
+            self.sleep(min(left_s, LOOK_S))
+        return True
 
     def _decide(self, ending: Ending) -> Resubmit | GiveUp:
         """What follows: `retry.decide`, unless the retries are not ours, or somebody cancelled."""
         if ending.snapshot.reason is Reason.CANCELLED:
-            return GiveUp("cancelled", "somebody cancelled or deleted the job, which means: stop")
+            return CANCELLED
         if self.settings.recovery_is_foreign:
             return GiveUp("exhausted", "cluster.recovery is hyperpod: its auto-resume owns the retries, and it gave up")
         return decide(
@@ -242,7 +242,7 @@ class _Supervisor:
         spent = account_of(self.job.directory, self.history, self.settings.launcher, until_s=self.wall())
         layout = progress.started or {}
         kept = {"account": spent, "layout": layout, "step": progress.step}
-        self._remember(replace(self.history, result=kept))
+        self.book.finish(kept)
         folder = publish(self.job.directory, progress.finished or {})
         return JobResult(folder, len(self.history.attempts), spent, layout, progress.step)
 
@@ -252,13 +252,3 @@ class _Supervisor:
         account_, layout, step = kept.get("account", {}), kept.get("layout", {}), kept.get("step", self.job.total_steps)
         attempts = len(self.history.attempts)
         return JobResult(self.job.directory.adapter, attempts, account_, layout, int(step), is_reused=True)
-
-    def _spent_before_s(self) -> float:
-        """Seconds that earlier supervisors' attempts took; the time when nothing ran is not counted."""
-        now_s = self.wall()
-        ends = ((item, item.finished_s if item.finished_s is not None else now_s) for item in self.history.counted)
-        return sum(max(0.0, end_s - item.created_s) for item, end_s in ends)
-
-    def _remember(self, history: History) -> None:
-        self.history = history
-        memory.save(self.job.directory.history, history)

@@ -3,9 +3,10 @@
 KUBECONFIG names the cluster (the Training Operator must be there); `kubectl` must be on the PATH. What else differs from one
 cluster to the next comes from the environment:
 
-    LORA_E2E_IMAGE       image of all pods, known to the nodes; default: built from containers/cpu.Dockerfile by LORA_E2E_TOOL
-    LORA_E2E_HOST_VENV   virtual environment on the nodes' own disks to mount into the pods, its interpreter beside it; default:
-                         the one that runs the tests, when LORA_E2E_IMAGE is not given; empty: the image has it all
+    LORA_E2E_IMAGE       image of all pods, known to the nodes. The flow's own pods get one that is built from
+                         containers/cpu.Dockerfile where LORA_E2E_TOOL can do that, unless LORA_E2E_HOST_VENV says what to mount
+    LORA_E2E_HOST_VENV   virtual environment on the nodes' own disks to mount into these pods, its interpreter beside it; default:
+                         the one that runs the tests, for an image that is built; empty: the image has it all
     LORA_E2E_NAMESPACE   an existing namespace with claim, service account and roles; default: one is made, and removed
     LORA_E2E_CLAIM       its ReadWriteMany claim; default: `fsx-claim`
     LORA_E2E_SHARED      where that claim is mounted on this machine, and at the same path in the pods; default: a folder of this
@@ -242,10 +243,14 @@ def folder_volume(namespace: str, claim: str, folder: Path, *, kind: str = "Dire
     return [volume, claimed]
 
 
+def builds_image() -> bool:
+    """Whether the flow's pods get an image that is built for these tests."""
+    return "LORA_E2E_TOOL" in os.environ and "LORA_E2E_HOST_VENV" not in os.environ
+
+
 def host_mounts() -> tuple[Mount, ...]:
     """The virtual environment and its interpreter, as LORA_E2E_HOST_VENV says."""
-    default = "" if os.environ.get("LORA_E2E_IMAGE") else sys.prefix
-    venv = os.environ.get("LORA_E2E_HOST_VENV", default)
+    venv = os.environ.get("LORA_E2E_HOST_VENV", sys.prefix if builds_image() else "")
     if not venv:
         return ()
     home = re.search(r"^home = (.*)$", (Path(venv) / "pyvenv.cfg").read_text(), re.MULTILINE)

@@ -6,10 +6,13 @@ Each test module says `pytestmark = [pytest.mark.cluster, pytest.mark.timeout(12
 from __future__ import annotations
 
 import base64
+import logging
 import os
 import sys
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -18,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import cluster_harness as harness
 from cluster_harness import Mount, Place, Site
+from turns import held
 
 CREDENTIALS = {
     "AWS_ACCESS_KEY_ID": "testing",
@@ -27,12 +31,25 @@ CREDENTIALS = {
 BUCKET = "lora-e2e"
 
 
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # outside of pytest-timeout's clock
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Wait for a test's turn: marked `alone`, it has the cluster for itself, marked `devices` all accelerators."""
+    with ExitStack() as stack:
+        if item.get_closest_marker("cluster"):
+            folder = Path(os.environ.get("LORA_E2E_SHARED") or tempfile.gettempdir())
+            if item.get_closest_marker("devices"):
+                stack.enter_context(held(folder / ".devices.lock", alone=True))
+            stack.enter_context(held(folder / ".e2e.lock", alone=item.get_closest_marker("alone") is not None))
+        return (yield)
+
+
 @pytest.fixture(scope="session")
 def object_store() -> Iterator[dict[str, str]]:
     """An S3 server of this process that pods reach, with one bucket: the environment of whoever uses it."""
     import boto3
     from moto.server import ThreadedMotoServer
 
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)  # a line for each request would bury a failure's words
     server = ThreadedMotoServer(ip_address=os.environ.get("LORA_E2E_HOST", "10.99.0.1"), port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
@@ -60,11 +77,13 @@ def object_store() -> Iterator[dict[str, str]]:
 @pytest.fixture(scope="session")
 def image(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The pods' image: given, or built from the shipped Dockerfile with its packages left to a mounted environment."""
-    given = os.environ.get("LORA_E2E_IMAGE")
-    if given:
+    given = os.environ.get("LORA_E2E_IMAGE", "")
+    if not harness.builds_image():
+        if not given:
+            pytest.skip(
+                "neither LORA_E2E_IMAGE nor LORA_E2E_TOOL is set: tests/e2e/cluster_harness.py says what they are"
+            )
         return given
-    if "LORA_E2E_TOOL" not in os.environ:
-        pytest.skip("neither LORA_E2E_IMAGE nor LORA_E2E_TOOL is set: tests/e2e/cluster_harness.py says what they are")
     dockerfile = tmp_path_factory.mktemp("image") / "Dockerfile"
     dockerfile.write_text(harness.mounted_dockerfile(harness.host_mounts()[0].path))
     harness.tool("image", harness.OWN_IMAGE, str(dockerfile), str(harness.PROJECT))
@@ -121,4 +140,5 @@ def place(site: Site, tmp_path: Path, make_environment: Callable[[Path], dict[st
     yield made
     for job in site.jobs():
         if job["metadata"]["name"] not in before:
-            site.kubectl("delete", "pytorchjobs.kubeflow.org", job["metadata"]["name"], "--wait=false")
+            name = job["metadata"]["name"]  # its launcher may remove it at the same moment
+            site.kubectl("delete", "pytorchjobs.kubeflow.org", name, "--wait=false", "--ignore-not-found")

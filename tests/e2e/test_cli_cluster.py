@@ -44,13 +44,18 @@ def run() -> Iterator[RunDir]:
     if "KUBECONFIG" not in os.environ or "LORA_E2E_SHARED" not in os.environ:
         pytest.skip("KUBECONFIG and LORA_E2E_SHARED are not set: this needs a cluster")
     before = os.umask(0)  # the pods run as another user
-    folder = Path(os.environ["LORA_E2E_SHARED"]) / f"cli-{uuid.uuid4().hex[:8]}" / "LoraFlow" / "17"
+    unique = uuid.uuid4().hex[:8]
+    folder = Path(os.environ["LORA_E2E_SHARED"]) / f"cli-{unique}" / "LoraFlow" / str(int(unique, 16))
     folder.mkdir(parents=True)
     yield RunDir(folder)
     os.umask(before)
     label = requests.label_value(f"LoraFlow/{folder.name}")
     for job in kubectl("get", "pytorchjobs", "-l", f"hyperpod-lora/run={label}", "-o", "name").split():
         kubectl("delete", job, "--wait=false", "--ignore-not-found")
+
+
+def named(run: RunDir) -> str:
+    return f"LoraFlow/{run.path.name}"
 
 
 def namespace() -> str:
@@ -132,7 +137,7 @@ def start_playing(run: RunDir, settings: Settings) -> str:
     )
     write_json(directory.spec, dict(job.spec))
     Lease(job, 60.0, time.monotonic).detach(1)
-    request = launch.request_of(settings, run="LoraFlow/17", step="train", code=archive_code(run.path / "code"))
+    request = launch.request_of(settings, run=named(run), step="train", code=archive_code(run.path / "code"))
     manifest = requests.build(request, job, 1)
     kubectl("create", "-f", "-", given=json.dumps(manifest))
     return str(manifest["metadata"]["name"])
@@ -140,30 +145,30 @@ def start_playing(run: RunDir, settings: Settings) -> str:
 
 def test_a_job_is_looked_at_followed_and_cancelled(run: RunDir) -> None:
     name = start_playing(run, parse_settings(raw_settings(run)))
-    wait_for(lambda: "progress   step" in call(run, "status", "LoraFlow/17"))
+    wait_for(lambda: "progress   step" in call(run, "status", named(run)))
     told = call(run, "status", name)
-    assert "LoraFlow/17, train: running, attempt 1, 2 node(s) × 2 process(es)" in told
+    assert f"{named(run)}, train: running, attempt 1, 2 node(s) × 2 process(es)" in told
     assert f"{namespace()}/{name}" in told
     assert "goodput" in told
     assert "step 1" not in call(run, "status", "nothing", code=1)
 
-    log = call(run, "logs", "LoraFlow/17", "--lines", "5")
+    log = call(run, "logs", named(run), "--lines", "5")
     assert log.count("step ") == 5
-    assert "@hyperpod-lora" in call(run, "logs", "LoraFlow/17", "--lines", "5", "--raw")
-    assert "has ranks 0 to 3" in call(run, "logs", "LoraFlow/17", "--rank", "4", code=1)
+    assert "@hyperpod-lora" in call(run, "logs", named(run), "--lines", "5", "--raw")
+    assert "has ranks 0 to 3" in call(run, "logs", named(run), "--rank", "4", code=1)
     follow_some_lines(run, 20)
 
-    said = call(run, "cancel", "LoraFlow/17", "--yes")
+    said = call(run, "cancel", named(run), "--yes")
     assert f"{name} and its pods are gone" in said
     assert "kept: the checkpoint of step" in said
     assert kubectl("get", "pods", "-l", f"training.kubeflow.org/job-name={name}", "-o", "name") == ""
     assert '"stopping"' in run.train("play").events(1).read_text()
-    assert "new, step" in call(run, "status", "LoraFlow/17")  # its directory tells, now that the job is gone
+    assert "new, step" in call(run, "status", named(run))  # its directory tells, now that the job is gone
 
 
 def follow_some_lines(run: RunDir, wanted: int) -> None:
     """`logs --follow` gives lines while they are written."""
-    words = ["logs", "LoraFlow/17", "-f", "--lines", "1", "--config", str(run.path / "config.yaml")]
+    words = ["logs", named(run), "-f", "--lines", "1", "--config", str(run.path / "config.yaml")]
     command = [sys.executable, "-m", "steps.cli", *words]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as following:
         assert following.stdout
@@ -191,18 +196,18 @@ def test_a_manifest_applied_by_hand_trains_and_is_adopted(run: RunDir) -> None:
     inputs = Inputs(plan, base, prepare_stage.prepare(plan, base, run, cache=cache))
     inputs.save(run)
 
-    text = call(run, "jobspec", "--run", "17")
-    assert call(run, "jobspec", "--run", "17") == text  # not begun yet: the same once more
+    text = call(run, "jobspec", "--run", run.path.name)
+    assert call(run, "jobspec", "--run", run.path.name) == text  # not begun yet: the same once more
     applied = kubectl("apply", "-f", "-", given=text)
     assert "created" in applied
     _, job = inputs.job(run)
     wait_for(lambda: (job.directory.attempt(1) / "nodes").is_dir())
-    assert "has begun" in call(run, "jobspec", "--run", "17", code=1)
+    assert "has begun" in call(run, "jobspec", "--run", run.path.name, code=1)
 
     notices: list[str] = []
     kube = launch.connect(settings, notice=notices.append)
     code = requests.Code("/not/used/by/an/adopted/job", "0" * 64)
-    request = launch.request_of(settings, run="LoraFlow/17", step="train", code=code)
+    request = launch.request_of(settings, run=named(run), step="train", code=code)
     launcher = launch.cluster_launcher(kube, request, notice=notices.append)
     result = supervise(job, launcher, settings, notice=notices.append, retry_permanent=True, lease_s=60.0)
     assert (result.attempts, result.step) == (1, 10)

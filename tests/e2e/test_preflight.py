@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -90,7 +91,8 @@ def test_each_verb_of_the_role_when_taken_away_is_the_one_that_is_named(
     with changed_role(rights, without(rights, kind, verb, resource)):
         for who, (client, cluster) in asked.items():
             new = sentences(look(client, space, **cluster)) - before[who]
-            assert len(new) == 1, who
+            new = {item for item in new if not item.startswith("warning nodes:")}  # others' pods come and go meanwhile
+            assert len(new) == 1, (who, new)
             assert f" may not {verb} {resource}" in next(iter(new)), who
 
 
@@ -144,7 +146,7 @@ def made(thing: dict[str, Any]) -> Iterator[None]:
     try:
         yield
     finally:
-        kubectl("delete", thing["kind"], meta["name"], "-n", meta["namespace"], "--wait=false")
+        kubectl("delete", thing["kind"], meta["name"], "-n", meta["namespace"], "--wait=false", "--ignore-not-found")
 
 
 @pytest.mark.parametrize(
@@ -222,6 +224,7 @@ def test_a_worker_larger_than_a_node_is_refused(space: str) -> None:
     assert any("has too little for one worker: memory 4000Gi of" in item for item in found), found
 
 
+@pytest.mark.devices
 def test_nodes_that_others_use_are_told_with_the_pods_that_hold_them(space: str) -> None:
     resources = {"limits": {"aws.amazon.com/neuron": "1"}}
     container = {"name": "hold", "image": "localhost/pause:1", "imagePullPolicy": "Never", "resources": resources}
@@ -255,7 +258,7 @@ def test_it_runs_from_inside_a_pod_as_the_pod_s_own_account(space: str) -> None:
     folders = {"environment": sys.prefix, "python": sys.base_prefix, "sources": str(PROJECT)}
     container = {
         "name": "look",
-        "image": "localhost/hyperpod-lora:mounted",
+        "image": os.environ.get("LORA_E2E_IMAGE", "localhost/hyperpod-lora:mounted"),
         "imagePullPolicy": "Never",
         "command": ["/bin/sh", "-c", f"echo '{json.dumps(config)}' | exec {sys.prefix}/bin/python -c \"{code}\""],
         "env": [{"name": "PYTHONPATH", "value": str(PROJECT)}, {"name": "HOME", "value": "/tmp"}],

@@ -2,7 +2,8 @@
 
 Keys: steps, step_s (later_step_s from the second attempt on), save_every, and by attempt (as text, or "*") under "acts": {"rank",
 "step", "act"}; clock_shift_s (of its events), deafness (ignores SIGTERM from the start), ballast_kib (in each checkpoint),
-together (no rank goes on without the others, as with a collective). An error leaves a failure record, as the real worker does.
+together (no rank goes on without the others, as with a collective; one that is to stop waits `meet_s` for them). An error
+leaves a failure record, as the real worker does.
 Acts: crash, exit <code>, record <class> <code>, hang, deaf (hangs and ignores SIGTERM), no_result, eat (all memory),
 abort <a word of the Neuron runtime>.
 """
@@ -23,7 +24,7 @@ from steps.failure_record import EXIT_STOPPED, FailureRecord, record_of, write_r
 from steps.rundir import TrainDir
 
 MEET_S = 3.0
-"""A rank that is to stop waits for the others for so long."""
+"""A rank that is to stop waits for the others for so long (`meet_s`)."""
 stopping = False
 
 
@@ -73,7 +74,7 @@ def act(what: str, folder: Path, rank: int, step: int) -> None:
             eaten.append(bytearray(os.urandom(1024)) * 2**14)
 
 
-def meet(folder: Path, rank: int, world: int, step: int) -> bool:
+def meet(folder: Path, rank: int, world: int, step: int, patience_s: float) -> bool:
     """Wait for the other ranks; False if one of them stops, or if this one is to stop before they came."""
     beside = folder / f".at-{rank}"
     beside.write_text(str(step))
@@ -81,7 +82,7 @@ def meet(folder: Path, rank: int, world: int, step: int) -> bool:
     since_s = None
     while not all(at(folder / f"at-{other}") >= step for other in range(world)):
         since_s = since_s or (time.monotonic() if stopping else None)
-        is_alone = since_s is not None and time.monotonic() - since_s > MEET_S
+        is_alone = since_s is not None and time.monotonic() - since_s > patience_s
         if is_alone or (folder / "stopping").exists():
             return False
         time.sleep(0.02)
@@ -120,7 +121,7 @@ def main() -> int:
         time.sleep(step_s)
         if todo.get("rank", 0) == rank and todo.get("step") == step:
             act(todo["act"], folder, rank, step - 1)
-        met = meet(folder, rank, world, step) if play.get("together") else True
+        met = meet(folder, rank, world, step, play.get("meet_s", MEET_S)) if play.get("together") else True
         if not met and not (folder / "stopping").exists():
             return EXIT_STOPPED  # the others are gone: nothing can be saved
         if not met:

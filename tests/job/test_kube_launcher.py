@@ -256,9 +256,10 @@ def test_evidence_is_kept_even_where_logs_may_not_be_read(scene: Scene) -> None:
     scene.cluster.found = job("Running")
     scene.cluster.found["metadata"]["managedFields"] = ["noise"]
     scene.cluster.pods = [pod(0), pod(1, "Failed", state=terminated(1)), pod(2, conditions=(unscheduled("x"),))]
+    scene.cluster.pods.append(pod(3, state=terminated(137)))
     scene.cluster.told = [{"reason": "Killing", "message": "m", "type": "Normal", "count": 1, "source": "noise"}]
     scene.cluster.log_error = ClusterForbidden("pods/log is forbidden")
     found = scene.launcher.evidence(scene.job, 1)
-    assert set(found) == {"job.yaml", "pods.yaml", "events.yaml", "j-worker-0.log", "j-worker-1.log"}
+    assert set(found) == {"job.yaml", "pods.yaml", "events.yaml", "j-worker-0.log", "j-worker-1.log", "j-worker-3.log"}
     assert "noise" not in "".join(found.values())
     assert found["j-worker-1.log"] == "(not read: pods/log is forbidden)\n"

@@ -47,6 +47,11 @@ WORDS: dict[str, tuple[dict[str, Any], int, str]] = {
         143,
         '"reason": "stopped"',
     ),
+    "a peer failed": (
+        {"exit_code": 1, "reason": "peer", "ranks": ranks(r0=(143, 1.0))},
+        143,
+        '"reason": "", "message": "its ranks were stopped: another node\'s failed first',
+    ),
     "nobody watches": ({"exit_code": 1, "reason": "lease", "ranks": {}}, 143, '"reason": "lease"'),
     "a rank with a record": ({"exit_code": 1, "ranks": ranks(r3=(66, 1.0))}, 66, "no space"),
     "a rank that said why": (
@@ -162,15 +167,42 @@ def test_a_rank_that_fails_gives_the_pod_its_code_and_its_record(tmp_path: Path)
     assert (record.failure_class, record.message) == ("storage", "it broke")
 
 
-@pytest.mark.timeout(700)
-def test_sigterm_lets_the_ranks_save_within_the_grace(tmp_path: Path) -> None:
-    directory = play(tmp_path, steps=1000, save_every=1000)
-    running = begin(directory, tmp_path / "termination")
-    events = directory / "attempts" / "001" / "events.jsonl"
+def wait_for_step(events: Path, running: subprocess.Popen[str]) -> None:
     until_s = time.monotonic() + 300
     while not (events.exists() and '"kind": "step"' in events.read_text()):
         assert time.monotonic() < until_s, running.poll()
         time.sleep(0.05)
+
+
+@pytest.mark.timeout(700)
+@pytest.mark.parametrize(("recovery", "is_told"), [("client", True), ("hyperpod", False)])
+def test_a_node_whose_rank_failed_tells_the_others(tmp_path: Path, recovery: str, is_told: bool) -> None:
+    """But not where a pod that is made anew goes on in the same attempt."""
+    directory = play(tmp_path, acts={"1": {"rank": 0, "step": 2, "act": "exit 70"}})
+    running = begin(directory, tmp_path / "termination", recovery=recovery)
+    output = running.communicate(timeout=300)[0]
+    assert running.returncode == 70, output
+    assert (directory / "attempts" / "001" / "peer-failed").exists() == is_told
+
+
+@pytest.mark.timeout(700)
+def test_a_node_that_hears_of_it_saves_and_stops_without_waiting_for_kubernetes(tmp_path: Path) -> None:
+    directory = play(tmp_path, steps=1000, save_every=1000)
+    running = begin(directory, tmp_path / "termination")
+    wait_for_step(directory / "attempts" / "001" / "events.jsonl", running)
+    (directory / "attempts" / "001" / "peer-failed").touch()
+    output = running.communicate(timeout=300)[0]
+    assert running.returncode == 143, output
+    assert list((directory / "checkpoints").glob("*/COMPLETE.json"))
+    told = json.loads((tmp_path / "termination").read_text())
+    assert (told["reason"], told["message"]) == ("", "its ranks were stopped: another node's failed first")
+
+
+@pytest.mark.timeout(700)
+def test_sigterm_lets_the_ranks_save_within_the_grace(tmp_path: Path) -> None:
+    directory = play(tmp_path, steps=1000, save_every=1000)
+    running = begin(directory, tmp_path / "termination")
+    wait_for_step(directory / "attempts" / "001" / "events.jsonl", running)
     running.send_signal(signal.SIGTERM)
     output = running.communicate(timeout=300)[0]
     assert running.returncode == 143, output

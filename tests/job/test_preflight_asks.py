@@ -180,6 +180,7 @@ def test_what_is_posted_is_a_dry_run(serve: Callable[[Respond], ApiClient]) -> N
 ODD = [
     Finding("a", "error", "wrong", "mend"),
     Finding("b", "warning", "odd", "look"),
+    Finding("n", "note", "unseen", "look"),
     Finding("c", "error", "bad", "x"),
 ]
 AWAY = [Finding("api", "error", "the Kubernetes API does not answer", "look at the network")]

@@ -144,7 +144,7 @@ NAMED: dict[str, Case] = {
         *(TOKEN, {"named secret hf": Answer(200, {"data": {"token": "…"}})}),
         *("error", "secret hf (cluster.token_secret) has no key HF_TOKEN", "--from-literal=HF_TOKEN="),
     ),
-    "may not get": (TOKEN, {"named secret hf": FORBIDDEN}, "warning", "not known", "kubectl get secret hf -n"),
+    "may not get": (TOKEN, {"named secret hf": FORBIDDEN}, "note", "not known", "kubectl get secret hf -n"),
     "no answer": (TOKEN, {"named secret hf": SILENT}, "warning", "ReadTimeoutError", "kubectl get secret hf -n"),
     "no account": (
         *({"service_account": "worker"}, {"named serviceaccount worker": MISSING}),

@@ -7,7 +7,7 @@ from decimal import Decimal
 import pytest
 
 from steps.job.checks.amount import amount, asked_by, lacking, show
-from steps.job.checks.finding import error, errors, ok, table, warning
+from steps.job.checks.finding import error, errors, note, ok, table, warning
 from steps.job.checks.question import Answer, Question, unread
 
 FOUND = [ok("api", "Kubernetes v1.32"), warning("quota", "no room now", "wait"), error("claim", "none", "make it")]
@@ -30,6 +30,12 @@ def test_long_findings_are_wrapped_below_themselves_and_commands_stay_whole() ->
     assert all(line.startswith(" " * 16) for line in lines[1:-1])
     assert max(len(line) for line in lines if command not in line) <= 120
     assert command in " ".join(lines)
+
+
+def test_notes_come_after_warnings_and_are_counted_only_where_there_are_some() -> None:
+    lines = table([*FOUND, note("names", "not known", "look")]).splitlines()
+    assert lines[4:6] == ["note     names  not known", "                → look"]
+    assert lines[-1] == "1 error, 1 warning, 1 note, 1 ok"
 
 
 def test_only_errors_forbid_to_start() -> None:

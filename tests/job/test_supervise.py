@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from filelock import FileLock
 from job_fakes import Attempt, FakeClock, Script, ScriptedLauncher, make_job
 
 from steps.config import Settings
-from steps.errors import JobError, JobPermanentError, JobRetriesExhausted, JobTimeout, StorageError
+from steps.errors import JobCancelled, JobError, JobPermanentError, JobRetriesExhausted, JobTimeout, StorageError
+from steps.job import cancel
 from steps.job.job import Job
 from steps.job.status import JobSnapshot, Phase
 from steps.job.supervise import JobResult, supervise
@@ -30,7 +32,9 @@ class Stage:
         self.notices: list[str] = []
         self.steps_seen: list[int] = []
 
-    def run(self, *, job: Job | None = None, retry_permanent: bool = False) -> JobResult:
+    def run(
+        self, *, job: Job | None = None, retry_permanent: bool = False, sleep: Callable[[float], None] | None = None
+    ) -> JobResult:
         return supervise(
             job or self.job,
             self.launcher,
@@ -40,7 +44,7 @@ class Stage:
             retry_permanent=retry_permanent,
             clock=self.clock,
             wall=self.clock,
-            sleep=self.clock.sleep,
+            sleep=sleep or self.clock.sleep,
         )
 
     @property
@@ -306,6 +310,97 @@ def test_interrupt_stops_the_workers_and_a_later_run_goes_on(tmp_path: Path) -> 
     result = stage.run()
     assert result.attempts == 2
     assert stage.history["attempts"][0]["message"] == "interrupted by a person"
+
+
+def test_interrupt_between_two_attempts_leaves_nothing_open(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, fail_with("network", 77, saves=2), succeed, retry={"delay_s": 30})
+
+    def press_ctrl_c(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stage.run(sleep=press_ctrl_c)
+    assert stage.launcher.calls == ["create 1"]
+    assert "interrupted between two attempts; nothing of it runs" in stage.notices[-1]
+    assert [item["failure_class"] for item in stage.history["attempts"]] == ["network"]
+    assert stage.run().attempts == 2
+
+
+@pytest.mark.parametrize("is_late", [False, True], ids=["made already", "made a moment later"])
+def test_interrupt_while_a_job_is_being_made_leaves_no_job(tmp_path: Path, is_late: bool) -> None:
+    """The API may have taken the request whose answer Ctrl-C cut off."""
+    stage = Stage(tmp_path, hang_at(4), succeed)
+    create = stage.launcher.create
+
+    def cut_off(job: Job, attempt: int, **_: Any) -> None:
+        if not is_late:
+            create(job, attempt)
+        raise KeyboardInterrupt
+
+    def sleep(seconds: float) -> None:
+        if is_late and not stage.launcher.attempts:
+            create(stage.job, 1)
+        stage.clock.sleep(seconds)
+
+    stage.launcher.create = cut_off  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        stage.run(sleep=sleep)
+    assert stage.launcher.calls == ["create 1", "delete 1 60 without evidence"]
+    assert stage.history["attempts"][0]["message"] == "interrupted by a person"
+
+
+def test_wish_to_cancel_between_two_attempts_is_heard_while_it_waits(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, fail_with("network", 77, saves=2), succeed, retry={"delay_s": 300})
+    begun_s = stage.clock()
+
+    def sleep(seconds: float) -> None:
+        stage.clock.sleep(seconds)
+        cancel.ask(stage.job.directory)
+
+    with pytest.raises(JobCancelled, match="which means: stop") as caught:
+        stage.run(sleep=sleep)
+    assert "the checkpoint of step 2 is kept" in str(caught.value)
+    assert stage.clock() - begun_s < 10
+    assert stage.launcher.calls == ["create 1"]
+    assert not cancel.is_asked(stage.job.directory)
+    with pytest.raises(JobCancelled, match="This is remembered from before"):
+        stage.run()
+    assert stage.run(retry_permanent=True).attempts == 2
+
+
+def test_wish_to_cancel_ends_an_attempt_that_runs(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, hang_at(4), succeed)
+
+    def sleep(seconds: float) -> None:
+        stage.clock.sleep(seconds)
+        if not stage.history["attempts"][0]["finished_s"]:
+            cancel.ask(stage.job.directory)
+
+    with pytest.raises(JobCancelled, match="somebody cancelled or deleted it"):
+        stage.run(sleep=sleep)
+    assert stage.launcher.calls == ["create 1", "delete 1 60 after evidence"]
+    assert not cancel.is_asked(stage.job.directory)
+
+
+def test_wish_from_before_binds_an_automatic_retry_and_no_person(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, succeed, succeed)
+    cancel.ask(stage.job.directory)
+    with pytest.raises(JobCancelled):
+        stage.run()
+    other = Stage(tmp_path / "other", succeed)
+    cancel.ask(other.job.directory)
+    assert other.run(retry_permanent=True).attempts == 1
+
+
+def test_wish_that_comes_too_late_is_gone_with_the_result(tmp_path: Path) -> None:
+    def finish_at_once(attempt: Attempt, look: int) -> None:
+        attempt.start()
+        cancel.ask(attempt.job.directory)
+        attempt.finish()
+
+    stage = Stage(tmp_path, finish_at_once)
+    assert stage.run().attempts == 1
+    assert not cancel.is_asked(stage.job.directory)
 
 
 def test_total_deadline_ends_the_attempt_and_the_run(tmp_path: Path) -> None:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-Severity = Literal["error", "warning", "ok"]
-ORDER: tuple[Severity, ...] = ("error", "warning", "ok")
+Severity = Literal["error", "warning", "note", "ok"]
+ORDER: tuple[Severity, ...] = ("error", "warning", "note", "ok")
 WIDTH = 120
 
 
@@ -33,6 +33,11 @@ def warning(check: str, message: str, fix: str) -> Finding:
     return Finding(check, "warning", message, fix)
 
 
+def note(check: str, message: str, fix: str) -> Finding:
+    """Not looked at, as it should be: told to who asks for a preflight, not at the start of every run."""
+    return Finding(check, "note", message, fix)
+
+
 def error(check: str, message: str, fix: str) -> Finding:
     """The run would fail, or wait for ever."""
     return Finding(check, "error", message, fix)
@@ -51,10 +56,12 @@ def table(findings: Sequence[Finding]) -> str:
 
 
 def counts(findings: Sequence[Finding]) -> str:
-    """`1 error, 2 warnings, 9 ok`."""
+    """`1 error, 2 warnings, 9 ok`; notes only where there are some."""
     numbers = {severity: sum(item.severity == severity for item in findings) for severity in ORDER}
     return ", ".join(
-        f"{number} {severity}{'s' if number != 1 and severity != 'ok' else ''}" for severity, number in numbers.items()
+        f"{number} {severity}{'s' if number != 1 and severity != 'ok' else ''}"
+        for severity, number in numbers.items()
+        if number or severity != "note"
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from steps.cluster import Cluster
-from steps.job.checks.finding import Finding, error, ok, warning
+from steps.job.checks.finding import Finding, error, note, ok, warning
 from steps.job.checks.question import Answer, Question, unread
 from steps.job.pod import TOKEN_KEY
 
@@ -149,9 +149,11 @@ def _missing(cluster: Cluster, item: Named) -> Finding:
 
 
 def _unknown(cluster: Cluster, unread: Sequence[tuple[Named, Answer]]) -> list[Finding]:
+    """Only a note where the account may not look, as with the shipped rights: a pod that lacks one says so at once."""
     if not unread:
         return []
     listed = ", ".join(item.words for item, _ in unread)
-    why = "" if all(answer.is_forbidden for _, answer in unread) else f" ({unread[0][1].message})"
     look = " && ".join(f"kubectl get {item.words} -n {cluster.namespace}" for item, _ in unread)
-    return [warning("names", f"not known whether these exist, as this account may not read them: {listed}{why}", look)]
+    if all(answer.is_forbidden for _, answer in unread):
+        return [note("names", f"not known whether these exist, as this account may not read them: {listed}", look)]
+    return [warning("names", f"not known whether these exist: {listed} ({unread[0][1].message})", look)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
@@ -15,8 +14,9 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from fault_harness import CLAIM, NAMESPACE, Supervisor, Trial, apply, eventually, held, kubectl, shared_folder
+from fault_harness import CLAIM, NAMESPACE, Supervisor, Trial, apply, eventually, kubectl, shared_folder
 from fault_table import Row, versions, write_row
+from turns import held
 
 PLAY = {"steps": 60, "step_s": 0.5, "later_step_s": 0.05, "save_every": 2, "together": True}
 LOST_AT_MOST = 2
@@ -32,7 +32,8 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def namespace(shared: Path) -> str:
     """Ours alone: with quotas and accounts that would disturb others."""
-    make_namespace(NAMESPACE, shared.parent)
+    with held(shared.parent / ".namespace.lock", alone=True):
+        make_namespace(NAMESPACE, shared.parent)
     return NAMESPACE
 
 
@@ -68,22 +69,18 @@ MakeTrial = Callable[..., Trial]
 
 
 @pytest.fixture
-def trial(request: pytest.FixtureRequest, shared: Path, namespace: str) -> Iterator[MakeTrial]:
+def trial(shared: Path, namespace: str) -> Iterator[MakeTrial]:
     """Makes a training that plays (keywords: of the play), in a fresh folder."""
     made: list[Trial] = []
-    alone = request.node.get_closest_marker("alone") is not None
 
     def make(name: str, *, nodes: int = 2, settings: dict[str, Any] | None = None, **play: Any) -> Trial:
         folder = shared / f"{name}-{os.getpid()}"
         made.append(Trial(folder, {**PLAY, **play}, nodes=nodes, settings=settings or {}))
         return made[-1]
 
-    of_devices = request.node.get_closest_marker("devices") is not None
-    devices = held(shared.parent / ".devices.lock", alone=True) if of_devices else contextlib.nullcontext()
-    with devices, held(shared.parent / ".e2e.lock", alone=alone):
-        yield make
-        for item in made:
-            item.clean()
+    yield make
+    for item in made:
+        item.clean()
 
 
 Expect = Callable[..., dict[str, Any]]

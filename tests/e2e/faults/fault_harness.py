@@ -7,15 +7,13 @@ LORA_E2E_TOOL (a program that can `node-kill N`, `node-start N`, `api-stop`, `ap
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -85,14 +83,6 @@ def eventually(what: str, ask: Callable[[], Any], *, limit_s: float = PATIENCE_S
             return answer
         time.sleep(0.2)
     raise AssertionError(f"{what}: not within {limit_s:.0f} s")
-
-
-@contextlib.contextmanager
-def held(path: Path, *, alone: bool) -> Iterator[None]:
-    """Tests that take the whole cluster down run alone, the others side by side."""
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
-        yield
 
 
 @dataclass

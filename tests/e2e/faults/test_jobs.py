@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from conftest import Expect, MakeTrial, patch
 from fault_harness import Trial, eventually, kubectl
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def uid_of(training: Trial) -> str:
@@ -28,7 +32,7 @@ def test_a_pod_that_is_deleted_by_force_comes_back_and_says_so(trial: MakeTrial,
         "a pod is deleted by force (same name, new UID)",
         training,
         classes=["preempted"],
-        reads="attempt 1 failed .*preempted",
+        reads="attempt 1 failed .*preempted.*its pod was deleted from outside",
     )
 
 
@@ -66,11 +70,11 @@ def test_a_launcher_that_died_while_the_workers_ended_finds_the_result(trial: Ma
     first = training.start()
     training.when_step(5)
     first.kill()
-    eventually("the workers end", lambda: any(event.kind == "finished" for event in training.events(1)))
+    kind = "pytorchjobs.kubeflow.org"
+    eventually("the job is over", lambda: '"Succeeded"' in json.dumps(training.objects(kind)))
     training.start()
-    ended = expect(
-        "the launcher is away while the workers finish (then @retry)", training, classes=[], reads="attempt 1 "
-    )
+    reads = "attempt 1 ended while nobody watched it"
+    ended = expect("the launcher is away while the workers finish (then @retry)", training, classes=[], reads=reads)
     assert ended["attempts"] == 1
 
 
@@ -87,7 +91,7 @@ def test_of_two_launchers_one_acts_and_the_other_follows(trial: MakeTrial, expec
 
 
 def test_ctrl_c_saves_and_deletes_and_resume_goes_on(trial: MakeTrial, expect: Expect) -> None:
-    training = trial("ctrlc", save_every=100)
+    training = trial("ctrlc", save_every=100, meet_s=20)
     first = training.start()
     training.when_step(5)
     first.process.send_signal(signal.SIGINT)
@@ -101,6 +105,37 @@ def test_ctrl_c_saves_and_deletes_and_resume_goes_on(trial: MakeTrial, expect: E
         reads="interrupted; the workers save and stop",
         lost_at_most=0,
     )
+
+
+CRASH = {"1": {"rank": 1, "step": 5, "act": "crash"}}
+PATIENT = {"retry": {"delay_s": 120, "max_delay_s": 120}}
+"""So that a person can come between two attempts."""
+
+
+def test_ctrl_c_between_two_attempts_leaves_nothing_and_resume_goes_on(trial: MakeTrial, expect: Expect) -> None:
+    training = trial("between", steps=12, settings=PATIENT, acts=CRASH)
+    first = training.start()
+    first.when_said("attempt 2 starts in 120 s")
+    first.process.send_signal(signal.SIGINT)
+    first.process.wait(timeout=60)
+    assert not training.left()
+    training.start(resume=True)
+    reads = "interrupted between two attempts; nothing of it runs"
+    ended = expect("Ctrl-C between two attempts, then resume", training, classes=["unknown"], reads=reads)
+    assert ended["attempts"] == 2
+
+
+def test_cancel_between_two_attempts_means_stop(trial: MakeTrial, expect: Expect) -> None:
+    training = trial("cancelled", steps=12, settings=PATIENT, acts=CRASH)
+    first = training.start()
+    first.when_said("attempt 2 starts in 120 s")
+    config = training.folder / "config.yaml"
+    config.write_text(json.dumps(json.loads((training.folder / "plan-0.json").read_text())["settings"]))
+    command = [sys.executable, "-m", "steps.cli", "cancel", str(training.folder), "--yes", "--config", str(config)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert "its launcher begins no further attempt" in done.stdout, done.stdout + done.stderr
+    said = "No further attempt: somebody cancelled"
+    expect("cancelled between two attempts", training, classes=["unknown"], error="JobCancelled", reads=said)
 
 
 def test_ctrl_c_with_detach_leaves_the_job_to_the_next_launcher(trial: MakeTrial, expect: Expect) -> None:
@@ -118,7 +153,7 @@ def test_ctrl_c_with_detach_leaves_the_job_to_the_next_launcher(trial: MakeTrial
 
 @pytest.mark.slow
 def test_workers_that_nobody_watches_save_and_leave_after_the_lease(trial: MakeTrial, expect: Expect) -> None:
-    training = trial("lease", steps=200, step_s=1.0, save_every=1000, settings={"cluster": {"lease_s": 30}})
+    training = trial("lease", steps=200, step_s=1.0, save_every=1000, meet_s=20, settings={"cluster": {"lease_s": 30}})
     first = training.start()
     training.when_step(2)
     first.kill()
@@ -127,11 +162,12 @@ def test_workers_that_nobody_watches_save_and_leave_after_the_lease(trial: MakeT
         "the job failed", lambda: '"Failed"' in json.dumps(training.objects("pytorchjobs.kubeflow.org")), limit_s=150
     )
     training.start(resume=True)
-    expect("nobody watches for lease_s", training, classes=["preempted"], reads="attempt 1 failed", lost_at_most=0)
+    reads = "attempt 1 failed .*no supervisor watched over it any more"
+    expect("nobody watches for lease_s", training, classes=["preempted"], reads=reads, lost_at_most=0)
 
 
 def test_a_suspended_job_is_preempted_and_free(trial: MakeTrial, expect: Expect) -> None:
-    training = trial("suspend", save_every=100)
+    training = trial("suspend", save_every=100, meet_s=20)
     training.start()
     training.when_step(5)
     name = training.objects("pytorchjobs.kubeflow.org")[0]["metadata"]["name"]
@@ -180,7 +216,12 @@ def test_hyperpods_auto_resume_owns_the_pods_and_we_only_watch(trial: MakeTrial,
         "--grace-period=0",
         "--wait=false",
     )
-    ended = expect("HyperPod's auto-resume replaces the pods (played)", training, classes=[], reads="worker-0")
+    ended = expect(
+        "HyperPod's auto-resume replaces the pods (played)",
+        training,
+        classes=[],
+        reads="pod .*-worker-[01] was deleted from outside, and made anew",
+    )
     assert ended["attempts"] == 1
     claims = {event.data["claim"] for event in training.events(1) if event.kind == "started"}
     assert claims == {"001-01", "001-02"}

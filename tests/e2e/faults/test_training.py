@@ -87,6 +87,6 @@ def test_a_full_file_system_is_storages_failure_and_resume_goes_on(trial: MakeTr
         "… and resumed after it was cleaned",
         training,
         classes=["storage", "storage"],
-        reads="No space",
+        reads="PyTorchJob .*-a3: 1 node",
         lost_at_most=60,
     )

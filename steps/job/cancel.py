@@ -1,0 +1,55 @@
+"""A person's wish that a training ends, left in its directory: it holds between two attempts too, when there is no job.
+
+`hyperpod-lora cancel` leaves it while a supervisor acts; `attempt` and `supervise` look for it, and who fulfils it removes it.
+One that nobody came to fulfil binds an automatic retry, and is forgotten when a person resumes.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+
+from filelock import FileLock, Timeout
+
+from steps.rundir import TrainDir, storage_errors, write_json
+
+
+def is_supervised(directory: TrainDir) -> bool:
+    """Does a supervisor act on this training, here or on another machine?
+
+    Raises:
+        StorageError: the lock file cannot be used.
+    """
+    lock = FileLock(directory.lock)
+    with storage_errors(f"locking {directory.lock}"):
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            return True
+    lock.release()
+    return False
+
+
+def ask(directory: TrainDir) -> None:
+    """Leave the wish for the supervisor that acts on this training.
+
+    Raises:
+        StorageError: the directory cannot be written.
+    """
+    write_json(directory.cancel, {"asked_s": time.time(), "by": f"process {os.getpid()} on {platform.node()}"})
+
+
+def is_asked(directory: TrainDir) -> bool:
+    """Does somebody wish that it ends?"""
+    return directory.cancel.is_file()
+
+
+def forget(directory: TrainDir) -> None:
+    """It was acted on, or is from before.
+
+    Raises:
+        StorageError: the file cannot be removed.
+    """
+    with storage_errors(f"removing {directory.cancel}"):
+        directory.cancel.unlink(missing_ok=True)

@@ -1,0 +1,61 @@
+"""What a person is told while an attempt is watched and nothing is to be done: each thing once. Used by `kube_launcher`.
+
+It decides nothing: deadlines and the account of failures do that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from steps.job.cluster_status import has_conditions, is_suspended
+
+AWAY_S = 15.0
+"""An API, or an operator, that says nothing for so long is worth a sentence."""
+
+
+@dataclass(slots=True)
+class Onlooker:
+    """Tells of one attempt."""
+
+    name: str
+    """Of its PyTorchJob."""
+    api_patience_s: float
+    notice: Callable[[str], None]
+    is_api_away: bool = False
+    is_ignored: bool = False
+    uids: dict[str, str] = field(default_factory=dict)
+    """Of the pods seen last, by name."""
+
+    def hear(self, silent_s: float, error: str) -> None:
+        """For how long the API has said nothing."""
+        if silent_s > AWAY_S and not self.is_api_away:
+            self.is_api_away = True
+            self.notice(
+                f"the Kubernetes API has not answered for {silent_s:.0f} s ({error}): the workers go on, and it is waited for, "
+                f"{self.api_patience_s:.0f} s long (cluster.api_patience_s)"
+            )
+        if self.is_api_away and silent_s == 0.0:
+            self.is_api_away = False
+            self.notice("the Kubernetes API answers again")
+
+    def look(self, job: Mapping[str, Any] | None, pods: Sequence[Mapping[str, Any]], age_s: float) -> None:
+        """The attempt as it is, `age_s` after it was first looked at."""
+        if (
+            job is not None
+            and not has_conditions(job)
+            and not is_suspended(job)
+            and age_s > AWAY_S
+            and not self.is_ignored
+        ):
+            self.is_ignored = True
+            self.notice(
+                f"the Training Operator has taken no notice of PyTorchJob {self.name} for {age_s:.0f} s; its pods come "
+                "when it does: is it running? kubectl get pods -A | grep training-operator"
+            )
+        for pod in pods:
+            name, uid = str(pod["metadata"]["name"]), str(pod["metadata"]["uid"])
+            if self.uids.setdefault(name, uid) != uid and not pod["metadata"].get("deletionTimestamp"):
+                self.uids[name] = uid
+                self.notice(f"pod {name} was deleted from outside, and made anew")

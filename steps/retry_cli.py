@@ -1,0 +1,69 @@
+"""`hyperpod-lora retry`: let a run go on that was given up. A command for `cli`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from steps.errors import StorageError
+from steps.run_place import CONFIG, ROOT, Place, how_to_go_on, place_of
+from steps.runs import find_run, trainings_of
+
+
+@click.command()
+@click.argument("run")
+@CONFIG
+@ROOT
+def retry(run: str, config: Path | None, root: str | None) -> None:
+    """Let a run go on that was given up: an automatic retry, or a new launcher, no longer answers with the old verdict.
+
+    `resume` does this by itself; an automatic retry of Metaflow's or Argo's does not.
+    """
+    place = place_of(root, config)
+    try:
+        folder = find_run(place.root, run)
+    except StorageError as error:
+        raise StorageError(f"{error}.\n{elsewhere(place, run, config)}") from error
+    trainings = trainings_of(folder)
+    if not trainings:
+        raise StorageError(f"run {run} has no training yet: nothing was given up")
+    for path in trainings:
+        click.echo(forgive(path))
+    click.echo(f"to go on: {how_to_go_on(folder.name, config)}")
+
+
+def elsewhere(place: Place, run: str, config: Path | None) -> str:
+    """What to do on a machine that does not see the run directory."""
+    if place.settings is None:
+        return "If it ran on a cluster, give its --config"
+    return (
+        f"What was decided about a run is kept in its directory, below {place.root}, which this machine does not see. Either "
+        f"say `hyperpod-lora retry {run}` where it is mounted (a pod with the claim {place.settings.cluster.claim}), or go on "
+        f"from here with `{how_to_go_on(run.rpartition('/')[2], config)}`, which forgives by itself"
+    )
+
+
+def forgive(path: Path) -> str:
+    """Clear the verdict of a training directory; says what was, and where it goes on.
+
+    Raises:
+        StorageError: a supervisor is at work, or the history is damaged.
+    """
+    from steps.checkpoints import newest_step
+    from steps.job import history as memory
+    from steps.rundir import TrainDir, held_lock
+
+    training = TrainDir(path)
+    if not training.history.is_file():
+        return f"{path.name}: no attempt has begun, nothing to forgive"
+    with held_lock(training.lock, timeout_s=0.0, what=f"{path}: a supervisor watches over it"):
+        history = memory.load(training.history, path.name.removeprefix("train-"))
+        if history.verdict is None:
+            return f"{path.name}: it was not given up, nothing to forgive"
+        memory.save(training.history, history.forgive())
+    said = history.verdict.message.splitlines()[0]
+    return (
+        f"{path.name}: forgiven ({history.verdict.kind}: {said}); {len(history.attempts)} attempt(s) no longer count, "
+        f"it goes on from step {newest_step(training.checkpoints)}"
+    )

@@ -1,0 +1,62 @@
+"""What a person is told while an attempt is watched: each thing once, and when it is over."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from steps.job.onlooker import Onlooker
+
+
+@pytest.fixture
+def told() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def onlooker(told: list[str]) -> Onlooker:
+    return Onlooker("j-a1", 600.0, told.append)
+
+
+def pod(uid: str, **metadata: Any) -> dict[str, Any]:
+    return {"metadata": {"name": "j-a1-worker-0", "uid": uid, **metadata}}
+
+
+def test_an_api_that_is_away_is_told_once_and_its_return_too(onlooker: Onlooker, told: list[str]) -> None:
+    for silent_s in (0.0, 10.0, 16.0, 40.0, 0.0, 0.0):
+        onlooker.hear(silent_s, "connection refused")
+    assert told == [
+        "the Kubernetes API has not answered for 16 s (connection refused): the workers go on, and it is waited for, "
+        "600 s long (cluster.api_patience_s)",
+        "the Kubernetes API answers again",
+    ]
+
+
+def test_an_operator_that_takes_no_notice_is_told_once(onlooker: Onlooker, told: list[str]) -> None:
+    for age_s in (1.0, 20.0, 40.0):
+        onlooker.look({"status": {}}, (), age_s)
+    (words,) = told
+    assert "has taken no notice of PyTorchJob j-a1 for 20 s" in words
+
+
+@pytest.mark.parametrize(
+    "job",
+    [
+        None,
+        {"status": {"conditions": [{"type": "Created", "status": "True"}]}},
+        {"spec": {"runPolicy": {"suspend": True}}, "status": {}},
+    ],
+    ids=["none", "noticed", "suspended"],
+)
+def test_a_job_that_was_noticed_or_waits_in_a_queue_is_not_told(
+    onlooker: Onlooker, told: list[str], job: dict[str, Any] | None
+) -> None:
+    onlooker.look(job, (), 100.0)
+    assert told == []
+
+
+def test_a_pod_that_was_made_anew_is_told_for_each_time(onlooker: Onlooker, told: list[str]) -> None:
+    for one in (pod("1"), pod("1"), pod("2", deletionTimestamp="now"), pod("2"), pod("2"), pod("3")):
+        onlooker.look(None, (one,), 1.0)
+    assert told == ["pod j-a1-worker-0 was deleted from outside, and made anew"] * 2
