@@ -27,7 +27,7 @@ from steps.job.job import Job
 from steps.job.launcher import Launcher
 from steps.job.lease import Lease, acting
 from steps.job.publish import publish
-from steps.job.retry import GiveUp, Resubmit, decide, fewer_nodes, resume_step
+from steps.job.retry import GiveUp, Resubmit, decide, excluded_nodes, fewer_nodes, resume_step
 from steps.job.status import Phase, Reason
 from steps.rundir import write_json
 
@@ -103,7 +103,7 @@ class _Supervisor:
         if self.history.verdict:
             self._remember(self.history.forgive())
         self.begun_s = self.clock() - self._spent_before_s()
-        excluded: tuple[str, ...] = ()
+        excluded = excluded_nodes(self.history, self.job.nodes)
         while True:
             number, is_fresh = self._begin(excluded)
             try:
@@ -203,20 +203,25 @@ class _Supervisor:
         Raises:
             JobError: no further attempt.
         """
-        decision = self._decide(ending)
+        nodes = self._next_nodes(ending)
+        decision = self._decide(ending, nodes)
         if isinstance(decision, GiveUp):
             text = words.final_message(self.job, number, failure, decision, resume_step(self.history))
             verdict = Verdict(decision.kind, failure.failure_class.value, number, text)
             self._remember(replace(self.history, verdict=verdict))
             raise words.error_of(verdict)
         self.notice(words.describe_retry(self.job, number, failure, decision))
-        if ending.started_nodes is not None:
-            self._use_nodes(fewer_nodes(self.job.node_choices, self.job.nodes, ending.started_nodes))
+        self._use_nodes(nodes)
         if decision.delay_s:
             self.sleep(decision.delay_s)
         return decision.exclude_nodes
 
-    def _decide(self, ending: Ending) -> Resubmit | GiveUp:
+    def _next_nodes(self, ending: Ending) -> int:
+        if ending.started_nodes is None:
+            return self.job.nodes
+        return fewer_nodes(self.job.node_choices, self.job.nodes, ending.started_nodes)
+
+    def _decide(self, ending: Ending, nodes: int) -> Resubmit | GiveUp:
         """What follows: `retry.decide`, unless the retries are not ours, or somebody cancelled."""
         if ending.snapshot.reason is Reason.CANCELLED:
             return GiveUp("cancelled", "somebody cancelled or deleted the job, which means: stop")
@@ -227,6 +232,7 @@ class _Supervisor:
             self.settings.retry,
             spent_s=self.clock() - self.begun_s,
             total_s=self.settings.deadlines.total_s,
+            nodes=nodes,
         )
 
     def _use_nodes(self, nodes: int) -> None:
