@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "merge"))
+
 from neuron_harness import LENGTH, PATIENCE_S, RUNS, Training, write_base, write_prepared
 
 from steps.train.spec import TrainSpec

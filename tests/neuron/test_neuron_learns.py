@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from merge_records import adapter_record, base_record, plan
 from neuron_harness import EXACT, PATIENCE_S, Training
 
+from steps.merge import stage
 from steps.prepared import PreparedRow, PreparedRows
+from steps.rundir import RunDir
 
 
 def plain_loss(model: Any, rows: Iterable[PreparedRow]) -> float:
@@ -52,6 +56,19 @@ def tuned_loss(training: Training, base: Path) -> float:
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # PEFT only warns of keys that it misses
         model = PeftModel.from_pretrained(plain_model(base), training.adapter()).eval()
+    return validation_loss(model, training)
+
+
+def merged_loss(training: Training, base: Path, run: Path) -> float:
+    """The same of what our merge makes of it."""
+    record = replace(base_record(base), dtype="float32")
+    run.mkdir()
+    merged = stage.merge(plan(), record, adapter_record(training.adapter(), record), RunDir(run), lineage={})
+    return validation_loss(plain_model(Path(merged.path)), training)
+
+
+def validation_loss(model: Any, training: Training) -> float:
+    """Of the rows that validation looks at."""
     held_out = PreparedRows.open(Path(training.spec.prepared_path)).validation
     return plain_loss(model, (held_out.row(index) for index in range(training.spec.validation_rows)))
 

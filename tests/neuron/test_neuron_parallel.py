@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from neuron_harness import EXACT, PATIENCE_S, Training
-from test_neuron_learns import last_validation, tuned_loss
+from test_neuron_learns import last_validation, merged_loss, tuned_loss
 
 from steps.checkpoints import directories
 from steps.train.neuron_consolidate import ADAPTER, AdapterShape, consolidate, consolidate_checkpoint
@@ -69,6 +69,7 @@ def test_the_exported_adapter_is_the_trained_model(
     training = new_training(tensor_parallel=processes, lora={"targets": targets}, **EXACT)
     training.run(processes=processes)
     assert tuned_loss(training, base) == pytest.approx(last_validation(training), abs=5e-6)
+    assert merged_loss(training, base, tmp_path / "merging") == pytest.approx(last_validation(training), abs=5e-6)
     out = tmp_path / "by-hand"
     out.mkdir()
     consolidate_checkpoint(directories(training.spec.place.checkpoints)[0], out)
