@@ -11,6 +11,7 @@ from neuron_harness import EXACT, PATIENCE_S, Training
 from test_neuron_learns import last_validation, merged_loss, tuned_loss
 
 from steps.checkpoints import directories
+from steps.train.neuron_cache import count_graphs
 from steps.train.neuron_consolidate import ADAPTER, AdapterShape, consolidate, consolidate_checkpoint
 
 
@@ -77,12 +78,19 @@ def test_the_exported_adapter_is_the_trained_model(
 
 
 def test_adapters_that_drift_apart_are_never_saved(
-    new_training: Callable[..., Training], monkeypatch: pytest.MonkeyPatch
+    new_training: Callable[..., Training], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """What was compiled is handed on all the same: a graph of this node's cache plays one."""
+    compiled = tmp_path / "node" / "neuronxcc-2.21" / "MODULE_1"
+    compiled.mkdir(parents=True)
+    for name in ("model.neff", "model.done"):
+        (compiled / name).touch()
+    monkeypatch.setenv("NEURON_COMPILE_CACHE_URL", str(tmp_path / "node"))
     monkeypatch.setenv("NEURON_TEST_UNDO", "sum")
-    training = new_training(tensor_parallel=2)
+    training = new_training(tensor_parallel=2, compile_cache=str(tmp_path / "shared"))
     assert training.start(1, processes=2).wait(timeout=PATIENCE_S) != 0
     failures = training.failures()
     assert failures[0].exception == "ReplicaError"
     assert "at step 4 copies of the same weights are not equal" in failures[0].message
     assert not list(training.spec.place.checkpoints.glob("*/COMPLETE.json"))
+    assert count_graphs(str(tmp_path / "shared")) == 1
