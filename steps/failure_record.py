@@ -33,6 +33,7 @@ EXIT_TRANSIENT = 75
 EXIT_ACCELERATOR = 76
 EXIT_NETWORK = 77
 EXIT_HANG = 78
+EXIT_NODE = 79
 EXIT_STOPPED = 143
 
 CLASS_OF_EXIT: dict[int, FailureClass] = {
@@ -45,6 +46,7 @@ CLASS_OF_EXIT: dict[int, FailureClass] = {
     EXIT_ACCELERATOR: FailureClass.ACCELERATOR,
     EXIT_NETWORK: FailureClass.NETWORK,
     EXIT_HANG: FailureClass.HANG,
+    EXIT_NODE: FailureClass.NODE,
     EXIT_STOPPED: FailureClass.PREEMPTED,
 }
 """What an exit code means when there is no failure record. 137 (SIGKILL), 139 and the rest say nothing: unknown."""
@@ -57,6 +59,7 @@ EXIT_OF_CLASS: dict[FailureClass, int] = {
     FailureClass.ACCELERATOR: EXIT_ACCELERATOR,
     FailureClass.NETWORK: EXIT_NETWORK,
     FailureClass.HANG: EXIT_HANG,
+    FailureClass.NODE: EXIT_NODE,
     FailureClass.PREEMPTED: EXIT_STOPPED,
     FailureClass.UNKNOWN: EXIT_TRANSIENT,
 }
@@ -142,6 +145,8 @@ def classify_exception(error: BaseException) -> FailureClass:
         return FailureClass.CONFIG
     if isinstance(error, LoraFlowError):
         return FailureClass.USER
+    if type(error).__name__ == "AcceleratorError" and "device-side assert" in str(error):
+        return FailureClass.USER  # a bad index, say: the device is sound
     for kind in type(error).__mro__:
         if kind.__name__ in _CLASS_OF_TYPE:
             return _CLASS_OF_TYPE[kind.__name__]

@@ -30,7 +30,8 @@ from steps.job.job import Job
 from steps.job.lease import Lease, holder_of
 from steps.job.request import Code, Request
 from steps.launch import request_of
-from steps.presets import Plan, project_root
+from steps.plan import Plan
+from steps.presets import project_root
 from steps.rundir import RunDir, TrainDir, held_lock, run_directory, write_atomic, write_json
 from steps.train.stage import WORKER, notes, process_environment
 

@@ -32,6 +32,7 @@ MEMORY = (
     "--micro-batch or --sequence-length, or turn --gradient-checkpointing on"
 )
 REPLACE = "a hardware fault: the node has to be replaced"
+HELD = "another process holds NeuronCores of this node: neuron-ls shows which, end it, or reload the driver"
 HUNG = "a device or a peer did not answer in time; if the step is only long, raise NEURON_RT_EXEC_TIMEOUT in cluster.environment"
 
 CODES: dict[int, NeuronCode] = {
@@ -47,9 +48,7 @@ CODES: dict[int, NeuronCode] = {
             7, "QUEUE_FULL", F.CONFIG, "lower NEURON_RT_ASYNC_EXEC_MAX_INFLIGHT_REQUESTS in cluster.environment"
         ),
         # The number of processes is checked before submission, so a process of an earlier attempt must still hold cores.
-        NeuronCode(
-            9, "LOAD_NOT_ENOUGH_NC", F.UNKNOWN, "another process holds NeuronCores: neuron-ls shows which, end it"
-        ),
+        NeuronCode(9, "LOAD_NOT_ENOUGH_NC", F.NODE, HELD),
         NeuronCode(10, "UNSUPPORTED_NEFF_VERSION", F.CONFIG, "image and driver are of different Neuron SDKs"),
         NeuronCode(
             11, "FAIL_HOST_MEM_ALLOC", F.OUT_OF_MEMORY, "host memory, not the device's: raise cluster.memory_gib"
@@ -67,8 +66,9 @@ CODES: dict[int, NeuronCode] = {
         NeuronCode(
             1003, "COMPLETED_WITH_NUM_ERR", F.USER, "NaN in a computation: look at the loss and --learning-rate"
         ),
-        NeuronCode(1004, "COMPLETED_WITH_ERR", F.UNKNOWN),
-        NeuronCode(1005, "NC_BUSY", F.UNKNOWN, "another process held the NeuronCore"),
+        # Of a logical error too (an event cleared twice), but AWS names it as the end of a parity error in the device's memory.
+        NeuronCode(1004, "COMPLETED_WITH_ERR", F.ACCELERATOR, "if it comes again, the node has to be replaced"),
+        NeuronCode(1005, "NC_BUSY", F.NODE, HELD),
         NeuronCode(1006, "OOB", F.USER, "an index outside its tensor: a token id beyond the vocabulary, say"),
         NeuronCode(1200, "HW_ERR_COLLECTIVES", F.NETWORK, "a collective hung; the fault may be on another worker"),
         NeuronCode(1201, "HW_ERR_HBM_UE", F.ACCELERATOR, REPLACE),
@@ -91,14 +91,14 @@ _PHRASES: tuple[tuple[re.Pattern[str], int], ...] = tuple(
         (r"NeuronCore\(s\) not available", 9),
         (r"FATAL-RT-UNDEFINED-STATE\).*(execution|inference) timeout", 5),
         (r"suspected hang in collectives", 1200),
-        (r"uncorrectable (HBM )?memory error|NEURON_HW_ERR=HBM_UNCORRECTABLE", 1201),
-        (r"NEURON_HW_ERR=(NC|SRAM)_UNCORRECTABLE", 1202),
-        (r"DMA TX engine.* abort state|NEURON_HW_ERR=DMA_ERROR", 1203),
+        (r"uncorrectable HBM memory error|NEURON_HW_ERR=HBM_UNCORRECTABLE", 1201),
+        (r"uncorrectable memory error|NEURON_HW_ERR=(NC|SRAM)_UNCORRECTABLE", 1202),
+        (r"DMA [RT]X engine.* abort state|NEURON_HW_ERR=DMA_ERROR", 1203),
         (r"NEURON_HW_ERR=HANG_ON_COLLECTIVES", 1200),
     )
 )
 """Of the runtime's and the driver's log."""
-_SPEAKS_FIRST = (F.ACCELERATOR, F.OUT_OF_MEMORY, F.CONFIG, F.USER, F.UNKNOWN, F.NETWORK, F.HANG)
+_SPEAKS_FIRST = (F.ACCELERATOR, F.NODE, F.OUT_OF_MEMORY, F.CONFIG, F.USER, F.NETWORK, F.HANG)
 """Where a text names several: broken hardware makes its peers hang and time out, never the other way round."""
 
 

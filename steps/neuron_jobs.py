@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from steps.config import Settings
 from steps.job.job import Job
@@ -74,6 +74,21 @@ def request_of(plan: Plan) -> CompileRequest:
         instance_type=given.instance_type or plan.settings.cluster.instance_type,
         dtype=compiling.DTYPES[given.dtype],
     )
+
+
+def check_inference(plan: Plan, config: Mapping[str, Any]) -> None:
+    """Before anything is fetched: can what is asked of the compiled model be had of this one? `config`: the model's config.json.
+
+    Raises:
+        ConfigError: with everything that does not go together; never where none is wanted.
+    """
+    if not plan.settings.inference.enabled:
+        return
+    request = request_of(plan)
+    dtype = (
+        config.get("dtype") or config.get("torch_dtype") or request.dtype
+    )  # a preset does not say; the merge keeps it
+    compiling.check_request(request, {**config, "dtype": dtype})
 
 
 def compile_merged(handle: JobHandle, plan: Plan, merged: MergedModel, run: RunDir) -> CompiledModel:

@@ -31,9 +31,7 @@ from steps.plan import LoraSettings, Plan
 __all__ = [
     "ALL_LINEAR",
     "DatasetPreset",
-    "LoraSettings",
     "ModelPreset",
-    "Plan",
     "RandomModel",
     "Wheel",
     "config_root",

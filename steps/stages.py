@@ -62,6 +62,7 @@ def start(flow: Any, raw_settings: Mapping[str, Any]) -> tuple[Artifact, Artifac
     config = base_stage.describe(plan.model, cache=cache)
     check_model(plan, config)
     plan = train_stage.lay_out(plan, config)
+    neuron_jobs.check_inference(plan, config)
     check_cluster(plan)
     flow_name, run_id = str(current.flow_name), str(current.run_id)
     run = run_directory(plan.settings.storage.root, project_root(), flow_name, run_id)

@@ -64,6 +64,7 @@ class Diverged(errors.LoraFlowError):
         pytest.param(DistNetworkError("x"), "network", id="torch-network"),
         pytest.param(ConnectionResetError(errno.ECONNRESET, "x"), "network", id="a-subclass-of-a-known-one"),
         pytest.param(AcceleratorError("x"), "accelerator", id="accelerator"),
+        pytest.param(AcceleratorError("CUDA error: device-side assert triggered"), "user", id="a-sound-one"),
         pytest.param(ZeroDivisionError("x"), "user", id="anything-else"),
         pytest.param(KeyboardInterrupt(), "user", id="no-exception-proper"),
     ],

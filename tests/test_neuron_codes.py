@@ -9,7 +9,7 @@ import pytest
 from steps.failure_record import CLASS_OF_EXIT, classify_exception, read_records, record_of
 from steps.job.deadlines import begin
 from steps.job.failures import classify
-from steps.job.runtime_log import record_silent_deaths
+from steps.job.runtime_log import LAST_BYTES, find_broken_hardware, record_silent_deaths
 from steps.job.status import JobSnapshot, Phase, WorkerState
 from steps.neuron_codes import CODES, find_neuron_code
 
@@ -26,11 +26,14 @@ WORDS = [
     ("kernel: NEURON_HW_ERR=HBM_UNCORRECTABLE_ERROR instance=i-0 action=TERMINATE_INSTANCE", 1201, "accelerator"),
     ("NEURON_HW_ERR=SRAM_UNCORRECTABLE_ERROR", 1202, "accelerator"),
     ("TDRV: DMA TX engine 3 is in abort state", 1203, "accelerator"),
+    ("[MLA 0][NC 0] DMA RX engine 0 is in an abort state", 1203, "accelerator"),
+    ("(FATAL-RT-UNDEFINED-STATE) [ND 0][NC 0] Uncorrectable memory error is detected, metadata: 0x16.", 1202, "accelerator"),
+    ("(FATAL-RT-UNDEFINED-STATE) Uncorrectable HBM memory error is detected. Execution results may be", 1201, "accelerator"),
     ("missing collectives status on Neuron Device 0 - suspected hang in collectives operation 0 out of 32", 1200, "network"),
     ("NRT_NETWORK_PROXY_FAILURE", 1206, "network"),
-    ("Logical Neuron Core(s) not available - Requested:32 Available:0; NeuronCore(s) not available", 9, "unknown"),
-    ("NRT_EXEC_NC_BUSY", 1005, "unknown"),
-    ("NRT_EXEC_COMPLETED_WITH_ERR", 1004, "unknown"),
+    ("Logical Neuron Core(s) not available - Requested:32 Available:0; NeuronCore(s) not available", 9, "node"),
+    ("NRT_EXEC_NC_BUSY", 1005, "node"),
+    ("NRT_EXEC_COMPLETED_WITH_ERR", 1004, "accelerator"),
     ("NRT_EXEC_COMPLETED_WITH_NUM_ERR", 1003, "user"),
     ("NRT_EXEC_OOB", 1006, "user"),
     ("nrt_execute status=1006", 1006, "user"),
@@ -117,6 +120,25 @@ def test_a_rank_without_a_log_or_with_a_record_is_left_alone(tmp_path: Path) -> 
     abort(tmp_path, 0, "NRT_EXEC_OOB")
     record_silent_deaths(tmp_path, ranks)
     assert read_records(tmp_path) == [first]
+
+
+def test_broken_hardware_is_found_in_any_rank_s_log(tmp_path: Path) -> None:
+    (tmp_path / "rank-2.log").write_text("NRT_TIMEOUT\n")
+    assert find_broken_hardware(tmp_path) is None
+    (tmp_path / "rank-40.log").write_text("DMA TX engine 0 is in an abort state\n" + "x" * LAST_BYTES)
+    assert find_broken_hardware(tmp_path) is None, "long ago"
+    said = (
+        "x" * LAST_BYTES
+        + "\nkept\n(FATAL-RT-UNDEFINED-STATE) Uncorrectable HBM memory error is detected.\nNRT_TIMEOUT\n"
+    )
+    (tmp_path / "rank-40.log").write_text(said)
+    (tmp_path / "rank-9.log").write_bytes(b"\xff NRT_EXEC_HW_ERR_COLLECTIVES")
+    found = find_broken_hardware(tmp_path)
+    assert found is not None
+    assert found[0] == 40
+    assert found[1].startswith(
+        "(FATAL-RT-UNDEFINED-STATE) Uncorrectable HBM memory error is detected. (Neuron runtime 1201"
+    )
 
 
 def test_broken_hardware_on_one_worker_beats_the_hang_of_another(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from steps.errors import DataError, StorageError
 from steps.objects import download, list_objects, split_address
+from steps.train.neuron_cache import count_graphs
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +71,14 @@ def test_an_address_is_a_bucket_and_a_key(address: str, expected: tuple[str, str
 def test_another_address_is_refused(address: str) -> None:
     with pytest.raises(DataError, match="expected an address like s3://bucket/prefix, got"):
         split_address(address)
+
+
+def test_compiled_graphs_in_a_bucket_are_counted_where_they_are_whole(bucket: Any) -> None:
+    assert count_graphs("s3://data/graphs") == 0
+    for entry, files in {"MODULE_a": ("model.done", "model.neff"), "MODULE_failed": ("model.done",)}.items():
+        for name in files:
+            bucket.put_object(Bucket="data", Key=f"graphs/neuronxcc-2.21/{entry}/{name}", Body=b"")
+    assert count_graphs("s3://data/graphs") == 1
 
 
 def test_a_prefix_is_a_folder_and_not_the_beginning_of_a_name(bucket: Any) -> None:

@@ -12,11 +12,12 @@ from steps.failure_record import FailureClass, read_records
 from steps.job import cancel, deadlines
 from steps.job.deadlines import Passed, Progress, Work
 from steps.job.evidence import collect_stacks, save_evidence
-from steps.job.failures import Failure, classify
+from steps.job.failures import HIDES_HARDWARE, Failure, classify, of_hardware
 from steps.job.job import Job
 from steps.job.launcher import Launcher
 from steps.job.lease import Lease
 from steps.job.publish import result_damage
+from steps.job.runtime_log import find_broken_hardware
 from steps.job.status import JobSnapshot, Reason
 
 POLL_S = 0.5
@@ -120,8 +121,10 @@ class Watch:
             return Failure(FailureClass.PREEMPTED, "the total deadline (deadlines.total_s) has passed", step=step)
         if ending.passed:
             collect_stacks(self.job, number, sleep=self.sleep)
-        records = read_records(self.job.directory.attempt(number))
-        return classify(ending.snapshot, records, ending.progress, ending.passed)
+        folder = self.job.directory.attempt(number)
+        failure = classify(ending.snapshot, read_records(folder), ending.progress, ending.passed)
+        broken = find_broken_hardware(folder) if failure.failure_class in HIDES_HARDWARE else None
+        return of_hardware(*broken, ending.snapshot, failure) if broken else failure
 
     def clear(self, number: int, *, grace_s: float) -> None:
         """Delete the attempt and wait until nothing of it is left: a late writer is harmless, but it holds the machine.

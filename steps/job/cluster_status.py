@@ -164,6 +164,7 @@ def _worker(pod: Mapping[str, Any], view: View) -> WorkerState:
         message=message,
         started_s=_seconds((state.get("running") or ended).get("startedAt")),
         finished_s=_seconds(ended.get("finishedAt")),
+        ranks=view.processes,
     )
 
 

@@ -20,6 +20,8 @@ PERMANENT: frozenset[FailureClass] = frozenset({FailureClass.USER, FailureClass.
 """Trying again gives the same."""
 SYMPTOMS: frozenset[str] = frozenset({FailureClass.NETWORK, FailureClass.HANG, FailureClass.PREEMPTED})
 """Classes that a healthy worker also reports when another one has died."""
+HIDES_HARDWARE: frozenset[FailureClass] = frozenset({FailureClass.HANG, FailureClass.NETWORK, FailureClass.UNKNOWN})
+"""Classes that a broken accelerator may be behind: it ends as a time-out or a lost collective, often of a healthy peer first."""
 ON_REQUEST = (Reason.STOPPED, Reason.LEASE, Reason.PREEMPTED, Reason.CANCELLED)
 """The job as a whole was ended from outside: how each worker went then says nothing."""
 SIGTERM = 15
@@ -105,6 +107,12 @@ def classify(
     return _of_the_whole(snapshot, progress, step)
 
 
+def of_hardware(rank: int, words: str, snapshot: JobSnapshot, instead_of: Failure) -> Failure:
+    """The failure of a rank whose log names broken hardware, in the place of what it had looked like."""
+    message = f"rank {rank}: {words}; it looked like {instead_of.failure_class}: {instead_of.message}"
+    return Failure(FailureClass.ACCELERATOR, message, rank, _node_of(rank, snapshot), instead_of.step)
+
+
 def _of_the_whole(snapshot: JobSnapshot, progress: Progress, step: int | None) -> Failure:
     """No worker stands out: look at the job itself."""
     if snapshot.reason is not Reason.NONE:
@@ -129,15 +137,18 @@ def _of_the_whole(snapshot: JobSnapshot, progress: Progress, step: int | None) -
 
 
 def _of_record(record: FailureRecord, snapshot: JobSnapshot, step: int | None) -> Failure:
-    node = _first(worker.node for worker in snapshot.workers if worker.rank == record.rank)
     return Failure(
         FailureClass(record.failure_class),
         f"{record.exception}: {record.message}" if record.exception not in record.message else record.message,
         record.rank,
-        node or "",
+        _node_of(record.rank, snapshot),
         max(record.step, step or 0) if record.step or step else None,
         tuple(record.traceback.strip().splitlines()[-TRACEBACK_LINES:]),
     )
+
+
+def _node_of(rank: int, snapshot: JobSnapshot) -> str:
+    return _first(worker.node for worker in snapshot.workers if worker.holds(rank)) or ""
 
 
 def _of_deadline(passed: Passed, step: int | None, hint: str) -> Failure:

@@ -3,6 +3,7 @@
 The rules: a permanent failure stops at once; a preemption is free, unless one follows another without progress; out of memory
 is tried once more, and stops when it comes at the same step again; anything else goes on from the last complete checkpoint
 while there is progress. Attempts in a row without a new complete checkpoint, attempts in all, and the total time have limits.
+A node that failed twice is left out, one with a broken accelerator at once; see `excluded_nodes`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from steps.job.failures import PERMANENT
 from steps.job.history import Attempt, History
 
 NODE_FAILURES = 2
-"""A node that failed this often is left out."""
+"""A node that failed this often is left out; with a broken accelerator, once is enough."""
 BLAMES_NODE = frozenset(
     {FailureClass.NODE, FailureClass.ACCELERATOR, FailureClass.NETWORK, FailureClass.HANG, FailureClass.UNKNOWN}
 )
@@ -44,10 +45,10 @@ class GiveUp:
     reason: str
 
 
-def decide(history: History, policy: Retry, *, spent_s: float, total_s: float) -> Resubmit | GiveUp:
+def decide(history: History, policy: Retry, *, spent_s: float, total_s: float, nodes: int = 0) -> Resubmit | GiveUp:
     """What follows the history's last attempt, which has failed.
 
-    `spent_s`: seconds used so far of the total deadline `total_s`.
+    `spent_s`: seconds used so far of the total deadline `total_s`; `nodes`: how many another attempt would ask for.
     """
     last = history.attempts[-1]
     failure_class = FailureClass(last.failure_class)
@@ -63,7 +64,7 @@ def decide(history: History, policy: Retry, *, spent_s: float, total_s: float) -
         return GiveUp("exhausted", f"all {policy.max_attempts} attempts (retry.max_attempts) are used up")
     delay_s = _delay_s(last, streak, policy)
     return _look_ahead(history, delay_s, spent_s, total_s) or Resubmit(
-        delay_s, _reason(last, streak), resume_step(history), excluded_nodes(history)
+        delay_s, _reason(last, streak), resume_step(history), excluded_nodes(history, nodes)
     )
 
 
@@ -90,10 +91,25 @@ def resume_step(history: History) -> int:
     return max((attempt.complete_step for attempt in history.attempts), default=0)
 
 
-def excluded_nodes(history: History) -> tuple[str, ...]:
-    """Nodes on which an attempt failed first, twice or more."""
-    blamed = Counter(item.node for item in history.attempts if item.node and item.failure_class in BLAMES_NODE)
-    return tuple(sorted(node for node, times in blamed.items() if times >= NODE_FAILURES))
+def excluded_nodes(history: History, nodes: int = 0) -> tuple[str, ...]:
+    """Nodes that an attempt asking for `nodes` nodes leaves out, by what happened since a person last resumed.
+
+    Those on which an attempt failed first, twice or more. One with a broken accelerator at once, until such an attempt finds no
+    room without it: the platform may have restarted it under the same name, and then it is all there is.
+    """
+    blamed = Counter(item.node for item in history.counted if item.node and item.failure_class in BLAMES_NODE)
+    found = {node for node, times in blamed.items() if times >= NODE_FAILURES}
+    for item in history.counted:
+        if item.failure_class == FailureClass.ACCELERATOR and item.node:
+            found.add(item.node)
+        elif _found_no_room(item) and item.nodes <= nodes:
+            found = {node for node in found if blamed[node] >= NODE_FAILURES}
+    return tuple(sorted(found))
+
+
+def _found_no_room(attempt: Attempt) -> bool:
+    """Its workers never had a node: a failed one has a name."""
+    return attempt.failure_class == FailureClass.NODE and not attempt.node
 
 
 def attempts_without_progress(history: History) -> int:

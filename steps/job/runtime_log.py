@@ -1,22 +1,24 @@
-"""Ranks that the Neuron runtime aborted: nothing in them could write a failure record, but their logs hold the runtime's words.
+"""The Neuron runtime's words in the logs of ranks.
 
-Used by `keeper` when all ranks have ended. Only ranks that died by a signal of their own and left no record are looked at; what
-others wrote themselves is better than any search in a log.
+Two ask. `keeper`, when all its ranks have ended, about those that the runtime aborted: nothing in them could write a failure
+record; what others wrote themselves is better than any search in a log. And `attempt`, about all ranks of an attempt that looks
+like a hang or a lost connection: broken hardware ends as a time-out of its own rank or of a peer's, and only the log tells.
 """
 
 from __future__ import annotations
 
+import os
 import platform
 import signal
-from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from steps.failure_class import FailureClass
 from steps.failure_record import EXIT_OF_CLASS, FailureRecord, read_records, write_record
 from steps.neuron_codes import NeuronCode, find_neuron_code
 
-LAST_LINES = 200
+LAST_BYTES = 65536
 """Of a rank's log: the runtime's words are followed by the stack of the abort and a dump of its state."""
 ABORTS = frozenset({-signal.SIGABRT, -signal.SIGSEGV, -signal.SIGBUS, 128 + signal.SIGABRT, 128 + signal.SIGSEGV})
 
@@ -41,17 +43,33 @@ def record_silent_deaths(shared: Path, ranks: Mapping[str, Mapping[str, Any]]) -
 
 def _end_of(log: Path) -> str:
     try:
-        with log.open(errors="replace") as lines:
-            return "".join(deque(lines, maxlen=LAST_LINES))
+        with log.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - LAST_BYTES))
+            return file.read().decode(errors="replace")
     except FileNotFoundError:
         return ""
 
 
-def _record(found: NeuronCode, rank: int, code: int, finished_s: float, text: str) -> FailureRecord:
+def _words_of(found: NeuronCode, text: str) -> str:
     said = next((line.strip() for line in text.splitlines() if find_neuron_code(line) == found), "")
+    return f"{said[:400]} ({found})"
+
+
+def find_broken_hardware(shared: Path) -> tuple[int, str] | None:
+    """(rank, the runtime's words) of the first rank whose log in `shared` names broken hardware."""
+    logs = {int(log.stem.removeprefix("rank-")): log for log in shared.glob("rank-*.log")}
+    for rank in sorted(logs):
+        text = _end_of(logs[rank])
+        found = find_neuron_code(text)
+        if found and found.failure_class is FailureClass.ACCELERATOR:
+            return rank, _words_of(found, text)
+    return None
+
+
+def _record(found: NeuronCode, rank: int, code: int, finished_s: float, text: str) -> FailureRecord:
     return FailureRecord(
         failure_class=found.failure_class.value,
-        message=f"the runtime ended the process ({signal.Signals(abs(code) % 128).name}): {said[:400]} ({found})",
+        message=f"the runtime ended the process ({signal.Signals(abs(code) % 128).name}): {_words_of(found, text)}",
         exception="NeuronRuntimeError",
         rank=rank,
         node=platform.node(),

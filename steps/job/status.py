@@ -97,6 +97,7 @@ class WorkerState:
     """One rank (or, on a cluster, one pod)."""
 
     rank: int
+    """The first one, of a pod."""
     name: str = ""
     """Pod name, or `pid 123`."""
     node: str = ""
@@ -108,6 +109,8 @@ class WorkerState:
     started_s: float | None = None
     finished_s: float | None = None
     """Unix times, on the platform's clock."""
+    ranks: int = 1
+    """How many ranks it holds."""
 
     @property
     def signal(self) -> int | None:
@@ -121,6 +124,10 @@ class WorkerState:
     def has_failed(self) -> bool:
         """It ended, and not well."""
         return self.exit_code not in (None, 0) or self.reason is not Reason.NONE
+
+    def holds(self, rank: int) -> bool:
+        """Whether a rank is one of its own."""
+        return self.rank <= rank < self.rank + self.ranks
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ from steps.job.launcher import Launcher
 from steps.job.lease import Lease, acting
 from steps.job.logbook import Logbook
 from steps.job.publish import publish
-from steps.job.retry import GiveUp, Resubmit, decide, fewer_nodes
+from steps.job.retry import GiveUp, Resubmit, decide, excluded_nodes, fewer_nodes
 from steps.job.status import Phase, Reason
 from steps.rundir import write_json
 
@@ -118,7 +118,7 @@ class _Supervisor:
             raise
 
     def _run_attempts(self) -> JobResult:
-        excluded: tuple[str, ...] = ()
+        excluded = excluded_nodes(self.history, self.job.nodes)
         while True:
             number, is_fresh = self._begin(excluded)
             ending = self._watch(number)
@@ -196,12 +196,12 @@ class _Supervisor:
         Raises:
             JobError: no further attempt.
         """
-        decision = self._decide(ending)
+        nodes = self._next_nodes(ending)
+        decision = self._decide(ending, nodes)
         if isinstance(decision, GiveUp):
             raise self.book.give_up(number, failure, decision)
         self.notice(words.describe_retry(self.job, number, failure, decision))
-        if ending.started_nodes is not None:
-            self._use_nodes(fewer_nodes(self.job.node_choices, self.job.nodes, ending.started_nodes))
+        self._use_nodes(nodes)
         if self._is_cancelled_within(decision.delay_s):
             raise self.book.give_up(number, failure, CANCELLED)
         return decision.exclude_nodes
@@ -216,7 +216,12 @@ class _Supervisor:
             self.sleep(min(left_s, LOOK_S))
         return True
 
-    def _decide(self, ending: Ending) -> Resubmit | GiveUp:
+    def _next_nodes(self, ending: Ending) -> int:
+        if ending.started_nodes is None:
+            return self.job.nodes
+        return fewer_nodes(self.job.node_choices, self.job.nodes, ending.started_nodes)
+
+    def _decide(self, ending: Ending, nodes: int) -> Resubmit | GiveUp:
         """What follows: `retry.decide`, unless the retries are not ours, or somebody cancelled."""
         if ending.snapshot.reason is Reason.CANCELLED:
             return CANCELLED
@@ -227,6 +232,7 @@ class _Supervisor:
             self.settings.retry,
             spent_s=self.clock() - self.begun_s,
             total_s=self.settings.deadlines.total_s,
+            nodes=nodes,
         )
 
     def _use_nodes(self, nodes: int) -> None:

@@ -18,8 +18,9 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from steps import presets
+from steps.catalog import DatasetPreset
 from steps.errors import DataError
+from steps.plan import Plan
 from steps.prepare import conversations
 from steps.prepare.conversations import Layout
 from steps.prepare.files import Row
@@ -67,7 +68,7 @@ Positions: TypeAlias = npt.NDArray[np.float64]
 
 
 def collect(
-    source: Source, plan: presets.Plan, model: Path, tokenizer: ChatTokenizer, scratch: Path, *, progress: Progress
+    source: Source, plan: Plan, model: Path, tokenizer: ChatTokenizer, scratch: Path, *, progress: Progress
 ) -> tuple[Samples, Keys, Positions]:
     """Read, render and tokenise everything; `tokenizer` is that of the folder `model`.
 
@@ -102,7 +103,7 @@ def _chunks(rows: Iterator[Row]) -> Iterator[list[Row]]:
         yield chunk
 
 
-def _find_layout(row: Row, dataset: presets.DatasetPreset) -> Layout:
+def _find_layout(row: Row, dataset: DatasetPreset) -> Layout:
     try:
         return conversations.find_layout(row.values, shape=dataset.shape, columns=dataset.columns)
     except DataError as error:

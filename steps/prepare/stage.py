@@ -16,8 +16,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from steps import prepared, presets
+from steps import prepared
 from steps.errors import StorageError
+from steps.plan import Plan
 from steps.prepare import split
 from steps.prepare.collect import Positions, Progress, SampleReader, Samples, collect
 from steps.prepare.pack import Packing, count_steps, one_each, pack, run_order
@@ -48,7 +49,7 @@ class _Division:
 
 
 def prepare(
-    plan: presets.Plan,
+    plan: Plan,
     base: BaseModel,
     run: RunDir,
     *,
@@ -77,7 +78,7 @@ def prepare(
     return _make(plan, base, source, final, progress or _silent)
 
 
-def _inputs(plan: presets.Plan, base: BaseModel, source: Source) -> dict[str, object]:
+def _inputs(plan: Plan, base: BaseModel, source: Source) -> dict[str, object]:
     """All that changes the rows or their order."""
     data = plan.dataset
     return {
@@ -105,7 +106,7 @@ def _reuse(path: Path) -> PreparedData | None:
     return record
 
 
-def _make(plan: presets.Plan, base: BaseModel, source: Source, final: Path, progress: Progress) -> PreparedData:
+def _make(plan: Plan, base: BaseModel, source: Source, final: Path, progress: Progress) -> PreparedData:
     keep_gib = plan.settings.storage.min_free_gib
     require_space(final.parent, ROOM_FACTOR * source.bytes, keep_gib=keep_gib, what="preparing the data")
     tokenizer = ChatTokenizer.load(Path(base.path))
@@ -124,7 +125,7 @@ def _make(plan: presets.Plan, base: BaseModel, source: Source, final: Path, prog
 
 
 def _collect(
-    source: Source, plan: presets.Plan, base: BaseModel, tokenizer: ChatTokenizer, scratch: Path, progress: Progress
+    source: Source, plan: Plan, base: BaseModel, tokenizer: ChatTokenizer, scratch: Path, progress: Progress
 ) -> tuple[Samples, _Division]:
     samples, keys, positions = collect(source, plan, Path(base.path), tokenizer, scratch, progress=progress)
     is_first, fingerprint = split.compare(keys)
@@ -140,14 +141,14 @@ def _divide(is_first: npt.NDArray[np.bool_], fingerprint: str, positions: Positi
     return _Division(distinct[~chosen], validation, len(is_first) - len(distinct), fingerprint)
 
 
-def _pack(samples: Samples, train: npt.NDArray[np.int64], plan: presets.Plan) -> Packing:
+def _pack(samples: Samples, train: npt.NDArray[np.int64], plan: Plan) -> Packing:
     """Rows of the training samples, as indices into all samples."""
     rows = pack(samples.lengths[train], plan.sequence_length) if plan.packing else one_each(len(train))
     return Packing(train[rows.members], rows.starts)
 
 
 def _describe(
-    plan: presets.Plan,
+    plan: Plan,
     base: BaseModel,
     source: Source,
     samples: Samples,
@@ -193,7 +194,7 @@ def _write(
     samples: Samples,
     division: _Division,
     rows: Packing,
-    plan: presets.Plan,
+    plan: Plan,
     progress: Progress,
 ) -> None:
     validation = one_each(len(division.validation))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from steps.prepared import PreparedRows
 from steps.rundir import storage_errors, write_atomic, write_json
-from steps.train.backend import Listener, ModelSize
+from steps.train.backend import Listener, ModelSize, StepDone
 from steps.train.feed import Feed
 from steps.train.neuron_cache import fetch_graphs, keep_graphs
 from steps.train.neuron_consolidate import SHAPE, AdapterShape, consolidate_checkpoint, shard_name
@@ -32,6 +32,21 @@ if TYPE_CHECKING:
     from steps.train.neuron_state import OptimizerState
 
 logger = logging.getLogger(__name__)
+STEADY = 2
+"""After so many steps the loop needs no new graph: the first makes the optimizer's state."""
+
+
+class _KeepsGraphs:
+    """Hands compiled graphs on before the first save is due: they can be an hour's work."""
+
+    def __init__(self, listener: Listener, after: int, keep: Callable[[], None]) -> None:
+        self._listener, self._after, self._keep = listener, after, keep
+
+    def step_done(self, done: StepDone) -> bool:
+        """As the listener says."""
+        if done.step == self._after:
+            self._keep()
+        return self._listener.step_done(done)
 
 
 class NeuronBackend:
@@ -110,7 +125,12 @@ class NeuronBackend:
         from steps.train.neuron_trainer import Course
 
         restore = self._restore if self._checkpoint is not None else None
-        self._trainer.follow(Course(done, restore, listener, self._stop_asked))
+        keeping = _KeepsGraphs(listener, done + STEADY, self._keep_graphs)
+        self._trainer.follow(Course(done, restore, keeping, self._stop_asked))
+
+    def _keep_graphs(self) -> None:
+        if self._ranks.rank == 0:
+            keep_graphs(self._spec.compile_cache)
 
     def _restore(self, optimizer: OptimizerState, scheduler: Any) -> None:
         from safetensors.torch import load_file
@@ -143,8 +163,7 @@ class NeuronBackend:
         self._write_weights(folder, weights, self._best)
         self._trainer.state_of_optimizer.save(folder, self._trainer.lr_scheduler, writes_numbers=self._ranks.rank == 0)
         self._ranks.gather(None)  # after this line every rank's file is there
-        if self._ranks.rank == 0:
-            keep_graphs(self._spec.compile_cache)
+        self._keep_graphs()  # those of validation too
 
     def _require_equal(self, weights: dict[str, Tensor]) -> None:
         dims = self._shape().partition_dims

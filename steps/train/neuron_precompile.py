@@ -124,10 +124,17 @@ def main(argv: Sequence[str]) -> int:
         return EXIT_TRANSIENT
     except LoraFlowError as error:
         print(f"{error.headline}: {error}", file=sys.stderr, flush=True)
-        record = record_of(error, rank=node, node=platform.node(), step=0, time_s=time.time())
+        rank = node * _processes_of(command)  # the first of this node: the others' numbers are other nodes'
+        record = record_of(error, rank=rank, node=platform.node(), step=0, time_s=time.time())
         write_record(spec.place.attempt(attempt), record)
         return record.exit_code
     return 0
+
+
+def _processes_of(command: Sequence[str]) -> int:
+    """Ranks of each node, as torchrun is told."""
+    told = (word.removeprefix("--nproc-per-node=") for word in command if word.startswith("--nproc-per-node="))
+    return int(next(told, "1"))
 
 
 def _publish(spec: TrainSpec, attempt: int, outcome: Outcome) -> None:

@@ -11,8 +11,8 @@ from typing import Any
 
 from steps.errors import CheckpointError, ConfigError, Problem
 from steps.events import Event, EventTail
+from steps.plan import LoraSettings, Plan
 from steps.prepared import verify
-from steps.presets import LoraSettings, Plan
 from steps.records import Adapter, BaseModel, PreparedData, digest_file, digest_of, identity_of
 from steps.rundir import RunDir, TrainDir, read_json
 from steps.train import neuron_plan
@@ -27,7 +27,8 @@ PROCESS_ENVIRONMENT = {
     "MALLOC_TRIM_THRESHOLD_": "-1",
     "MALLOC_TOP_PAD_": "268435456",
 }
-"""To be set before a rank's process starts: glibc would give each step's memory back and fault it in again."""
+"""Of ranks that compute on the CPU or a GPU: glibc would give each step's memory back and fault it in again. On Neuron a host's
+memory is what runs out (32 ranks load and save side by side), so there it is given back as usual."""
 
 PRECOMPILE_WRAPPER = "steps.train.neuron_precompile"
 """The module that runs torchrun's command line in the precompile job."""
@@ -46,7 +47,7 @@ def lay_out(plan: Plan, config: Mapping[str, Any]) -> Plan:
 def process_environment(plan: Plan) -> dict[str, str]:
     """Of every rank, to be set before it starts."""
     on_neuron = plan.settings.launcher.backend == "neuron"
-    return {**PROCESS_ENVIRONMENT, **(neuron_plan.process_environment(plan) if on_neuron else {})}
+    return neuron_plan.process_environment(plan) if on_neuron else PROCESS_ENVIRONMENT
 
 
 def notes(plan: Plan) -> dict[str, str]:

@@ -3,7 +3,9 @@
     python supervise_on_cluster.py PLAN.json [resume]
 
 PLAN: folder (on the shared file system), settings, nodes, processes, and either `play` (see play_worker) or `training` (steps;
-the folder then holds what `prepare_training` made). Prints sentences, and at its end one JSON line: the result, or the error.
+the folder then holds what `prepare_training` made); with `around`, not the training itself but the job before it (`precompile`)
+or one that compiles the base model for inference in its place (`compile`). Prints sentences, and at its end one JSON line: the
+result, or the error.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "job")]
 
-from steps import launch  # noqa: E402
+from steps import launch, neuron_jobs  # noqa: E402
 from steps.config import Settings, parse_options, parse_settings  # noqa: E402
 from steps.errors import LoraFlowError  # noqa: E402
 from steps.events import Event  # noqa: E402
@@ -28,6 +30,7 @@ from steps.job import pod  # noqa: E402
 from steps.job.job import Job  # noqa: E402
 from steps.job.request import Code  # noqa: E402
 from steps.job.supervise import supervise  # noqa: E402
+from steps.merge.compile import CompileRequest  # noqa: E402
 from steps.presets import resolve  # noqa: E402
 from steps.records import BaseModel, PreparedData  # noqa: E402
 from steps.rundir import RunDir, TrainDir, read_json, write_json  # noqa: E402
@@ -101,6 +104,17 @@ def train_job(plan: dict[str, Any], settings: Settings) -> Job:
     )
 
 
+def job_around(plan: dict[str, Any], settings: Settings, training: Job) -> tuple[Job, Settings]:
+    """The precompile job of a training, or the compile job, as `neuron_jobs` makes them."""
+    if plan["around"] == "precompile":
+        return neuron_jobs.precompile_job(training), neuron_jobs.patient(settings)
+    base: Any = BaseModel.from_dict(read_json(Path(plan["folder"]) / "inputs.json")["base"])
+    made = resolve(settings, parse_options(plan["training"]))
+    dtype = str(read_json(Path(base.path) / "config.json").get("dtype", "float32"))
+    request = CompileRequest(1, 64, 1, "trn1.32xlarge", dtype)
+    return neuron_jobs.compile_job(made, base, request, RunDir(Path(plan["folder"])), "base"), settings
+
+
 def main(argv: list[str]) -> int:
     """Supervise to the end; 0 with a result, 3 when this supervisor gave up."""
     os.umask(0)  # the pods run as another user
@@ -110,6 +124,8 @@ def main(argv: list[str]) -> int:
     if "training" in plan and not (Path(plan["folder"]) / "inputs.json").exists():
         prepare_training(plan, settings)
     job = train_job(plan, settings) if "training" in plan else play_job(plan)
+    if "around" in plan:
+        job, settings = job_around(plan, settings, job)
     run = f"E2e/{Path(plan['folder']).name}"
     request = launch.request_of(settings, run=run, step="train", code=archive_code(Path(plan["folder"])))
 

@@ -117,6 +117,17 @@ def test_in_what_the_model_can_take(door: Place, name: str) -> None:
     assert_answers(door, words, name, run_words(door, {"model": folder, "sequence_length": 64, **options}))
 
 
+@pytest.mark.slow
+def test_in_what_the_compiled_model_should_be(door: Place) -> None:
+    served = {"enabled": True, "tensor_parallel": 3, "instance_type": "trn1.32xlarge"}
+    words = [
+        "inference.tensor_parallel: must divide the model's",
+        "inference.dtype: must be the merged model's type, float32",
+    ]
+    said = assert_answers(door, words, "compiled", run_words(door, {}, inference=served))
+    assert "base model:" not in said
+
+
 @pytest.fixture(scope="module")
 def small(door: Place) -> Path:
     """The model that the tables of files are about."""

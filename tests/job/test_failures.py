@@ -9,7 +9,7 @@ import pytest
 
 from steps.failure_record import CLASS_OF_EXIT, FailureRecord
 from steps.job.deadlines import Passed, Progress, Work, begin
-from steps.job.failures import classify
+from steps.job.failures import classify, of_hardware
 from steps.job.status import JobSnapshot, Phase, Reason, WorkerState
 
 TRAINED = replace(begin(0.0), step=7, trained_at_s=1.0)
@@ -101,6 +101,22 @@ def test_record_is_quoted_with_its_last_lines_and_the_node_that_the_platform_nam
     assert failure.message == "RuntimeError in layer 3"
     assert failure.traceback == ("a", "b", "last line")
     assert (failure.node, failure.step) == ("node-7", 7)
+
+
+def test_node_of_a_rank_is_that_of_the_pod_that_holds_it() -> None:
+    pods = tuple(WorkerState(32 * index, f"w-{index}", f"node-{index}", 76, ranks=32) for index in range(2))
+    failures = [classify(failed(*pods), [record("accelerator", rank)], TRAINED) for rank in (0, 31, 32, 63, 64)]
+    assert [failure.node for failure in failures] == ["node-0", "node-0", "node-1", "node-1", ""]
+
+
+def test_broken_hardware_that_looked_like_a_hang_blames_the_node_of_its_rank() -> None:
+    pods = tuple(WorkerState(32 * index, f"w-{index}", f"node-{index}", 78, ranks=32) for index in range(2))
+    hung = classify(failed(*pods), [record("hang", 3)], TRAINED)
+    failure = of_hardware(40, "Uncorrectable HBM memory error (1201)", failed(*pods), hung)
+    assert (failure.failure_class, failure.rank, failure.node, failure.step) == ("accelerator", 40, "node-1", 7)
+    assert failure.message.startswith(
+        "rank 40: Uncorrectable HBM memory error (1201); it looked like hang: RuntimeError"
+    )
 
 
 def test_failure_before_training_has_no_step() -> None:

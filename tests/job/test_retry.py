@@ -115,10 +115,45 @@ def test_node_that_failed_twice_is_left_out() -> None:
     attempts = [
         Attempt(1, 0.0, failure_class="node", node="a", complete_step=1),
         Attempt(2, 0.0, failure_class="user", node="b", complete_step=2),
-        Attempt(3, 0.0, failure_class="accelerator", node="a", complete_step=3),
+        Attempt(3, 0.0, failure_class="hang", node="a", complete_step=3),
         Attempt(4, 0.0, failure_class="network", node="b", complete_step=4),
     ]
     assert excluded_nodes(History("x", tuple(attempts))) == ("a",)
+    assert excluded_nodes(History("x", tuple(attempts), forgiven=1)) == ()
+
+
+def ended(*told: tuple[str, str, int]) -> tuple[Attempt, ...]:
+    """Attempts as (class, node, nodes asked for)."""
+    return tuple(
+        Attempt(number, 0.0, finished_s=1.0, failure_class=kind, node=node, nodes=nodes)
+        for number, (kind, node, nodes) in enumerate(told, 1)
+    )
+
+
+@pytest.mark.parametrize(
+    ("told", "nodes", "excluded"),
+    [
+        pytest.param([("accelerator", "a", 2)], 2, ("a",), id="at once"),
+        pytest.param([("accelerator", "", 1)], 1, (), id="no node is known"),
+        pytest.param([("accelerator", "b", 2), ("accelerator", "a", 2)], 2, ("a", "b"), id="two of them"),
+        pytest.param([("accelerator", "a", 2), ("node", "b", 2)], 2, ("a",), id="another node fails after it"),
+        pytest.param([("accelerator", "a", 2), ("node", "", 2)], 2, (), id="no room without it"),
+        pytest.param([("accelerator", "a", 3), ("node", "", 3)], 2, ("a",), id="no room, but fewer are asked for now"),
+        pytest.param([("accelerator", "a", 3), ("node", "", 3), ("node", "", 2)], 2, (), id="nor for fewer"),
+        pytest.param(
+            [("accelerator", "a", 2), ("node", "", 2), ("accelerator", "a", 2)], 2, ("a",), id="broken again afterwards"
+        ),
+        pytest.param(
+            [("accelerator", "a", 2), ("hang", "a", 2), ("node", "", 2)], 2, ("a",), id="no room, but it failed twice"
+        ),
+    ],
+)
+def test_node_with_a_broken_accelerator_is_left_out_until_there_is_no_room_without_it(
+    told: list[tuple[str, str, int]], nodes: int, excluded: tuple[str, ...]
+) -> None:
+    assert excluded_nodes(History("x", ended(*told)), nodes) == excluded
+    decision = decide(History("x", ended(*told)), POLICY, spent_s=0, total_s=1e9, nodes=nodes)
+    assert isinstance(decision, GiveUp) or decision.exclude_nodes == excluded
 
 
 def test_history_survives_json() -> None:

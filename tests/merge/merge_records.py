@@ -7,7 +7,8 @@ from typing import Any
 
 from steps.config import Settings, parse_options
 from steps.merge import stage
-from steps.presets import Plan, resolve
+from steps.plan import Plan
+from steps.presets import resolve
 from steps.records import Adapter, BaseModel, MergedModel, digest_file, digest_of
 from steps.rundir import RunDir
 

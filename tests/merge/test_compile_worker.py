@@ -15,7 +15,7 @@ from steps.failure_record import read_records
 from steps.job.publish import result_damage
 from steps.merge import compile_worker
 from steps.merge.compile import CompiledModel
-from steps.neuron_jobs import compile_job, compile_merged, describe, request_of
+from steps.neuron_jobs import check_inference, compile_job, compile_merged, describe, request_of
 from steps.plan import Plan
 from steps.records import MergedModel
 from steps.rundir import RunDir, TrainDir, read_json
@@ -50,6 +50,19 @@ def test_without_a_compiler_it_is_skipped_and_says_what_would_do_it(merged: Merg
 def test_what_cannot_be_compiled_is_refused_before_a_job_is_made(merged: MergedModel, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"inference\.dtype"):
         compile_merged(None, wanting(dtype="fp32"), merged, RunDir(tmp_path))  # type: ignore[arg-type]
+
+
+def test_what_cannot_be_compiled_is_refused_before_anything_is_fetched() -> None:
+    preset = {name: value for name, value in CONFIG.items() if name != "dtype"}
+    check_inference(wanting(), CONFIG)
+    check_inference(wanting(), preset)
+    check_inference(plan(), {})
+    with pytest.raises(
+        ConfigError, match=r"inference\.tensor_parallel: must divide the model's 32 attention heads, got 3"
+    ):
+        check_inference(wanting(tensor_parallel=3), preset)
+    with pytest.raises(ConfigError, match=r"inference\.dtype: must be the merged model's type, float32"):
+        check_inference(wanting(), {**preset, "torch_dtype": "float32"})
 
 
 def test_tensor_parallel_is_the_trainings_unless_given() -> None:

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from neuron_harness import LENGTH, PATIENCE_S, Training, write_base, write_prepared
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "merge"))
+
+from neuron_harness import LENGTH, PATIENCE_S, RUNS, Training, write_base, write_prepared
 
 from steps.train.spec import TrainSpec
 
+MakeTraining = Callable[..., Training]
 NEEDED = ("torch_xla", "neuronx_distributed", "optimum.neuron")
 
 
@@ -40,27 +46,49 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def new_training(tmp_path: Path, base: Path) -> Callable[..., Training]:
-    """Make a training; keyword arguments change its spec, `data` the arguments of `write_prepared`."""
+@pytest.fixture(scope="session")
+def make_training(base: Path) -> MakeTraining:
+    """Make a training in a folder; keyword arguments change its spec, `data` the arguments of `write_prepared`."""
 
-    def make(name: str = "run", *, data: dict[str, Any] | None = None, **changes: Any) -> Training:
+    def make(into: Path, name: str = "run", *, data: dict[str, Any] | None = None, **changes: Any) -> Training:
         lora = {"method": "lora", "rank": 4, "alpha": 8.0, "dropout": 0.0, "targets": ["all-linear"]}
         steps, batch = changes.get("steps", 8), changes.get("global_batch", 4)
         rows = [[20 + 4 * (number % 7)] for number in range(24)]
         order = [number % len(rows) for number in range(steps * batch)]
         prepared = {"rows": rows, "held_out": [[21], [33], [40], [27], [48]], "order": order, "global_batch": batch}
-        folder = tmp_path / f"{name}-prepared"
+        folder = into / f"{name}-prepared"
         digest = write_prepared(folder, **prepared | (data or {}))
         raw = {
-            "schema": "hyperpod-lora/train-spec/1", "directory": str(tmp_path / name), "identity": "identity",
+            "schema": "hyperpod-lora/train-spec/1", "directory": str(into / name), "identity": "identity",
             "base_path": str(base), "base_digest": "base", "base_name": "tiny", "prepared_path": str(folder),
             "prepared_digest": digest, "steps": steps, "global_batch": batch, "micro_batch": 2, "learning_rate": 1e-2,
             "scheduler": "linear", "warmup_ratio": 0.25, "weight_decay": 0.01, "max_grad_norm": 1.0,
             "sequence_length": LENGTH, "packed": False, "precision": "bf16", "backend": "neuron", "seed": 7,
             "checkpoint_every": 4, "checkpoints_kept": 3, "validation_every": 4, "validation_rows": 5,
-            **changes, "lora": lora | changes.pop("lora", {}),
+            **changes, "lora": lora | changes.get("lora", {}),
         }  # fmt: skip
         return Training(TrainSpec.from_dict(raw))
 
     return make
+
+
+@pytest.fixture
+def new_training(tmp_path: Path, make_training: MakeTraining) -> MakeTraining:
+    """A training of one test."""
+    return partial(make_training, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(make_training: MakeTraining, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Training]:
+    """A training of `RUNS` that was run to its end, once for all tests that hold something against it."""
+    finished: dict[str, Training] = {}
+
+    def run(name: str) -> Training:
+        if name not in finished:
+            processes, changes = RUNS[name]
+            training = make_training(tmp_path_factory.mktemp("whole"), **changes)
+            training.run(processes=processes)
+            finished[name] = training
+        return finished[name]
+
+    return run

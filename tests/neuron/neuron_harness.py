@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -30,6 +31,16 @@ LENGTH = 48
 PATIENCE_S = 1500
 """For one training: compilation on the device, or a busy machine without one."""
 Rows = Sequence[Sequence[int]]
+EXACT: dict[str, Any] = {"precision": "fp32", "checkpoint_every": 1, "checkpoints_kept": 8}
+LIKE_REAL: dict[str, Any] = {"precision": "bf16", "lora": {"dropout": 0.1}}
+RUNS: dict[str, tuple[int, dict[str, Any]]] = {
+    "fp32": (1, EXACT),
+    "fp32, TP=2": (2, EXACT | {"tensor_parallel": 2}),
+    "bf16, one core": (1, LIKE_REAL),
+    "bf16, TP=2": (2, LIKE_REAL | {"tensor_parallel": 2}),
+    "bf16, DP=2": (2, LIKE_REAL | {"micro_batch": 1}),
+}
+"""Processes and changes of the spec. Those in bf16 use dropout; DP=2 is ZeRO-1, and can be taken over by one and by four."""
 
 
 def write_rows(path: Path, rows: Rows, *, seed: int) -> None:
@@ -122,10 +133,7 @@ class Training:
         while process.poll() is None:
             if any(event.kind == "step" and event.step >= step for event in tail.read_new()):
                 launcher = psutil.Process(process.pid)
-                for item in [
-                    launcher,
-                    *launcher.children(recursive=True),
-                ]:  # torchrun starts ranks in their own sessions
+                for item in [launcher, *launcher.children(recursive=True)]:  # ranks have their own sessions
                     with contextlib.suppress(psutil.NoSuchProcess):
                         item.kill()
             time.sleep(0.02)
@@ -135,6 +143,13 @@ class Training:
         """The end of an attempt's log, and its failure records."""
         text = (self.spec.place.path / f"log-{attempt}.txt").read_text(errors="replace")
         return "\n".join([*(record.traceback for record in self.failures(attempt)), text[-3000:]])
+
+    def fork(self, directory: Path, step: int) -> Training:
+        """The same training elsewhere, with the checkpoint of one step."""
+        forked = Training(self.spec.model_copy(update={"directory": str(directory)}))
+        source = self.checkpoint(step)
+        shutil.copytree(source, forked.spec.place.checkpoints / source.name)
+        return forked
 
     def failures(self, attempt: int = 1) -> list[FailureRecord]:
         """Failure records of an attempt."""

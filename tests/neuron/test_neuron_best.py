@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from neuron_harness import PATIENCE_S, Training
-from test_neuron_learns import EXACT
 
 from steps.train.neuron_consolidate import ADAPTER, consolidate_checkpoint
 from steps.train.neuron_precompile import precompile_spec
@@ -15,7 +14,7 @@ from steps.train.neuron_precompile import precompile_spec
 def test_the_best_adapter_is_remembered_over_a_restart(new_training: Callable[..., Training], tmp_path: Path) -> None:
     """At such a rate no loss changes, so the first validation's stays the best: only its checkpoint can tell after a restart."""
     changes = {"keep": "best", "validation_every": 2, "learning_rate": 1e-12, "compile_cache": str(tmp_path / "graphs")}
-    training = new_training(**EXACT | changes)
+    training = new_training(precision="fp32", **changes)
     training.kill_after(5)
     training.run(attempt=2)
     finished = next(event for event in training.events(2) if event.kind == "finished")

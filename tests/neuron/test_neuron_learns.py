@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from neuron_harness import PATIENCE_S, Training
+from merge_records import adapter_record, base_record, plan
+from neuron_harness import EXACT, PATIENCE_S, Training
 
+from steps.merge import stage
 from steps.prepared import PreparedRow, PreparedRows
-
-EXACT = {"precision": "fp32", "warmup_ratio": 0.25}
+from steps.rundir import RunDir
 
 
 def plain_loss(model: Any, rows: Iterable[PreparedRow]) -> float:
@@ -54,6 +56,19 @@ def tuned_loss(training: Training, base: Path) -> float:
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # PEFT only warns of keys that it misses
         model = PeftModel.from_pretrained(plain_model(base), training.adapter()).eval()
+    return validation_loss(model, training)
+
+
+def merged_loss(training: Training, base: Path, run: Path) -> float:
+    """The same of what our merge makes of it."""
+    record = replace(base_record(base), dtype="float32")
+    run.mkdir()
+    merged = stage.merge(plan(), record, adapter_record(training.adapter(), record), RunDir(run), lineage={})
+    return validation_loss(plain_model(Path(merged.path)), training)
+
+
+def validation_loss(model: Any, training: Training) -> float:
+    """Of the rows that validation looks at."""
     held_out = PreparedRows.open(Path(training.spec.prepared_path)).validation
     return plain_loss(model, (held_out.row(index) for index in range(training.spec.validation_rows)))
 
@@ -63,9 +78,8 @@ def last_validation(training: Training) -> float:
     return float([event.data["loss"] for event in training.events() if event.kind == "validation"][-1])
 
 
-def test_warm_up_under_zero_1_uses_the_schedule_and_learns(new_training: Callable[..., Training]) -> None:
-    training = new_training()
-    training.run()
+def test_warm_up_under_zero_1_uses_the_schedule_and_learns(uninterrupted: Callable[[str], Training]) -> None:
+    training = uninterrupted("bf16, DP=2")
     rates = list(training.values("lr").values())
     assert rates == pytest.approx([0.0, 5e-3, 1e-2, 1e-2 * 5 / 6, 1e-2 * 4 / 6, 1e-2 * 3 / 6, 1e-2 * 2 / 6, 1e-2 / 6])
     losses = training.values("loss")
@@ -83,12 +97,12 @@ def test_the_loss_is_that_of_each_sample_alone(packed: bool, new_training: Calla
     assert training.values("loss")[1] == pytest.approx(expected, abs=2e-6)
 
 
-def test_gradient_checkpointing_changes_no_loss(new_training: Callable[..., Training]) -> None:
-    losses = []
-    for name, is_on in (("stored", False), ("recomputed", True)):
-        training = new_training(name, gradient_checkpointing=is_on, steps=4, **EXACT)
-        training.run()
-        losses.append(list(training.values("loss").values()))
+def test_gradient_checkpointing_changes_no_loss(
+    uninterrupted: Callable[[str], Training], new_training: Callable[..., Training]
+) -> None:
+    stored, recomputed = uninterrupted("fp32"), new_training(gradient_checkpointing=True, **EXACT)
+    recomputed.run()
+    losses = [list(training.values("loss").values()) for training in (stored, recomputed)]
     assert losses[1] == pytest.approx(losses[0], abs=2e-6)
     assert losses[0][-1] != losses[0][0]
 

@@ -13,6 +13,7 @@ import pytest
 from steps import presets, records
 from steps.config import Settings
 from steps.options import Options
+from steps.plan import Plan
 from steps.rundir import RunDir
 
 TEMPLATE = (
@@ -97,14 +98,14 @@ def run(tmp_path: Path) -> RunDir:
     return RunDir(tmp_path / "run")
 
 
-PlanMaker = Callable[..., presets.Plan]
+PlanMaker = Callable[..., Plan]
 
 
 @pytest.fixture
 def make_plan() -> PlanMaker:
     """`make_plan(dataset=…, **options)`; fields of the data preset may be given as `preset={…}`."""
 
-    def make(dataset: str | Path = "orders", *, preset: dict[str, Any] | None = None, **options: Any) -> presets.Plan:
+    def make(dataset: str | Path = "orders", *, preset: dict[str, Any] | None = None, **options: Any) -> Plan:
         chosen = {"sequence_length": 256, "global_batch": 4, **options}
         plan = presets.resolve(Settings(), Options(model="tiny", dataset=str(dataset), **chosen))
         return plan.model_copy(update={"dataset": plan.dataset.model_copy(update=preset or {})})

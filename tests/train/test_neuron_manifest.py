@@ -8,6 +8,7 @@ over the 8.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,13 @@ from steps.config import parse_options, parse_settings
 from steps.errors import ConfigError
 from steps.job import request as requests
 from steps.jobspec import planned
-from steps.presets import Plan, resolve
+from steps.plan import Plan
+from steps.presets import resolve
 from steps.train.neuron_environment import neuron_environment
 from steps.train.stage import PROCESS_ENVIRONMENT, lay_out
 
 ROOT = Path(__file__).parents[2]
+GOLDEN = Path(__file__).with_name("llama-8b-on-two-trn1.yaml")
 GOLDEN_LAYOUT = (
     "TP=8 DP=8 PP=1, 64 processes; "
     "tensor parallel 8: the smallest that fits, leaves 1.9 GiB of bf16 weights to a core of 16 GiB (25% are allowed); "
@@ -67,6 +70,17 @@ def test_the_layout_is_open_until_the_model_is_known() -> None:
     assert Plan.model_validate(found.model_dump(mode="json")) == found
 
 
+def test_the_whole_manifest_is_the_golden_one() -> None:
+    """UPDATE_GOLDEN=1 writes it anew: then read the difference."""
+    manifest = manifest_of(laid_out())
+    (container,) = manifest["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]["containers"]
+    container["command"][-1] = "<steps/job/bootstrap.py>"
+    raw = yaml.safe_dump(manifest, sort_keys=False, width=120).replace(str(ROOT), "<project>")
+    if os.environ.get("UPDATE_GOLDEN"):
+        GOLDEN.write_text(raw)
+    assert yaml.safe_load(raw) == yaml.safe_load(GOLDEN.read_text())
+
+
 def test_the_golden_manifest_of_two_trn1_with_llama_8b() -> None:
     manifest = manifest_of(laid_out())
     worker = manifest["spec"]["pytorchReplicaSpecs"]["Worker"]
@@ -80,9 +94,10 @@ def test_the_golden_manifest_of_two_trn1_with_llama_8b() -> None:
     devices = {"aws.amazon.com/neuron": "16", "vpc.amazonaws.com/efa": "8"}
     assert {key: container["resources"]["limits"][key] for key in devices} == devices
     assert worker["template"]["spec"]["nodeSelector"] == {"node.kubernetes.io/instance-type": "ml.trn1.32xlarge"}
-    expected = {**PROCESS_ENVIRONMENT, **neuron_environment(nodes=2)}
+    expected = neuron_environment(nodes=2)
     found = environment_of(manifest)
     assert {name: found[name] for name in expected} == expected
+    assert not PROCESS_ENVIRONMENT.keys() & found.keys()
     assert found["FI_PROVIDER"] == "efa"
 
 

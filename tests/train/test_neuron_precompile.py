@@ -120,6 +120,12 @@ def test_what_cannot_be_compiled_stops_the_job(graphs: tuple[str, ...], words: s
     assert finished(spec) == []
 
 
+def test_a_node_speaks_as_its_first_rank(spec: TrainSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NODE_RANK", "1")
+    assert run(spec, "--nproc-per-node=32", "--nnodes=2") == 65
+    assert [record.rank for record in read_records(spec.place.attempt(1))] == [32]
+
+
 def test_a_training_that_fails_speaks_for_itself(spec: TrainSpec) -> None:
     assert run(spec, "exit", "71") == 75
     assert read_records(spec.place.attempt(1)) == []

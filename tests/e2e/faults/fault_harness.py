@@ -179,7 +179,7 @@ class Trial:
         folder = str(self.folder)
         settings = {
             "storage": {"root": folder, "cache": f"{folder}/cache", "min_free_gib": 0},
-            "launcher": {"kind": "pytorchjob", "threads_per_process": 1},
+            "launcher": {"kind": "pytorchjob", "threads_per_process": 1, **self.settings.get("launcher", {})},
             **{key: {**value, **self.settings.get(key, {})} for key, value in USUAL.items()},
             "cluster": cluster,
         }

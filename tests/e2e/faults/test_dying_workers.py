@@ -51,6 +51,25 @@ def test_an_exit_code_of_the_table_without_a_record(trial: MakeTrial, expect: Ex
     )
 
 
+@pytest.mark.parametrize("nodes", [1, 2], ids=["another node is there", "no other node"])
+def test_a_node_with_a_broken_accelerator_is_left_out_at_once(trial: MakeTrial, expect: Expect, nodes: int) -> None:
+    """The cluster has two nodes: a job of one pod moves to the other, a job of two finds no room and takes both again."""
+    settings = {"deadlines": {"startup_s": 60}}
+    broken = {"rank": nodes - 1, "step": 5, "act": "abort NRT_EXEC_HW_ERR_HBM_UE"}
+    training = trial(f"broken{nodes}", nodes=nodes, settings=settings, acts={"1": broken})
+    training.start()
+    expect(
+        f"the Neuron runtime aborts a worker: broken hardware, {'another node is there' if nodes == 1 else 'no other node'}",
+        training,
+        classes=["accelerator", "node"][:nodes],
+        reads=r"NRT_EXEC_HW_ERR_HBM_UE.* without ",
+    )
+    assert len(training.history()) == 1 + nodes
+    first, second = (training.history()[number]["node"] for number in (0, 1))
+    assert first
+    assert second != first
+
+
 @pytest.mark.smoke
 def test_a_failure_record_speaks_for_the_worker(trial: MakeTrial, expect: Expect) -> None:
     training = trial("record", nodes=1, acts={"1": {"rank": 0, "step": 5, "act": "record user 64"}})

@@ -1,0 +1,88 @@
+"""A broken accelerator: which node it is, however the attempt ended, and that the next attempt goes without it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from job_fakes import Attempt, Script
+from test_supervise import Stage, succeed
+
+from steps.job.status import JobSnapshot, Phase, Reason, WorkerState
+
+WORDS = "(FATAL-RT-UNDEFINED-STATE) Uncorrectable HBM memory error is detected. Execution results may be invalid."
+
+
+def pods(exit_code: int) -> tuple[WorkerState, ...]:
+    """Two pods of 32 ranks."""
+    return tuple(
+        WorkerState(32 * index, f"w-{index}", f"node-{index}", exit_code, started_s=1.0, ranks=32) for index in range(2)
+    )
+
+
+def breaks(logged: str, *, record: str = "hang", exit_code: int = 78, saves: int = 4) -> Script:
+    """A healthy rank of node 0 gives up waiting; what happened is in the log of a rank of node 1."""
+
+    def script(attempt: Attempt, look: int) -> None:
+        attempt.start()
+        attempt.train(1, saves)
+        attempt.save(saves)
+        (attempt.job.directory.attempt(attempt.number) / "rank-40.log").write_text(f"step 4\n{logged}\nNRT_TIMEOUT\n")
+        attempt.record(record, exit_code, step=saves)
+        attempt.snapshot = JobSnapshot(Phase.FAILED, pods(exit_code))
+
+    return script
+
+
+def no_room(attempt: Attempt, look: int) -> None:
+    first, _ = pods(0)
+    waits = WorkerState(32, "w-1", reason=Reason.UNSCHEDULABLE, message="0/2 nodes are available")
+    attempt.snapshot = JobSnapshot(Phase.STARTING, (replace(first, exit_code=None), waits), remaining=3)
+
+
+def stage(folder: Path, *scripts: Script) -> Stage:
+    made = Stage(folder, *scripts, deadlines={"startup_s": 60})
+    made.job = replace(made.job, nodes=2, processes=32)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("logged", "record", "created"),
+    [
+        (WORDS, "hang", "create 2 without node-1"),
+        (WORDS, "network", "create 2 without node-1"),
+        ("suspected hang in collectives", "hang", "create 2"),
+        ("nothing of the kind", "accelerator", "create 2 without node-0"),
+    ],
+    ids=["a time-out beside it", "a lost collective beside it", "only symptoms", "told by the record of a rank"],
+)
+def test_the_next_attempt_goes_without_the_node(logged: str, record: str, created: str, tmp_path: Path) -> None:
+    made = stage(tmp_path, breaks(logged, record=record), succeed)
+    made.run()
+    assert [call for call in made.launcher.calls if call.startswith("create")] == ["create 1", created]
+    if created.endswith("node-1"):
+        first = made.history["attempts"][0]
+        assert (first["failure_class"], first["rank"], first["node"]) == ("accelerator", 40, "node-1")
+        (told,) = made.notices
+        assert "accelerator after step 4: rank 40: (FATAL-RT-UNDEFINED-STATE) Uncorrectable HBM" in told
+        assert told.endswith("starts in 5 s from step 4 of 10, without node-1")
+
+
+def test_where_there_is_no_other_node_it_is_taken_again(tmp_path: Path) -> None:
+    made = stage(tmp_path, breaks(WORDS), no_room, succeed)
+    assert made.run().attempts == 3
+    creations = [call for call in made.launcher.calls if call.startswith("create")]
+    assert creations == ["create 1", "create 2 without node-1", "create 3"]
+
+
+def test_a_supervisor_that_comes_later_leaves_it_out_too(tmp_path: Path) -> None:
+    def ctrl_c(attempt: Attempt, look: int) -> None:
+        if look == 0:
+            raise KeyboardInterrupt
+
+    made = stage(tmp_path, breaks(WORDS), ctrl_c, succeed)
+    with pytest.raises(KeyboardInterrupt):
+        made.run()
+    made.run()
+    assert "create 3 without node-1" in made.launcher.calls
