@@ -15,8 +15,8 @@ from pydantic import Field
 from steps.config import Section, validate
 from steps.errors import ConfigError, Problem, StorageError
 from steps.options import Precision, Quantization, Scheduler, Sharding
+from steps.plan import LoraSettings
 from steps.prepared import verify
-from steps.presets import LoraSettings
 from steps.rundir import TrainDir, read_json
 
 SCHEMA = "hyperpod-lora/train-spec/1"
