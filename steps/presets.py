@@ -8,38 +8,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from steps.catalog import (
-    ALL_LINEAR,
-    DatasetPreset,
-    ModelPreset,
-    RandomModel,
-    Wheel,
-    config_root,
-    find_dataset,
-    find_model,
-    find_path,
-    preset_names,
-    project_root,
-)
+from steps.catalog import DatasetPreset, ModelPreset, find_dataset, find_model, find_path
 from steps.config import Settings
 from steps.contradictions import contradictions
 from steps.errors import ConfigError, Problem
 from steps.instances import find_instance
 from steps.options import AUTO, Options
 from steps.plan import LoraSettings, Plan
-
-__all__ = [
-    "ALL_LINEAR",
-    "DatasetPreset",
-    "ModelPreset",
-    "RandomModel",
-    "Wheel",
-    "config_root",
-    "find_dataset",
-    "find_model",
-    "preset_names",
-    "project_root",
-]  # used from here by the rooms
 
 
 def resolve(settings: Settings, options: Options) -> Plan:

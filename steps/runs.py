@@ -18,7 +18,7 @@ NEWEST = 10
 
 def storage_root(given: str) -> Path:
     """The absolute folder of run directories."""
-    from steps.presets import project_root
+    from steps.catalog import project_root
 
     path = Path(given).expanduser()
     return path if path.is_absolute() else project_root() / path

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from steps import cards, codepackage, estimate, neuron_jobs
 from steps import lineage as lineages
+from steps.catalog import project_root
 from steps.config import parse_options, parse_settings
 from steps.contradictions import check_model
 from steps.errors import ConfigError, LoraFlowError, Problem
@@ -20,7 +21,7 @@ from steps.inputs import Inputs
 from steps.libraries import check_libraries
 from steps.options import OPTIONS
 from steps.plan import Plan
-from steps.presets import project_root, resolve
+from steps.presets import resolve
 from steps.progress import StageProgress, say
 from steps.records import Adapter, BaseModel, MergedModel, PreparedData, Report
 from steps.rundir import RunDir, read_json, run_directory

@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from steps.catalog import project_root
 from steps.checkpoints import Claim, checkpoint_path, commit
 from steps.cli import ELSEWHERE, Words, main, remove
 from steps.errors import StorageError
 from steps.job.lease import HOLDER
 from steps.job.processes import MARKER, identify, marker_of
-from steps.presets import project_root
 from steps.rundir import TrainDir, write_json
 from steps.runs import find_run, run_folders, storage_root, story
 

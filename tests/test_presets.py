@@ -9,14 +9,14 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from steps import catalog, presets
-from steps.catalog import DatasetPreset, ModelPreset, read_preset
+from steps import catalog
+from steps.catalog import DatasetPreset, ModelPreset, config_root, find_dataset, find_model, preset_names, read_preset
 from steps.config import Settings, parse_options, parse_settings
 from steps.contradictions import check_model, linear_names
 from steps.errors import ConfigError
 from steps.options import OPTIONS, Options
 from steps.plan import Plan
-from steps.presets import config_root, find_dataset, find_model, preset_names, resolve
+from steps.presets import resolve
 
 
 def plan_of(**options: Any) -> Plan:
@@ -251,7 +251,7 @@ def test_a_plan_that_fits_or_cannot_be_judged_passes(config: dict[str, Any]) -> 
 def test_linear_modules_are_known_for_llama_like_models_only() -> None:
     assert "q_proj" in linear_names("llama")
     assert linear_names("mamba") == ()
-    assert presets.ALL_LINEAR == "all-linear"
+    assert catalog.ALL_LINEAR == "all-linear"
 
 
 words = st.sampled_from(

@@ -146,7 +146,7 @@ HUB = """
 import sys, traceback
 from pathlib import Path
 from steps.base.stage import describe
-from steps.presets import ModelPreset
+from steps.catalog import ModelPreset
 try:
     describe(ModelPreset(name="small", hub="someone/small"), cache=Path(sys.argv[1]))
 except Exception:

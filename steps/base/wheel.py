@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from steps.base.tiny import write_tokenizer_config
 from steps.base.weights import Tensor, write_file
+from steps.catalog import Wheel
 from steps.errors import ModelError
-from steps.presets import Wheel
 from steps.records import digest_file
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from steps import objects, presets
+from steps import objects
+from steps.catalog import DatasetPreset
 from steps.errors import DataError
 from steps.prepare import orders
 from steps.prepare.files import READERS, Row, file_size, read_rows
@@ -39,7 +40,7 @@ class Source:
     """Of its files, to estimate the room that is needed; 0 if not known."""
 
 
-def open_source(dataset: presets.DatasetPreset, cache: Path) -> Source:
+def open_source(dataset: DatasetPreset, cache: Path) -> Source:
     """Find the data set that a preset names; what is far away is brought to `cache` first.
 
     Raises:
@@ -115,7 +116,7 @@ def _open_s3(address: str, cache: Path) -> Source:
     return _open_files(address, paths[0] if len(paths) == 1 else folder)
 
 
-def _open_hub(dataset: presets.DatasetPreset, cache: Path) -> Source:
+def _open_hub(dataset: DatasetPreset, cache: Path) -> Source:
     import datasets
 
     datasets.disable_progress_bars()
@@ -143,7 +144,7 @@ def _open_hub(dataset: presets.DatasetPreset, cache: Path) -> Source:
 
 
 @contextlib.contextmanager
-def _offline_where_silent(dataset: presets.DatasetPreset) -> Iterator[None]:
+def _offline_where_silent(dataset: DatasetPreset) -> Iterator[None]:
     """A hub that does not answer one short question is left alone: a download would ask it again for half a minute.
 
     What was downloaded before is then still found. A refusal (gated, not there) is an answer: the download tells it.

@@ -10,8 +10,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from steps.catalog import ALL_LINEAR
 from steps.errors import ConfigError, ModelError, Problem
-from steps.presets import ALL_LINEAR
 from steps.train.rows import Batch
 from steps.train.spec import TrainSpec
 from steps.train.torch_attention import NAME, choose_attention

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from steps.base.tiny import write_tiny
+from steps.catalog import RandomModel
 from steps.evaluate.measure import load_model
 from steps.prepared import HELD_OUT, MANIFEST, ORDER, ROWS, VALIDATION, digest_files
-from steps.presets import RandomModel
 from steps.records import Adapter, BaseModel, MergedModel, PreparedData, digest_of
 
 PREFIX = list(range(40, 60))

@@ -11,11 +11,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from prepare_data import questions, write_lines
 
+from steps.catalog import DatasetPreset
 from steps.errors import DataError
 from steps.prepare import orders
 from steps.prepare.files import READERS, Row, read_rows
 from steps.prepare.sources import open_source
-from steps.presets import DatasetPreset
 
 ROWS = [{"question": "Wie spät, “bitte”?", "answer": "zwei\nUhr"}, {"question": "b,c", "answer": 'say "d"'}]
 

@@ -19,8 +19,8 @@ import numpy as np
 import psutil
 
 from steps.events import Event, EventTail
+from steps.plan import LoraSettings
 from steps.prepared import DATA_FILES, HELD_OUT, MANIFEST, ORDER, ROWS, VALIDATION, digest_files, sealed
-from steps.presets import LoraSettings
 from steps.records import PreparedData, digest_file, digest_of
 from steps.train.spec import TrainSpec
 from steps.train.stage import PROCESS_ENVIRONMENT
