@@ -1,6 +1,6 @@
 """Settings of a cluster run: the workers' pods, the queue they wait in, and the pods of the flow's other steps.
 
-A part of `config.Settings`; the manifest is made from it by `job/request`, the steps' pods by `step_pods`. Nothing here talks
+A part of `config.Settings`; the manifest is made from it by `job/pytorchjob`, the steps' pods by `step_pods`. Nothing here talks
 to a cluster.
 """
 

@@ -14,9 +14,7 @@ from pydantic import Field
 from steps.cluster import Cluster, cluster_problems
 from steps.errors import ConfigError
 from steps.options import Options
-from steps.validation import Section, suggest, validate
-
-__all__ = ["Section", "suggest", "validate"]  # used from here by the rooms
+from steps.validation import Section, validate
 
 
 class Storage(Section):

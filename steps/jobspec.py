@@ -24,7 +24,7 @@ from steps.catalog import config_root, project_root
 from steps.errors import ConfigError, Problem, StorageError
 from steps.inputs import read_inputs
 from steps.job import history as memory
-from steps.job import request as requests
+from steps.job import pytorchjob
 from steps.job.history import Attempt
 from steps.job.job import Job
 from steps.job.lease import Lease, holder_of
@@ -52,7 +52,7 @@ class Printable:
     @property
     def manifest(self) -> dict[str, Any]:
         """The PyTorchJob."""
-        return requests.build(self.request, self.job, self.attempt)
+        return pytorchjob.build(self.request, self.job, self.attempt)
 
 
 def planned(plan: Plan) -> Printable:
@@ -201,7 +201,7 @@ def _needs(made: Printable) -> list[str]:
     ]
     return [
         "It needs:",
-        f"namespace          {cluster.namespace}, with the Kubeflow Training Operator ({requests.API_VERSION})",
+        f"namespace          {cluster.namespace}, with the Kubeflow Training Operator ({pytorchjob.API_VERSION})",
         f"nodes              {nodes}{healthy}",
         f"image              {cluster.image}, which holds the dependencies",
         f"claim              {cluster.claim}, ReadWriteMany, mounted at {cluster.mount_path}",

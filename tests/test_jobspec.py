@@ -22,7 +22,7 @@ from steps.cli import main
 from steps.errors import ConfigError, StorageError
 from steps.inputs import Inputs, read_inputs
 from steps.job import history as memory
-from steps.job import request as requests
+from steps.job import pytorchjob
 from steps.job.history import Attempt, Verdict
 from steps.job.keeper import DETACHED
 from steps.jobspec import archive_sources, by_hand, text_of
@@ -136,7 +136,7 @@ def test_by_hand_it_is_the_job_that_the_flow_would_submit(run: RunDir) -> None:
     made = by_hand(run)
     _, job = inputs.job(run)
     request = launch.request_of(inputs.plan.settings, run="LoraFlow/17", step="train", code=made.request.code)
-    assert made.manifest == requests.build(request, job, 1)
+    assert made.manifest == pytorchjob.build(request, job, 1)
     assert read_json(job.directory.spec) == dict(job.spec)
     assert (job.directory.attempt(1) / "lease").read_text() == DETACHED
     last = memory.load(job.directory.history, job.identity).last

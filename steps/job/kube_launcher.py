@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from steps.errors import ClusterError
-from steps.job import request as requests
+from steps.job import pytorchjob
 from steps.job.cluster_status import (
     GONE_WITH_NODE,
     View,
@@ -27,7 +27,8 @@ from steps.job.job import Job
 from steps.job.keeper import STOP
 from steps.job.local import tail
 from steps.job.onlooker import Onlooker
-from steps.job.request import LABEL, Request
+from steps.job.pytorchjob import LABEL
+from steps.job.request import Request
 from steps.job.sight import Sight
 from steps.job.status import JobSnapshot, Phase, Reason
 from steps.rundir import write_json
@@ -86,7 +87,7 @@ class KubeLauncher:
             ClusterError: refused, the API is away, or the name belongs to something else.
         """
         watched = self._watch(job, attempt)  # first: without the right to look, nothing is made
-        manifest = requests.build(self._request, job, attempt, exclude_nodes=exclude_nodes)
+        manifest = pytorchjob.build(self._request, job, attempt, exclude_nodes=exclude_nodes)
         name = manifest["metadata"]["name"]
         made = self._kube.create(manifest)
         if made is not None:
@@ -130,7 +131,7 @@ class KubeLauncher:
         The kubelet's grace is in the pod; a shorter one is told through the shared directory, since we may not delete pods.
         """
         write_json(job.directory.attempt(attempt) / STOP, {"grace_s": grace_s})
-        self._kube.delete(requests.name_of(self._request, job, attempt))
+        self._kube.delete(pytorchjob.name_of(self._request, job, attempt))
 
     def logs(self, job: Job, attempt: int, rank: int, *, lines: int = 400) -> str:
         """The end of a rank's log file; of its pod's log if the rank never came to write one."""
@@ -141,7 +142,7 @@ class KubeLauncher:
         """The job, its pods and their events as YAML, and the logs of the pods that have ended and of worker 0."""
         watched = self._watch(job, attempt)
         pods = watched.sight.pods
-        name = requests.name_of(self._request, job, attempt)
+        name = pytorchjob.name_of(self._request, job, attempt)
         names = [name, *(pod["metadata"]["name"] for pod in pods)]
         events = [{key: event.get(key) for key in KEPT} for item in names for event in self._kube.events(item)]
         found = {
@@ -169,7 +170,7 @@ class KubeLauncher:
     def _watch(self, job: Job, attempt: int) -> _Watched:
         if attempt not in self._watched:
             self.close()  # of earlier attempts nothing is left
-            name = requests.name_of(self._request, job, attempt)
+            name = pytorchjob.name_of(self._request, job, attempt)
             sight = Sight(self._kube, name)
             sight.start()
             onlooker = Onlooker(name, self._request.cluster.api_patience_s, self._notice)
@@ -186,7 +187,7 @@ class KubeLauncher:
         )
 
     def _pod_name(self, job: Job, attempt: int, node: int) -> str:
-        return f"{requests.name_of(self._request, job, attempt)}-worker-{node}"
+        return f"{pytorchjob.name_of(self._request, job, attempt)}-worker-{node}"
 
     def _require_ours(self, found: Mapping[str, Any], manifest: Mapping[str, Any]) -> None:
         mine, other = manifest["metadata"]["annotations"], found["metadata"].get("annotations") or {}
@@ -217,7 +218,7 @@ class KubeLauncher:
         if now_s - watched.confirmed_s < CONFIRM_S:
             return None
         watched.confirmed_s = now_s
-        found = self._kube.job(requests.name_of(self._request, job, attempt))
+        found = self._kube.job(pytorchjob.name_of(self._request, job, attempt))
         if found is not None:
             watched.sight.note(found)
         return found

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from steps.config import suggest
 from steps.errors import DataError
+from steps.validation import suggest
 
 Role = Literal["system", "user", "assistant"]
 

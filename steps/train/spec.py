@@ -12,12 +12,12 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from steps.config import Section, validate
 from steps.errors import ConfigError, Problem, StorageError
 from steps.options import Precision, Quantization, Scheduler, Sharding
 from steps.plan import LoraSettings
 from steps.prepared import verify
 from steps.rundir import TrainDir, read_json
+from steps.validation import Section, validate
 
 SCHEMA = "hyperpod-lora/train-spec/1"
 

@@ -25,9 +25,10 @@ from steps import launch
 from steps.base import stage as base_stage
 from steps.config import Settings, parse_options, parse_settings
 from steps.inputs import Inputs
-from steps.job import request as requests
+from steps.job import pytorchjob
 from steps.job.job import Job
 from steps.job.lease import Lease
+from steps.job.request import Code
 from steps.job.supervise import supervise
 from steps.prepare import stage as prepare_stage
 from steps.presets import resolve
@@ -49,7 +50,7 @@ def run() -> Iterator[RunDir]:
     folder.mkdir(parents=True)
     yield RunDir(folder)
     os.umask(before)
-    label = requests.label_value(f"LoraFlow/{folder.name}")
+    label = pytorchjob.label_value(f"LoraFlow/{folder.name}")
     for job in kubectl("get", "pytorchjobs", "-l", f"hyperpod-lora/run={label}", "-o", "name").split():
         kubectl("delete", job, "--wait=false", "--ignore-not-found")
 
@@ -138,7 +139,7 @@ def start_playing(run: RunDir, settings: Settings) -> str:
     write_json(directory.spec, dict(job.spec))
     Lease(job, 60.0, time.monotonic).detach(1)
     request = launch.request_of(settings, run=named(run), step="train", code=archive_code(run.path / "code"))
-    manifest = requests.build(request, job, 1)
+    manifest = pytorchjob.build(request, job, 1)
     kubectl("create", "-f", "-", given=json.dumps(manifest))
     return str(manifest["metadata"]["name"])
 
@@ -206,7 +207,7 @@ def test_a_manifest_applied_by_hand_trains_and_is_adopted(run: RunDir) -> None:
 
     notices: list[str] = []
     kube = launch.connect(settings, notice=notices.append)
-    code = requests.Code("/not/used/by/an/adopted/job", "0" * 64)
+    code = Code("/not/used/by/an/adopted/job", "0" * 64)
     request = launch.request_of(settings, run=named(run), step="train", code=code)
     launcher = launch.cluster_launcher(kube, request, notice=notices.append)
     result = supervise(job, launcher, settings, notice=notices.append, retry_permanent=True, lease_s=60.0)

@@ -17,7 +17,7 @@ import yaml
 
 from steps.config import parse_options, parse_settings
 from steps.errors import ConfigError
-from steps.job import request as requests
+from steps.job import pytorchjob
 from steps.jobspec import planned
 from steps.plan import Plan
 from steps.presets import resolve
@@ -48,7 +48,7 @@ def laid_out(changes: dict[str, Any] | None = None, **options: Any) -> Plan:
 
 def manifest_of(plan: Plan) -> dict[str, Any]:
     made = planned(plan)
-    return requests.build(made.request, made.job, 1)
+    return pytorchjob.build(made.request, made.job, 1)
 
 
 def environment_of(manifest: dict[str, Any]) -> dict[str, str]:

@@ -11,7 +11,7 @@ from steps.cluster import Cluster
 from steps.job.checks.finding import Finding, error, ok, warning
 from steps.job.checks.question import Answer, Question
 from steps.job.pod import CONTAINER
-from steps.job.request import LONGEST_NAME
+from steps.job.pytorchjob import LONGEST_NAME
 
 DNS_LABEL = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 PART = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"

@@ -16,7 +16,8 @@ from steps.job.checks.cloud import LOCAL, Datastore
 from steps.job.checks.finding import Finding
 from steps.job.checks.question import Answer, Question
 from steps.job.job import Job
-from steps.job.request import Code, Request, build
+from steps.job.pytorchjob import build
+from steps.job.request import Code, Request
 from steps.rundir import TrainDir
 
 AWAY = "api"

@@ -22,7 +22,7 @@ import pytest
 
 from steps import checkpoints
 from steps.events import Event, parse_line
-from steps.job.request import label_value
+from steps.job.pytorchjob import label_value
 from steps.rundir import TrainDir, read_json
 
 PROGRAM = Path(__file__).parents[1] / "supervise_on_cluster.py"

@@ -16,7 +16,8 @@ from steps import launch
 from steps.config import Settings, parse_settings
 from steps.job import pod
 from steps.job.job import Job
-from steps.job.request import LONGEST_NAME, Code, build, label_value, name_of
+from steps.job.pytorchjob import LONGEST_NAME, build, label_value, name_of
+from steps.job.request import Code
 from steps.rundir import TrainDir
 
 HERE = Path(__file__).parent
