@@ -1,4 +1,4 @@
-"""`Request`: what every PyTorchJob of a training is made of, the same for all its attempts. Written out by `pytorchjob` and `pod`."""
+"""`Request`: what every PyTorchJob of a training is made of, for all its attempts. Written out by `pytorchjob` and `pod`."""
 
 from __future__ import annotations
 
