@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from mistake_words import NOT_FOR_PEOPLE
 
-COMMAND = "from steps.cli import main; main()"
+COMMAND = "from steps.cli.main import main; main()"
 ENTRIES: dict[str, tuple[list[str], list[str]]] = {
     "hyperpod-lora, an unknown command": (["-c", COMMAND, "clea"], ["No such command 'clea'"]),
     "hyperpod-lora, an option misspelt": (["-c", COMMAND, "clean", "--yess"], ["No such option", "--yes"]),

@@ -254,7 +254,9 @@ def test_it_runs_from_inside_a_pod_as_the_pod_s_own_account(space: str) -> None:
         "launcher": {"kind": "pytorchjob"},
         "cluster": {**settings(space).cluster.model_dump(mode="json"), "mount_path": "/fsx"},
     }
-    code = "import json, sys; from steps.cluster_cli import preflight; preflight(['--config', '/dev/stdin', '--json'])"
+    code = (
+        "import json, sys; from steps.cli.preflight import preflight; preflight(['--config', '/dev/stdin', '--json'])"
+    )
     folders = {"environment": sys.prefix, "python": sys.base_prefix, "sources": str(PROJECT)}
     container = {
         "name": "look",

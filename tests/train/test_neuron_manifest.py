@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 import yaml
 
+from steps.cli.job_text import planned
 from steps.config import parse_options, parse_settings
 from steps.errors import ConfigError
 from steps.job import pytorchjob
-from steps.jobspec import planned
 from steps.plan import Plan
 from steps.presets import resolve
 from steps.train.neuron_environment import neuron_environment

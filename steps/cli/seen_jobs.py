@@ -1,6 +1,6 @@
 """Jobs as the cluster shows them to someone who sees no run directory: which ones a word means, and what is told of them. Pure.
 
-Called by `look_cli` and `act_cli` with what the API answered. A run is found again by the labels and annotations of its
+Called by `look` and `act` with what the API answered. A run is found again by the labels and annotations of its
 PyTorchJobs (`request`), its progress by the events in worker 0's log (`events`).
 """
 
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from steps.cli.runs import nearest
 from steps.errors import ClusterError
 from steps.events import PREFIX, Event, parse_line
 from steps.job import deadlines
@@ -22,7 +23,6 @@ from steps.job.pytorchjob import AUTO_RESUME, LABEL, MANAGED_BY
 from steps.job.status import JobSnapshot, Phase
 from steps.job.words import describe_failure
 from steps.progress import ProgressPrinter, seconds_in_words
-from steps.runs import nearest
 
 SELECTOR = f"{MANAGED_BY}=hyperpod-lora"
 OTHER_RANK = re.compile(r"\[rank \d+\] ")

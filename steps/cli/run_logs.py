@@ -1,4 +1,4 @@
-"""A rank's log, from its pod or from the run directory, once or as it grows. Called by `look_cli`.
+"""A rank's log, from its pod or from the run directory, once or as it grows. Called by `look`.
 
 Following goes on into the next attempt. Every wait has an end: a run that brings no further attempt is left after `NEXT_S`.
 """
@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Protocol
 
+from steps.cli.seen_jobs import SeenJob, lines_of_rank
 from steps.errors import ClusterError, StorageError
 from steps.events import PREFIX, parse_line
 from steps.job.status import Phase
 from steps.progress import ProgressPrinter, seconds_in_words
 from steps.rundir import TrainDir
-from steps.seen_jobs import SeenJob, lines_of_rank
 
 POLL_S = 2.0
 FILE_POLL_S = 0.5

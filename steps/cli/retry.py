@@ -6,9 +6,9 @@ from pathlib import Path
 
 import click
 
+from steps.cli.place import CONFIG, ROOT, Place, how_to_go_on, place_of
+from steps.cli.runs import find_run, trainings_of
 from steps.errors import StorageError
-from steps.run_place import CONFIG, ROOT, Place, how_to_go_on, place_of
-from steps.runs import find_run, trainings_of
 
 
 @click.command()

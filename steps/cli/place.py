@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from steps.runs import NEWEST, storage_root
+from steps.cli.runs import NEWEST, storage_root
 
 if TYPE_CHECKING:
+    from steps.cli.seen_jobs import SeenJob
     from steps.config import Settings
     from steps.job.kube import Kube
-    from steps.seen_jobs import SeenJob
 
 CONFIG = click.option(
     "--config",
@@ -66,7 +66,7 @@ def look(kube: Kube) -> list[SeenJob]:
     Raises:
         ClusterError: the API refused, or is away.
     """
-    from steps.seen_jobs import SELECTOR, see_all
+    from steps.cli.seen_jobs import SELECTOR, see_all
 
     jobs = kube.list("pytorchjobs", label_selector=SELECTOR).items
     pods = kube.list("pods", label_selector=SELECTOR).items

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING
 
 import click
 
+from steps.cli.place import CONFIG, ROOT, Place, look, open_cluster, place_of, say_aside
+from steps.cli.runs import NEWEST, find_run, newest_trainings, story, trainings_of
 from steps.errors import ClusterError, StorageError
-from steps.run_place import CONFIG, ROOT, Place, look, open_cluster, place_of, say_aside
-from steps.runs import NEWEST, find_run, newest_trainings, story, trainings_of
 
 if TYPE_CHECKING:
+    from steps.cli.seen_jobs import SeenJob
     from steps.job.kube import Kube
-    from steps.seen_jobs import SeenJob
 
 EVENT_LINES = 2000
 """Of worker 0's log, looked through for events."""
@@ -72,7 +72,7 @@ def cluster_status(kube: Kube, root: Path, run: str, *, now_s: float) -> list[st
     Raises:
         ClusterError: no such run, or the API refused.
     """
-    from steps import seen_jobs
+    from steps.cli import seen_jobs
 
     seen = look(kube)
     try:
@@ -110,7 +110,7 @@ def _story_of(job: SeenJob) -> list[str]:
 @ROOT
 def logs(run: str, rank: int, follow: bool, lines: int, raw: bool, config: Path | None, root: str | None) -> None:
     """Show a rank's log: from its pod, or from the run directory. RUN as for `status`."""
-    from steps.run_logs import worded
+    from steps.cli.run_logs import worded
 
     place = place_of(root, config)
     asked = lines if raw or follow else SPARE * lines
@@ -138,7 +138,7 @@ def local_log(root: Path, run: str, rank: int, lines: int, *, follow: bool) -> I
 
 def directory_log(directory: Path, rank: int, lines: int, *, follow: bool) -> Iterable[str]:
     """From a training directory."""
-    from steps import run_logs
+    from steps.cli import run_logs
     from steps.job.leftovers import is_watched, running_in
 
     if not follow:
@@ -157,7 +157,7 @@ def cluster_log(kube: Kube, place: Place, run: str, rank: int, lines: int, *, fo
         ClusterError: no such run or rank, or the API refused.
         StorageError: the pod is gone, and the directory holds no such log.
     """
-    from steps import run_logs, seen_jobs
+    from steps.cli import run_logs, seen_jobs
 
     def newest() -> SeenJob:
         return seen_jobs.choose(look(kube), run, namespace=kube.namespace)[-1]

@@ -11,8 +11,8 @@ import yaml
 from click.testing import CliRunner, Result
 from metaflow import metaflow_config
 
-from steps.cli import Commands
-from steps.cluster_cli import cluster_settings, preflight
+from steps.cli.main import Commands
+from steps.cli.preflight import cluster_settings, preflight
 from steps.codepackage import metaflow_datastore
 from steps.errors import ConfigError
 

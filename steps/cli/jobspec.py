@@ -11,7 +11,7 @@ import click
 from steps.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
-    from steps.jobspec import Printable
+    from steps.cli.job_text import Printable
     from steps.plan import Plan
 
 NOT_HERE = frozenset({"continue_from", "dry_run"})
@@ -49,12 +49,12 @@ def jobspec(config: Path | None, run: str, root: str | None, **options: str | No
     submit, and works by hand: hyperpod-lora jobspec --run RUN | kubectl apply -f -
     """
     from steps.catalog import config_root
+    from steps.cli.job_text import by_hand, planned, text_of
+    from steps.cli.runs import find_run, storage_root
     from steps.config import parse_options
-    from steps.jobspec import by_hand, planned, text_of
     from steps.launch import read_settings
     from steps.presets import resolve
     from steps.rundir import RunDir
-    from steps.runs import find_run, storage_root
 
     settings = read_settings(config or config_root() / "hyperpod.yaml")
     given = {name: value for name, value in options.items() if value is not None}

@@ -14,14 +14,14 @@ import yaml
 from click.testing import CliRunner, Result
 from cluster_objects import BORN_S, FakeCluster, event_lines, make_job, make_pod, visible
 
-from steps.cli import main
+from steps.cli.look import cluster_log, cluster_status
+from steps.cli.main import main
+from steps.cli.place import Place, look
+from steps.cli.run_logs import follow_file, follow_pods, worded
+from steps.cli.seen_jobs import SeenJob, see_all
 from steps.errors import ClusterError, StorageError
 from steps.events import PREFIX, Event
-from steps.look_cli import cluster_log, cluster_status
-from steps.run_logs import follow_file, follow_pods, worded
-from steps.run_place import Place, look
 from steps.rundir import TrainDir
-from steps.seen_jobs import SeenJob, see_all
 
 NAME = "tiny-orders-train-0a1b2c3d-a1"
 HERE = Place(Path("/nowhere"), None)

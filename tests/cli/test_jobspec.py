@@ -18,19 +18,19 @@ from click.testing import CliRunner
 from sample_records import BASE, plan_of, prepared_of
 
 from steps import launch
-from steps.cli import main
+from steps.cli.job_text import archive_sources, by_hand, text_of
+from steps.cli.main import main
 from steps.errors import ConfigError, StorageError
 from steps.inputs import Inputs, read_inputs
 from steps.job import history as memory
 from steps.job import pytorchjob
 from steps.job.history import Attempt, Verdict
 from steps.job.keeper import DETACHED
-from steps.jobspec import archive_sources, by_hand, text_of
 from steps.prepared import DATA_FILES, MANIFEST, digest_files, sealed
 from steps.records import digest_of
 from steps.rundir import RunDir, held_lock, read_json, write_json
 
-SCHEMA = Path(__file__).parent / "job" / "pytorchjob-1.7.0.json"
+SCHEMA = Path(__file__).parents[1] / "job" / "pytorchjob-1.7.0.json"
 """The operator's own."""
 CLUSTER = {"namespace": "ns", "image": "registry/image:1", "nodes": 2, "token_secret": "hub", "run_as_user": 0}
 
@@ -100,7 +100,7 @@ def test_it_is_printed_without_a_cluster_and_says_what_it_needs() -> None:
 
 def test_it_needs_neither_torch_nor_metaflow_nor_kubernetes() -> None:
     program = (
-        "import sys; from steps.cli import main;"
+        "import sys; from steps.cli.main import main;"
         "main(['jobspec', '--model', 'llama3', '--dataset', 'alpaca'], standalone_mode=False);"
         "print([name for name in ('torch', 'transformers', 'metaflow', 'kubernetes') if name in sys.modules], file=sys.stderr)"
     )
@@ -125,7 +125,7 @@ def test_it_needs_neither_torch_nor_metaflow_nor_kubernetes() -> None:
     ],
 )
 def test_a_mistake_is_said(words: list[str], said: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(Path(__file__).resolve().parents[1])
+    monkeypatch.chdir(Path(__file__).resolve().parents[2])
     code, _, errors = call(*words)
     assert code == 1
     assert said in errors

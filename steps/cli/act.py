@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 
 import click
 
+from steps.cli.place import CONFIG, ROOT, how_to_go_on, look, open_cluster, place_of
+from steps.cli.runs import find_run, trainings_of
 from steps.errors import ClusterError, StorageError
-from steps.run_place import CONFIG, ROOT, how_to_go_on, look, open_cluster, place_of
-from steps.runs import find_run, trainings_of
 
 if TYPE_CHECKING:
+    from steps.cli.seen_jobs import SeenJob
     from steps.job.kube import Kube
     from steps.job.leftovers import RunningJob
-    from steps.seen_jobs import SeenJob
 
 LOCAL_GRACE_S = 60.0
 SETTLE_S = 60.0
@@ -65,7 +65,7 @@ def wait_for_job(kube: Kube, run: str, *, wait_s: float, sleep: Callable[[float]
     Raises:
         ClusterError: there is none.
     """
-    from steps.seen_jobs import choose
+    from steps.cli.seen_jobs import choose
 
     until_s = time.monotonic() + wait_s
     while time.monotonic() < until_s:

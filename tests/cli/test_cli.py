@@ -16,12 +16,12 @@ from click.testing import CliRunner, Result
 
 from steps.catalog import project_root
 from steps.checkpoints import Claim, checkpoint_path, commit
-from steps.cli import ELSEWHERE, Words, main, remove
+from steps.cli.main import ELSEWHERE, Words, main, remove
+from steps.cli.runs import find_run, run_folders, storage_root, story
 from steps.errors import StorageError
 from steps.job.lease import HOLDER
 from steps.job.processes import MARKER, identify, marker_of
 from steps.rundir import TrainDir, write_json
-from steps.runs import find_run, run_folders, storage_root, story
 
 
 def call(*words: str | Path) -> Result:
@@ -226,7 +226,7 @@ def test_help_names_the_commands_and_imports_none_of_them() -> None:
     shown = call("--help").output
     assert all(f"\n  {command} " in shown for command in ("generate", "clean", *ELSEWHERE))
     program = (
-        "import sys; from steps.cli import main; main(['--help'], standalone_mode=False);"
+        "import sys; from steps.cli.main import main; main(['--help'], standalone_mode=False);"
         "print([name for name in sys.modules if name.endswith('_cli') or name in ('pydantic', 'yaml')], file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

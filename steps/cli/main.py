@@ -13,18 +13,18 @@ from typing import Any
 
 import click
 
+from steps.cli.runs import run_folders, storage_root
 from steps.errors import LoraFlowError
-from steps.runs import run_folders, storage_root
 
 ELSEWHERE = {
-    "status": ("look_cli", "Show trainings: state, progress, attempts."),
-    "logs": ("look_cli", "Show a rank's log."),
-    "cancel": ("act_cli", "End a run's training; its workers save first."),
-    "retry": ("retry_cli", "Let a run go on that was given up."),
-    "jobspec": ("jobspec_cli", "Print the PyTorchJob of a training."),
-    "preflight": ("cluster_cli", "Check the cluster that a config describes."),
+    "status": ("look", "Show trainings: state, progress, attempts."),
+    "logs": ("look", "Show a rank's log."),
+    "cancel": ("act", "End a run's training; its workers save first."),
+    "retry": ("retry", "Let a run go on that was given up."),
+    "jobspec": ("jobspec", "Print the PyTorchJob of a training."),
+    "preflight": ("preflight", "Check the cluster that a config describes."),
 }
-"""Commands by name: the module below `steps` that holds it, and what `--help` says of it."""
+"""Commands by name: the module beside this one that holds it, and what `--help` says of it."""
 
 
 class Words(click.ClickException):
@@ -50,7 +50,7 @@ class Commands(click.Group):
         """The command of a name, imported if it lies elsewhere."""
         if name not in ELSEWHERE:
             return super().get_command(context, name)
-        found: click.Command = getattr(importlib.import_module(f"steps.{ELSEWHERE[name][0]}"), name)
+        found: click.Command = getattr(importlib.import_module(f"steps.cli.{ELSEWHERE[name][0]}"), name)
         return found
 
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
@@ -153,7 +153,3 @@ def remove(path: Path) -> None:
     gone = path.with_name(f".{path.name}.removed")
     path.rename(gone)
     shutil.rmtree(gone)
-
-
-if __name__ == "__main__":
-    main(prog_name="python -m steps.cli")

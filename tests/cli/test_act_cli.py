@@ -13,16 +13,16 @@ import yaml
 from click.testing import CliRunner, Result
 from cluster_objects import FakeCluster, make_job, make_pod
 
-from steps.act_cli import cancel_jobs, kept_in, wait_for_job, wait_until_heard
 from steps.checkpoints import Claim, checkpoint_path, commit
-from steps.cli import main
+from steps.cli.act import cancel_jobs, kept_in, wait_for_job, wait_until_heard
+from steps.cli.main import main
+from steps.cli.retry import forgive
+from steps.cli.seen_jobs import see_all
 from steps.errors import ClusterError, StorageError
 from steps.job import history as memory
 from steps.job.cancel import ask, forget, is_asked
 from steps.job.history import Attempt, History, Verdict
-from steps.retry_cli import forgive
 from steps.rundir import TrainDir, held_lock
-from steps.seen_jobs import see_all
 
 
 def call(*words: str | Path, given: str = "") -> Result:

@@ -1,4 +1,4 @@
-"""The PyTorchJob of a training as text, with what it needs and why it looks as it does; for `jobspec_cli`.
+"""The PyTorchJob of a training as text, with what it needs and why it looks as it does; for `jobspec`.
 
 `planned` needs nothing but settings and options: paths and digests are then placeholders. `by_hand` reads a prepared run and
 makes the very job that the flow would submit, ready for `kubectl apply`: it writes spec.json, the code archive, the attempt and
