@@ -26,7 +26,7 @@ from steps.job.checks import cloud, finding, queue, storage, whole
 from steps.job.checks.finding import Finding
 from steps.job.checks.question import Answer, Question
 from steps.job.checks.whole import Target
-from steps.job.kube import load_client
+from steps.job.kube_link import load_client
 
 LIMIT_S = 9.0
 """All questions together."""

@@ -313,10 +313,10 @@ def test_a_watch_that_breaks_off_says_so(kube: Kube, api: Api, raw: str) -> None
 
 def test_a_watch_with_an_old_credential_has_a_new_one_next_time(kube: Kube, api: Api) -> None:
     api.answers = [answer(401)]
-    before = kube._api
+    before = kube._link.api
     with pytest.raises(ClusterError, match="credential was refused"):
         list(kube.watch("pods", "1"))
-    assert kube._api is not before
+    assert kube._link.api is not before
 
 
 def test_a_watch_that_is_not_allowed_says_so(kube: Kube, api: Api) -> None:
