@@ -77,6 +77,19 @@ def test_the_exported_adapter_is_the_trained_model(
     assert (out / ADAPTER).read_bytes() == (training.adapter() / ADAPTER).read_bytes()
 
 
+def test_ranks_in_another_order_than_the_librarys_end_the_attempt(
+    new_training: Callable[..., Training], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of two replicas would read the other's rows, and name its files after the other."""
+    monkeypatch.setenv("NEURON_TEST_UNDO", "place")
+    training = new_training(global_batch=8, micro_batch=1)
+    assert training.start(1, processes=2).wait(timeout=PATIENCE_S) != 0
+    failure = training.failures()[0]
+    assert (failure.exception, failure.failure_class) == ("ConfigError", "config")
+    dp = failure.rank
+    assert f"this rank at Place(dp={1 - dp}, tp=0, data_parallel=2), the library says Place(dp={dp}" in failure.message
+
+
 def test_adapters_that_drift_apart_are_never_saved(
     new_training: Callable[..., Training], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

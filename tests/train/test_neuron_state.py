@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch.nn.functional import pad
 
-from steps.errors import CheckpointError
+from steps.errors import CheckpointError, ConfigError
 from steps.train.neuron_backend import why_not
+from steps.train.neuron_ranks import NeuronRanks
 from steps.train.neuron_state import OptimizerState, Place
 from steps.train.ranks import Ranks
 
@@ -112,6 +113,11 @@ def test_a_state_of_another_precision_or_training_is_refused(tmp_path: Path) -> 
         make_zero(0, 1)[2].restore(tmp_path, scheduler, {})
     with pytest.raises(CheckpointError, match="has no weight a"):
         state.restore(tmp_path, scheduler, {})
+
+
+def test_processes_that_tensor_parallel_does_not_divide_never_meet() -> None:
+    with pytest.raises(ConfigError, match=r"launcher\.tensor_parallel: must divide the number of processes, 3, got 2"):
+        NeuronRanks.of(Ranks(0, 3), tensor_parallel=2).connect()
 
 
 def test_tensor_parallel_ranks_are_neighbours() -> None:

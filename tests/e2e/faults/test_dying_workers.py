@@ -10,7 +10,19 @@ from fault_harness import kubectl
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
 
-RETRIED = {64: False, 65: False, 66: True, 70: False, 75: True, 76: True, 77: True, 78: True, 1: True, 139: True}
+RETRIED = {
+    64: False,
+    65: False,
+    66: True,
+    70: False,
+    75: True,
+    76: True,
+    77: True,
+    78: True,
+    79: True,
+    1: True,
+    139: True,
+}
 CLASS = {
     64: "user",
     65: "config",
@@ -20,6 +32,7 @@ CLASS = {
     76: "accelerator",
     77: "network",
     78: "hang",
+    79: "node",
     1: "unknown",
     139: "unknown",
 }
