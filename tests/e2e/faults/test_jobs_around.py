@@ -38,11 +38,20 @@ sys.exit(code)
 """
 
 
-def around(trial: MakeTrial, what: str, *, path: str = "", **launcher: Any) -> Trial:
-    """The job before or after a small training."""
-    environment = {"PATH": f"{path}{sys.prefix}/bin:/usr/bin:/bin", "NEURON_COMPILE_CACHE_URL": "/tmp/graphs"}
-    cluster = {**PATIENT["cluster"], "environment": environment}
-    made = trial(what, settings={**PATIENT, "cluster": cluster, "launcher": launcher})
+def around(trial: MakeTrial, name: str, what: str, *, tool: str = "") -> Trial:
+    """The job before (`precompile`) or after (`compile`) a small training; `tool` is put on its pods' PATH."""
+    made = trial(name)
+    tools = made.folder / "tools"
+    tools.mkdir(parents=True)
+    if tool:
+        (tools / "neuron_parallel_compile").write_text(tool)
+        (tools / "neuron_parallel_compile").chmod(0o755)
+    environment = {"PATH": f"{tools}:{sys.prefix}/bin:/usr/bin:/bin", "NEURON_COMPILE_CACHE_URL": "/tmp/graphs"}
+    made.settings = {
+        **PATIENT,
+        "cluster": {**PATIENT["cluster"], "environment": environment},
+        "launcher": {"compile_cache": str(made.folder / "graphs")},
+    }
     made.training, made.more = dict(TINY), {"around": what}
     return made
 
@@ -54,12 +63,8 @@ def ended(training: Trial) -> dict[str, Any]:
     return last
 
 
-def test_graphs_are_compiled_by_a_job_of_the_same_nodes(trial: MakeTrial, shared: Path) -> None:
-    tools, cache = shared / "tools", shared / "graphs"
-    tools.mkdir(exist_ok=True)
-    (tools / "neuron_parallel_compile").write_text(TOOL)
-    (tools / "neuron_parallel_compile").chmod(0o755)
-    training = around(trial, "precompile", path=f"{tools}:", compile_cache=str(cache / str(id(trial))))
+def test_graphs_are_compiled_by_a_job_of_the_same_nodes(trial: MakeTrial) -> None:
+    training = around(trial, "precompile", "precompile", tool=TOOL)
     training.start()
     told = ended(training)
     assert "error" not in told, training.supervisors[-1].said()
@@ -67,12 +72,12 @@ def test_graphs_are_compiled_by_a_job_of_the_same_nodes(trial: MakeTrial, shared
     assert record["before"] == 0 < record["after"] <= 3
     names = {Path(name).name for name in finished_graphs(Path(record["cache"]))}
     assert names == {"MODULE_of-all", "MODULE_of-node-0", "MODULE_of-node-1"}
-    assert {event.step for event in training.events(1) if event.kind == "step"} == {2, 3}
+    assert {event.step for event in training.events(1) if event.kind == "step"} == {1, 2, 3}
     assert not list(training.directory.path.glob("checkpoints/*"))
 
 
 def test_without_the_tool_it_stops_at_once_and_says_what_to_do(trial: MakeTrial) -> None:
-    training = around(trial, "precompile")
+    training = around(trial, "no-tool", "precompile")
     training.start()
     told = ended(training)
     assert told["error"] == "JobPermanentError"
@@ -84,7 +89,7 @@ def test_without_the_tool_it_stops_at_once_and_says_what_to_do(trial: MakeTrial)
 
 
 def test_the_compile_job_says_that_it_was_skipped_and_which_command_would_do_it(trial: MakeTrial) -> None:
-    training = around(trial, "compile")
+    training = around(trial, "compile", "compile")
     training.start()
     told = ended(training)
     assert "error" not in told, training.supervisors[-1].said()
