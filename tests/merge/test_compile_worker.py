@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from merge_records import plan
 
+from steps.config import Settings
 from steps.errors import ConfigError
 from steps.events import EventTail
 from steps.failure_record import read_records
+from steps.job.job import Job
 from steps.job.publish import result_damage
 from steps.merge import compile_worker
 from steps.merge.compile import CompiledModel
@@ -86,6 +90,27 @@ def start(directory: TrainDir, spec: dict[str, Any]) -> int:
     directory.attempt(1).mkdir(parents=True)
     directory.spec.write_text(json.dumps(spec))
     return compile_worker.main([str(directory.spec), "--attempt", "1"])
+
+
+class Node:
+    """`current.pytorchjob` with one node: it runs the job's program to its end."""
+
+    def run(self, job: Job, settings: Settings, *, title: str, facts: Mapping[str, object]) -> SimpleNamespace:
+        self.limit_s, self.title, self.facts = settings.deadlines.first_step_s, title, facts
+        assert start(job.directory, dict(job.spec)) == 0
+        (told,) = (event.data for event in EventTail(job.directory.events(1)).read_new() if event.kind == "finished")
+        return SimpleNamespace(result_dir=job.directory.path / told["result"])
+
+
+def test_on_a_cluster_a_node_compiles_and_its_record_is_the_artifact(merged: MergedModel, tmp_path: Path) -> None:
+    asked, node = wanting(limit_s=7200.0), Node()
+    launcher = asked.settings.launcher.model_copy(update={"kind": "pytorchjob"})
+    asked = asked.model_copy(update={"settings": asked.settings.model_copy(update={"launcher": launcher})})
+    found = compile_merged(node, asked, merged, RunDir(tmp_path))  # type: ignore[arg-type]
+    assert "not installed here" in found.skipped
+    assert found.parents == {"merged": merged.digest}
+    assert (node.limit_s, node.facts["tensor_parallel"]) == (7200.0, 8)
+    assert node.title.startswith("Compiling ")
 
 
 def test_a_failure_is_recorded_with_its_class(merged: MergedModel, tmp_path: Path) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +18,7 @@ from steps.events import EventTail
 from steps.failure_record import read_records
 from steps.job.job import Job
 from steps.job.publish import publish, result_damage
-from steps.neuron_jobs import patient, precompile_job
+from steps.neuron_jobs import patient, precompile, precompile_job
 from steps.rundir import TrainDir, read_json
 from steps.train.neuron_cache import finished_graphs
 from steps.train.neuron_precompile import main, precompile_spec
@@ -151,6 +153,20 @@ def test_the_job_is_the_trainings_with_a_wrapper_and_a_place_of_its_own() -> Non
     assert job.directory.path == Path("/d-precompile")
     assert job.spec["graphs_only"] is True
     assert job.spec_digest != training.spec_digest != replace(training, wrapper="x").spec_digest
+
+
+def test_what_came_of_it_is_told_in_a_sentence(spec: TrainSpec) -> None:
+    class Node:
+        """`current.pytorchjob` with one node."""
+
+        def run(self, job: Job, settings: Settings, *, title: str, facts: object) -> SimpleNamespace:
+            assert (job.step, settings.deadlines.exit_s) == ("precompile", Settings().deadlines.first_step_s)
+            assert run(spec, "a", "good") == 0
+            return SimpleNamespace(result_dir=publish(spec.place, finished(spec)[0]))
+
+    training = Job("steps.train.worker", make_spec().to_dict(), TrainDir(Path("/d")), "i", 10)
+    told = precompile(Node(), training, Settings(), {})  # type: ignore[arg-type]
+    assert re.fullmatch(r"precompiled: 1 graphs compiled in \d+ s, 1 in .*/shared", told)
 
 
 def test_while_graphs_are_compiled_nobody_is_impatient() -> None:
