@@ -25,8 +25,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parent)]
+sys.path[:0] = [str(Path(__file__).resolve().parents[up]) for up in (2, 0, 1)]
 
+from clean_environment import hear_interrupts  # noqa: E402
 from soak_checks import Kill, Watched, count, newest_attempt, recovery_told, steps_are_consistent  # noqa: E402
 from soak_training import STEP_GAP_S, prepare  # noqa: E402
 
@@ -240,6 +241,7 @@ def examine(run: Soak, expected: bytes) -> dict[str, object]:
 
 def main(argv: list[str] | None = None) -> int:
     """Soak and print what was survived."""
+    hear_interrupts()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=1)
