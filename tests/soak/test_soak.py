@@ -13,7 +13,6 @@ sys.path.insert(0, str(Path(__file__).parent))
 from soak import soak
 from soak_flow import soak_flow
 
-
 HEARS = """
 import signal, subprocess, sys
 from clean_environment import hear_interrupts
