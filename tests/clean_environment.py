@@ -1,12 +1,19 @@
-"""An environment for subprocesses in which nothing of this machine's own settings is left. For fixtures and for the soak."""
+"""Subprocesses in which nothing of this machine's own settings, nor of the shell's, is left. For fixtures and for the soak."""
 
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parents[1]
 THREADS = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+def hear_interrupts() -> None:
+    """What a shell begins in the background ignores Ctrl-C, and so would all that a test starts: no SIGINT would be seen."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def environment_for(folder: Path) -> dict[str, str]:

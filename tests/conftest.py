@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from clean_environment import environment_for
+from clean_environment import environment_for, hear_interrupts
 from hypothesis import settings
 
 LONGEST_FIRST = ("soak", "flow", "train", "job")
@@ -17,6 +17,7 @@ LONGEST_FIRST = ("soak", "flow", "train", "job")
 
 settings.register_profile("calm", deadline=None)
 settings.load_profile("calm")
+hear_interrupts()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

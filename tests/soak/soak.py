@@ -25,8 +25,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parent)]
+sys.path[:0] = [str(Path(__file__).resolve().parents[up]) for up in (2, 0, 1)]
 
+from clean_environment import hear_interrupts  # noqa: E402
 from soak_checks import Kill, Watched, count, newest_attempt, recovery_told, steps_are_consistent  # noqa: E402
 from soak_training import STEP_GAP_S, prepare  # noqa: E402
 
@@ -100,8 +101,9 @@ class Soak:
         while not self.is_over():
             assert time.monotonic() < limit_s, f"still not over after {len(self.kills)} kills: {self.place.path}"
             if len(self.kills) < kills:
-                self.wait_for_a_moment(before=self.steps * (len(self.kills) + 1) // (kills + 1))
-                self.strike()
+                share, next_share = (self.steps * (len(self.kills) + more) // (kills + 1) for more in (1, 2))
+                self.wait_for_a_moment(before=share)
+                self.strike(before=next_share)
             else:
                 time.sleep(0.5)
             self.watched.look(self.place)
@@ -143,20 +145,20 @@ class Soak:
         path = self.place.events(newest_attempt(self.place))
         return path.is_file() and '"first_step"' in path.read_text()
 
-    def strike(self) -> None:
-        """One signal to one target."""
+    def strike(self, before: int) -> None:
+        """One signal to one target; who is stopped sleeps no longer than until the others have saved step `before`."""
         target, number = self.dice.choice(self.targets), self.dice.choice(SIGNALS)
         pids = self.pids_of(target)
-        struck = Kill(time.time(), target, number.name, newest_attempt(self.place))
+        struck = Kill(time.time(), target, number.name, newest_attempt(self.place), self.watched.newest)
         for pid in pids:
             send(pid, number)
         if number == signal.SIGSTOP:
-            time.sleep(STEP_GAP_S + 8 if self.dice.random() < 0.1 else self.dice.uniform(0.1, 2))
+            self.pause(STEP_GAP_S + 8 if self.dice.random() < 0.1 else self.dice.uniform(0.1, 2), before)
             for pid in pids:
                 send(pid, signal.SIGCONT)
         if pids:
             self.kills.append(struck)
-            self.say(f"{len(self.kills)}: {target} {number.name}, attempt {struck.attempt}, step {self.watched.newest}")
+            self.say(f"{len(self.kills)}: {target} {number.name}, attempt {struck.attempt}, step {struck.step}")
 
     def pids_of(self, target: str) -> list[int]:
         """Processes of the job by their role."""
@@ -228,6 +230,7 @@ def examine(run: Soak, expected: bytes) -> dict[str, object]:
     assert abs(wall_s - total_s) <= 0.02 * wall_s + run.outside_s, (account, wall_s)
     return {
         "kills": len(run.kills),
+        "before_the_end": sum(kill.step < run.steps for kill in run.kills),
         "attempts": len(read_json(run.place.history)["attempts"]),
         "identical": True,
         "wall_s": round(wall_s, 1),
@@ -240,6 +243,7 @@ def examine(run: Soak, expected: bytes) -> dict[str, object]:
 
 def main(argv: list[str] | None = None) -> int:
     """Soak and print what was survived."""
+    hear_interrupts()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=1)

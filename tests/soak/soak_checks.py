@@ -23,6 +23,8 @@ class Kill:
     signal: str
     attempt: int
     """The newest then; 0: none."""
+    step: int
+    """Of the newest complete checkpoint then."""
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +12,21 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from soak import soak
 from soak_flow import soak_flow
+
+HEARS = """
+import signal, subprocess, sys
+from clean_environment import hear_interrupts
+signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a shell does for what it begins in the background
+hear_interrupts()
+child = "import signal; print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)"
+print(subprocess.run([sys.executable, "-c", child], capture_output=True, text=True, check=True).stdout)
+"""
+
+
+def test_a_soak_begun_in_the_background_starts_what_hears_an_interrupt() -> None:
+    tests = Path(__file__).resolve().parents[1]
+    told = subprocess.run([sys.executable, "-c", HEARS], cwd=tests, capture_output=True, text=True, check=True)
+    assert told.stdout.strip() == "True"
 
 
 @pytest.mark.timeout(300)
