@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+sys.path.append(str(Path(__file__).parent / "faults"))
+
 from cluster_harness import SMALL, Place, Site, kubectl, run_id_of, wait_until
+from fault_table import Row, versions, write_row
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.devices, pytest.mark.timeout(2400)]
 
@@ -119,6 +124,9 @@ def test_a_restarted_and_then_retried_step_adopts_the_training_that_runs(argo: P
     assert [item for item, _ in tries(site, name, "train")] == ["train(0)", "train(1)"]
     (history,) = argo.run_directory(f"argo-{name}").glob("train-*/history.json")
     assert len(json.loads(history.read_text())["attempts"]) == 1
+    assert not site.jobs()
+    fault = "Argo: the launching step's pod vanishes, then its next one fails"
+    write_row(Row(fault, "–", f"tiny-orders: {ADOPTED}", 1, 0, 0, versions()))
 
 
 ADOPTED = "attempt 1 is still running; watching over it from here"
@@ -145,9 +153,14 @@ def test_a_terminated_workflow_leaves_nothing_running(argo: Place, site: Site) -
     wait_until(lambda: not live_workers(site), timeout_s=LEASE_S + grace_s + 60, what="the workers are gone", poll_s=1)
     assert checkpoints(argo.run_directory(f"argo-{name}")), "they save before they go"
 
-    assert len(site.jobs()) == 1, "its evidence stays for a look"
+    (job,) = site.jobs()  # its evidence stays for a look
+    pods = site.items("pods", f"training.kubeflow.org/job-name={job['metadata']['name']}")
+    said = [str(item["status"]["containerStatuses"][0]["state"]["terminated"].get("message")) for item in pods]
+    assert any('"reason": "lease"' in words for words in said), said
     site.kubectl("delete", WORKFLOWS, name)
     wait_until(lambda: not site.jobs(), timeout_s=120, what="the job goes with its workflow")
+    words = f"{job['metadata']['name']}: Failed; its pods say {said[0]}"
+    write_row(Row("Argo: the workflow is terminated, then deleted", "preempted", words, 1, 0, 0, versions()))
 
 
 def live_workers(site: Site) -> list[str]:
