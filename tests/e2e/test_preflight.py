@@ -31,7 +31,7 @@ from preflight_cluster import (
 
 from steps.errors import ClusterError
 from steps.job.checks.whole import Target
-from steps.job.kube import load_client
+from steps.job.kube_link import load_client
 from steps.job.preflight import findings, require
 
 pytestmark = pytest.mark.cluster
