@@ -21,7 +21,7 @@ test: .venv/installed-dev  ## the quick tests, about four and a half minutes on 
 test-all: .venv/installed-dev  ## every test that needs no cluster and no GPU
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not gpu and not cluster" --timeout 1200 $(ARGS)
 
-e2e: .venv/installed-dev  ## tests on a Kubernetes with the Training Operator (KUBECONFIG names it; ARGS="-m cluster" adds the slow ones)
+e2e: .venv/installed-dev  ## tests on a Kubernetes with the Training Operator, 20 minutes (KUBECONFIG names it; ARGS="-m cluster" adds the slow ones)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 3 --dist worksteal -m "cluster and not slow" --timeout 900 tests/e2e $(ARGS)
 
 coverage: .venv/installed-dev  ## branch coverage of the quick tests: 100 % of the pure core, 90 % of all, or it fails

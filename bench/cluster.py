@@ -26,7 +26,7 @@ from steps.job.sight import Sight
 from steps.rundir import read_json
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "tests" / "e2e" / "faults")]
+sys.path[:0] = [str(ROOT / "tests" / "e2e" / "faults"), str(ROOT / "tests" / "e2e")]
 
 SDK = """
 import json, sys, time

@@ -38,6 +38,10 @@ NOT_IDENTITY = frozenset(
     }
 )
 """Keys of a training's spec that a continued run may change, or that follow from others."""
+NO_CARDS = (
+    "cards: without a metadata service the steps of this run cannot draw theirs (`Card render failed … does not exist`); the log "
+    "tells the progress, and evaluation-*/report.json in the run directory the result"
+)
 
 
 def cache_folder(plan: Plan) -> Path:
@@ -71,6 +75,8 @@ def start(flow: Any, raw_settings: Mapping[str, Any]) -> tuple[Artifact, Artifac
         run = find_run(plan, flow_name)
         say(f"continuing {run.path}")
     say(f"run directory: {run.path}")
+    if codepackage.lacks_cards():
+        say(NO_CARDS)
     base = base_stage.fetch(
         plan.model, cache=cache, min_free_gib=plan.settings.storage.min_free_gib, progress=StageProgress()
     )

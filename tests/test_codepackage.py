@@ -19,7 +19,15 @@ from metaflow.client.core import MetaflowObject
 
 from steps import codepackage
 from steps.catalog import project_root
-from steps.codepackage import code_version, name_user, pathspec, run_command_line, set_current, sources_digest
+from steps.codepackage import (
+    code_version,
+    lacks_cards,
+    name_user,
+    pathspec,
+    run_command_line,
+    set_current,
+    sources_digest,
+)
 
 
 def make_project(root: Path) -> Path:
@@ -99,6 +107,25 @@ def test_a_run_that_tags_itself_has_the_tag(tmp_path: Path, clean_environment: d
         [sys.executable, "-c", look], env=clean_environment, cwd=tmp_path, capture_output=True, text=True
     )
     assert told.stdout.startswith("['gate:passed'] Tagged/")
+
+
+@pytest.mark.parametrize(
+    ("workload", "metadata", "run_id", "expected"),
+    [
+        *(("1", "local@/home/lora", "1795", True), ("", "local@/home/lora", "1795", False)),
+        *(("1", "service@http://m", "17", False), ("1", "local@/home/lora", "argo-loraflow-x", False)),
+    ],
+    ids=["a pod of a laptop's run", "a laptop", "with a service", "on Argo"],
+)
+def test_where_cards_cannot_be_drawn_is_known(
+    monkeypatch: pytest.MonkeyPatch, workload: str, metadata: str, run_id: str, expected: bool
+) -> None:
+    """Metaflow's local provider registers a task of its own process only where the run's id is no number."""
+    if workload:
+        monkeypatch.setenv("METAFLOW_KUBERNETES_WORKLOAD", workload)
+    monkeypatch.setattr("metaflow.get_metadata", lambda: metadata)
+    monkeypatch.setattr(type(current), "run_id", run_id)
+    assert lacks_cards() == expected
 
 
 def test_the_user_is_named_where_metaflow_cannot_know(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,6 +69,7 @@ REASONS: dict[str, Reason] = {
     "NodeShutdown": Reason.NODE,
     "Terminated": Reason.NODE,  # graceful node shutdown
     "UnexpectedAdmissionError": Reason.NODE,  # the kubelet refused it: devices vanished
+    "DeadlineExceeded": Reason.STOPPED,  # activeDeadlineSeconds: `deadlines.total_s` passed while nobody watched
     "Preempting": Reason.PREEMPTED,
     # Pods (the DisruptionTarget condition's reason).
     "PreemptionByScheduler": Reason.PREEMPTED,

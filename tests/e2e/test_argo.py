@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+sys.path.append(str(Path(__file__).parent / "faults"))
+
 from cluster_harness import SMALL, Place, Site, kubectl, run_id_of, wait_until
+from fault_table import Row, versions, write_row
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.devices, pytest.mark.timeout(2400)]
 
@@ -117,8 +124,10 @@ def test_a_restarted_and_then_retried_step_adopts_the_training_that_runs(argo: P
     assert ended(site, name) == "Succeeded", tail(site, name)
     assert ADOPTED in train_says(site, name)
     assert [item for item, _ in tries(site, name, "train")] == ["train(0)", "train(1)"]
-    (history,) = argo.run_directory(f"argo-{name}").glob("train-*/history.json")
-    assert len(json.loads(history.read_text())["attempts"]) == 1
+    assert attempts(argo, name) == 1
+    assert not site.jobs()
+    fault = "Argo: the launching step's pod vanishes, then its next one fails"
+    write_row(Row(fault, "–", f"tiny-orders: {ADOPTED}", 1, 0, 0, versions()))
 
 
 ADOPTED = "attempt 1 is still running; watching over it from here"
@@ -136,6 +145,40 @@ def train_says(site: Site, name: str) -> str:
     return site.kubectl("logs", *newest, "--container=main") if newest else ""
 
 
+def test_a_training_that_failed_for_good_answers_retries_at_once_and_argo_retry_begins_anew(
+    argo: Place, site: Site
+) -> None:
+    name = trigger(argo, "--lora-alpha", "1e30")  # the first gradient overflows
+    assert ended(site, name) == "Failed", tail(site, name)
+    assert tries(site, name, "train") == [(f"train({count})", "Failed") for count in range(3)]
+    assert "This is remembered from before; nothing was started" in train_says(site, name)
+    assert attempts(argo, name) == 1
+
+    if "LORA_E2E_ARGO_RETRY" not in os.environ:
+        pytest.skip(
+            "LORA_E2E_ARGO_RETRY (a program: workflow on stdin, as `argo retry` would send it on stdout) is not set"
+        )
+    argo_retry(site, name)
+    assert ended(site, name) == "Failed", tail(site, name)
+    assert attempts(argo, name) == 2, "the retry count began at 0, so the old verdict did not bind"
+
+
+def argo_retry(site: Site, name: str) -> None:
+    """What `argo retry` does: the failed nodes are reset, their pods deleted, the workflow sent back."""
+    given = json.dumps(workflow(site, name))
+    program = os.environ["LORA_E2E_ARGO_RETRY"]
+    again = subprocess.run([program], input=given, capture_output=True, text=True, check=True).stdout
+    for pod in step_pods(site, name, "train"):
+        site.kubectl("delete", "pod", pod["metadata"]["name"], "--ignore-not-found")
+    site.kubectl("replace", "--filename=-", stdin=again)
+    wait_until(lambda: phase(site, name) not in ENDS, timeout_s=60, what="it runs again")
+
+
+def attempts(place: Place, name: str) -> int:
+    (history,) = place.run_directory(f"argo-{name}").glob("train-*/history.json")
+    return len(json.loads(history.read_text())["attempts"])
+
+
 def test_a_terminated_workflow_leaves_nothing_running(argo: Place, site: Site) -> None:
     name = trigger(argo, "--max-steps", "4000")
     wait_until(lambda: training_runs(argo, name, steps=3), timeout_s=900, what="training is under way", poll_s=1)
@@ -145,9 +188,14 @@ def test_a_terminated_workflow_leaves_nothing_running(argo: Place, site: Site) -
     wait_until(lambda: not live_workers(site), timeout_s=LEASE_S + grace_s + 60, what="the workers are gone", poll_s=1)
     assert checkpoints(argo.run_directory(f"argo-{name}")), "they save before they go"
 
-    assert len(site.jobs()) == 1, "its evidence stays for a look"
+    (job,) = site.jobs()  # its evidence stays for a look
+    pods = site.items("pods", f"training.kubeflow.org/job-name={job['metadata']['name']}")
+    said = [str(item["status"]["containerStatuses"][0]["state"]["terminated"].get("message")) for item in pods]
+    assert any('"reason": "lease"' in words for words in said), said
     site.kubectl("delete", WORKFLOWS, name)
     wait_until(lambda: not site.jobs(), timeout_s=120, what="the job goes with its workflow")
+    words = f"{job['metadata']['name']}: Failed; its pods say {said[0]}"
+    write_row(Row("Argo: the workflow is terminated, then deleted", "preempted", words, 1, 0, 0, versions()))
 
 
 def live_workers(site: Site) -> list[str]:

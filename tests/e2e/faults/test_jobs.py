@@ -166,6 +166,21 @@ def test_workers_that_nobody_watches_save_and_leave_after_the_lease(trial: MakeT
     expect("nobody watches for lease_s", training, classes=["preempted"], reads=reads, lost_at_most=0)
 
 
+@pytest.mark.slow
+def test_detached_workers_are_ended_by_the_kubelet_at_the_total_deadline(trial: MakeTrial, expect: Expect) -> None:
+    settings = {"cluster": {"detach": True}, "deadlines": {"total_s": 90}}
+    training = trial("deadline", steps=500, settings=settings)
+    first = training.start()
+    training.when_step(3)
+    first.process.send_signal(signal.SIGINT)
+    first.process.wait(timeout=60)
+    eventually("the kubelet ends them", lambda: "DeadlineExceeded" in json.dumps(training.objects("pods")), limit_s=200)
+    training.start(resume=True)
+    reads = "it was asked to stop .*longer than.*deadline"
+    fault = "detached workers reach deadlines.total_s"
+    expect(fault, training, classes=["preempted"], error="JobTimeout", reads=reads, lost_at_most=400)
+
+
 def test_a_suspended_job_is_preempted_and_free(trial: MakeTrial, expect: Expect) -> None:
     training = trial("suspend", save_every=100, meet_s=20)
     training.start()
