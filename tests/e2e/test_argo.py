@@ -168,8 +168,8 @@ def argo_retry(site: Site, name: str) -> None:
     given = json.dumps(workflow(site, name))
     program = os.environ["LORA_E2E_ARGO_RETRY"]
     again = subprocess.run([program], input=given, capture_output=True, text=True, check=True).stdout
-    for pod in step_pods(site, name, "train"):
-        site.kubectl("delete", "pod", pod["metadata"]["name"], "--ignore-not-found")
+    of_workflow = f"--selector=workflows.argoproj.io/workflow={name}"
+    site.kubectl("delete", "pod", of_workflow, "--field-selector=status.phase=Failed")
     site.kubectl("replace", "--filename=-", stdin=again)
     wait_until(lambda: phase(site, name) not in ENDS, timeout_s=60, what="it runs again")
 
