@@ -10,6 +10,7 @@ Processor time is told as well: unlike wall time it stays about the same on a bu
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import multiprocessing
@@ -19,9 +20,13 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 from bench._report import report
 
@@ -29,6 +34,8 @@ ROOT = Path(__file__).resolve().parents[1]
 RANK = 16
 SHARDS = 5
 PEFT_REPEATS, GROWTH_REPEATS = 3, 3
+LOOK_S = 0.1
+"""Between two looks at the memory of a process and its children."""
 OURS = """
 import sys
 from pathlib import Path
@@ -192,13 +199,26 @@ def measure(command: list[str], out: Path) -> Measured:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
     began = time.perf_counter()
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    wall_s = time.perf_counter() - began
+    ended = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        tree_mib = pool.submit(watch_tree, psutil.Process(process.pid), ended)
+        _, status, usage = os.wait4(process.pid, 0)
+        wall_s = time.perf_counter() - began
+        ended.set()
     process.returncode = os.waitstatus_to_exitcode(status)
     shutil.rmtree(out, ignore_errors=True)
     if process.returncode:
         raise RuntimeError(f"exit status {process.returncode}: {' '.join(command)}")
-    return Measured(wall_s, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
+    return Measured(wall_s, usage.ru_utime + usage.ru_stime, max(usage.ru_maxrss / 1024, tree_mib.result()))
+
+
+def watch_tree(root: psutil.Process, ended: threading.Event) -> float:
+    """The most memory, in MiB, that a process and its children held together; what they share counts for each."""
+    peak = 0
+    while not ended.wait(LOOK_S):
+        with contextlib.suppress(psutil.Error):
+            peak = max(peak, sum(one.memory_info().rss for one in (root, *root.children(recursive=True))))
+    return peak / 2**20
 
 
 def compare(folder: Path, *, repeats: int, with_peft: bool) -> dict[str, list[Measured]]:

@@ -20,7 +20,7 @@ from steps.merge import delta, stream
 from steps.merge.safetensors_file import DTYPE_NAMES, StoredTensor, lay_out
 from steps.merge.sources import HEAD, INDEX, Base, read_adapter, read_base, read_object, tied_embedding
 
-MAX_THREADS = 16
+MAX_PROCESSES = 16
 SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.py", "LICENSE*", "NOTICE*", "USE_POLICY*")
 """What a model folder holds beside its weights: configs, tokenizer, chat template, licence."""
 
@@ -54,12 +54,12 @@ def merge_folders(
     out: Path,
     dtype: str = "auto",
     *,
-    threads: int = 0,
+    processes: int = 0,
     done: Callable[[int], None] | None = None,
 ) -> Counts:
     """Write the merged model into `out`, which is made, or empty.
 
-    `dtype` is bfloat16, float16 or float32, or auto: each tensor keeps the base's. `threads` 0: one per core that this process
+    `dtype` is bfloat16, float16 or float32, or auto: each tensor keeps the base's. `processes` 0: one per core that this process
     may use. `done` gets the bytes written so far. In bf16 and fp16 the result is the correctly rounded fp32 sum. In fp32 it has
     PEFT's bits: torch is imported for it, and one whole weight at a time is in memory. Where the base ties its head to its
     embedding and the adapter changes one of them, they are untied, so that the merged model computes what the adapted one does.
@@ -81,11 +81,11 @@ def merge_folders(
     copy_small_files(base, out)
     counts = _counts(outputs, changes, total)
     _write_config(out, model.config, counts.dtype if dtype != "auto" else None, untied=untied)
-    cores = min(len(os.sched_getaffinity(0)), MAX_THREADS)
+    cores = min(len(os.sched_getaffinity(0)), MAX_PROCESSES)
     stream.run(
         tasks,
         adapter_tensors,
-        threads=1 if exact else threads or cores,  # torch brings its own threads
+        processes=1 if exact else processes or cores,  # torch brings its own threads
         exact_as_torch=exact,
         done=done,
     )
@@ -150,7 +150,7 @@ def _create_files(
 
 
 def _in_turn(per_file: Sequence[Sequence[stream.Task]]) -> Iterator[stream.Task]:
-    """One task of each file after the other: two threads that write to one file wait for each other."""
+    """One task of each file after the other: two that write to one file wait for each other."""
     return (task for turn in zip_longest(*per_file) for task in turn if task)
 
 

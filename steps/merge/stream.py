@@ -1,25 +1,25 @@
 """Weights through memory in cache-sized blocks: bytes in from the base, bytes out to their place in the merged file.
 
-`run` works off the tasks of a merge with a few threads (numpy and the kernel release the interpreter's lock). What no change
-touches is copied by the kernel. Memory is a few MiB per thread whatever the model's size, plus one layer's adapter matrices. When
-torch computes (fp32), a block is a whole weight, since a product's last bits depend on the shape that it is computed in.
-Called by `folder`; decides nothing about what goes where.
+`run` works off the tasks of a merge in a few processes. What no change touches is copied by the kernel. Memory is a few MiB per
+process whatever the model's size, plus one layer's adapter matrices. When torch computes (fp32), a block is a whole weight, since
+a product's last bits depend on the shape that it is computed in. Called by `folder`; decides nothing about what goes where.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from steps.errors import ModelError
+from steps.errors import ModelError, StorageError
+from steps.forked import fork_pool
 from steps.merge.arithmetic import Arithmetic, Bytes, Floats, LoadedLowRank, aligned, narrow, to_fp32, widen
 from steps.merge.delta import LowRank
 from steps.merge.safetensors_file import ITEM_BYTES, StoredTensor
@@ -27,7 +27,7 @@ from steps.merge.safetensors_file import ITEM_BYTES, StoredTensor
 BLOCK_ELEMENTS = 65_536
 """Two fp32 buffers and one of bytes, 640 KiB together: they stay in a core's second-level cache. Twice as much is slower."""
 TASK_ELEMENTS = 16_777_216
-"""Largest piece that one thread takes: small enough to share the work evenly, large enough to load its matrices once."""
+"""Largest piece that one process takes: small enough to share the work evenly, large enough to load its matrices once."""
 COPY_BYTES = 33_554_432
 CANNOT_COPY_IN_KERNEL = frozenset({errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM})
 
@@ -67,54 +67,84 @@ def run(
     tasks: Sequence[Task],
     adapter: Mapping[str, StoredTensor],
     *,
-    threads: int,
+    processes: int,
     exact_as_torch: bool,
     done: Callable[[int], None] | None = None,
 ) -> None:
-    """Work off all tasks; `done` gets the bytes written so far, from the calling thread, twice a second.
+    """Work off all tasks; `done` gets the bytes written so far, at least twice a second.
 
     Raises:
         ModelError: a base file ended early, or a merged value does not fit fp16.
         CheckpointError: the adapter holds NaN or infinite values.
+        StorageError: a process was killed.
         OSError: reading or writing failed.
     """
-    arithmetic = Arithmetic(exact_as_torch=exact_as_torch)
-    queue = deque(tasks)
-    written: list[int] = []  # appending is atomic
+    written = 0
+    worker = Worker(adapter, exact_as_torch=exact_as_torch)
+    for count in map(worker.perform, tasks) if processes == 1 else _in_processes(tasks, worker, processes):
+        written += count
+        if done:
+            done(written)
 
-    def work() -> None:
-        buffers = Buffers(BLOCK_ELEMENTS)
-        try:
-            while task := _next(queue):
-                if exact_as_torch and task.low_rank:
-                    buffers.fit((task.last - task.first) * task.columns)
-                _perform(task, adapter, arithmetic, buffers)
-                written.append((task.last - task.first) * task.columns * ITEM_BYTES[task.target.dtype])
-        finally:
-            queue.clear()  # after a failure the other threads stop as well
 
-    with ThreadPoolExecutor(threads, "merge") as pool:
-        pending = {pool.submit(work) for _ in range(threads)}
+def _in_processes(tasks: Sequence[Task], worker: Worker, processes: int) -> Iterator[int]:
+    """Bytes written since the last look. Threads would do less: between two calls of numpy each needs the interpreter's lock."""
+    with fork_pool(processes, _begin, worker) as pool:
+        pending = {pool.submit(_perform, task) for task in tasks}
         try:
             while pending:
                 finished, pending = wait(pending, timeout=0.5, return_when=FIRST_EXCEPTION)
-                for future in finished:
-                    future.result()
-                if done:
-                    done(sum(written))
+                yield sum(future.result() for future in finished)
+        except BrokenProcessPool as error:
+            raise StorageError(
+                "a process that merges was killed, most likely for lack of memory: free some, or use fewer cores "
+                "(taskset -c 0 …)"
+            ) from error
         finally:
-            queue.clear()
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _next(queue: deque[Task]) -> Task | None:
-    try:
-        return queue.popleft()
-    except IndexError:
-        return None
+_worker: Worker | None = None
+"""Of a forked process; None in the parent."""
+
+
+def _begin(worker: Worker) -> None:
+    global _worker
+    _worker = worker
+
+
+def _perform(task: Task) -> int:
+    if _worker is None:
+        raise RuntimeError("called outside a forked process")
+    return _worker.perform(task)
+
+
+class Worker:
+    """Performs tasks one after the other, in memory that it uses again and again."""
+
+    def __init__(self, adapter: Mapping[str, StoredTensor], *, exact_as_torch: bool) -> None:
+        self._adapter = adapter
+        self._exact_as_torch = exact_as_torch
+        self._arithmetic = Arithmetic(exact_as_torch=exact_as_torch)
+        self._buffers = Buffers(BLOCK_ELEMENTS)
+
+    def perform(self, task: Task) -> int:
+        """Write a task's rows; the bytes written."""
+        if self._exact_as_torch and task.low_rank:
+            self._buffers.fit((task.last - task.first) * task.columns)
+        with ExitStack() as stack:
+            source = stack.enter_context(task.source.file.open("rb", buffering=0)).fileno()
+            target = stack.enter_context(task.target.file.open("r+b", buffering=0)).fileno()
+            if task.is_copy:
+                _copy(task, source, target)
+            else:
+                low_rank = _load(task.low_rank, self._adapter, task.target.name) if task.low_rank else None
+                _merge(task, source, target, low_rank, self._arithmetic, self._buffers)
+        return (task.last - task.first) * task.columns * ITEM_BYTES[task.target.dtype]
 
 
 class Buffers:
-    """One thread's memory, reused for every block."""
+    """One process's memory, reused for every block."""
 
     def __init__(self, elements: int) -> None:
         self._reserve(elements)
@@ -129,17 +159,6 @@ class Buffers:
         """Grow for a row, or a whole weight, that is longer than a block."""
         if elements > self.elements:
             self._reserve(elements)
-
-
-def _perform(task: Task, adapter: Mapping[str, StoredTensor], arithmetic: Arithmetic, buffers: Buffers) -> None:
-    with ExitStack() as stack:
-        source = stack.enter_context(task.source.file.open("rb", buffering=0)).fileno()
-        target = stack.enter_context(task.target.file.open("r+b", buffering=0)).fileno()
-        if task.is_copy:
-            _copy(task, source, target)
-        else:
-            low_rank = _load(task.low_rank, adapter, task.target.name) if task.low_rank else None
-            _merge(task, source, target, low_rank, arithmetic, buffers)
 
 
 def _copy(task: Task, source: int, target: int) -> None:

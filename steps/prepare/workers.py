@@ -7,16 +7,15 @@ process, since starting them takes longer than the work.
 from __future__ import annotations
 
 import gc
-import multiprocessing
 import os
-import signal
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 
 from steps.errors import StorageError
+from steps.forked import fork_pool
 from steps.prepare.files import Row
 from steps.prepare.samples import Made, SampleMaker
 
@@ -58,9 +57,7 @@ def make_samples(
 
 def _in_processes(chunks: Iterator[list[Row]], maker: SampleMaker, count: int) -> Iterator[tuple[int, Made]]:
     waiting: deque[tuple[int, Future[Made]]] = deque()
-    # Forked children hold nothing of the flow's but memory; spawned ones would import the flow's file again.
-    context = multiprocessing.get_context("fork")
-    with ProcessPoolExecutor(count, mp_context=context, initializer=_start, initargs=(maker,)) as pool:
+    with fork_pool(count, _start, maker) as pool:
         try:
             for chunk in chunks:
                 waiting.append((chunk[-1].done, pool.submit(_make, chunk)))
@@ -85,8 +82,6 @@ _maker: SampleMaker | None = None
 
 def _start(maker: SampleMaker) -> None:
     global _maker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads were not forked
     gc.disable()  # rows and samples hold no cycles, and looking for some takes a fifteenth of the time
     _maker = maker
