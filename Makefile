@@ -15,7 +15,7 @@ help:  ## what can be made
 run: .venv/installed  ## fine-tune a small real model on this machine: two to three minutes (ARGS="--max-steps 50 ...")
 	$(BIN)/python flows/lora_flow.py run $(ARGS)
 
-test: .venv/installed-dev  ## the quick tests, about four and a half minutes on two cores
+test: .venv/installed-dev  ## the quick tests, two and a half minutes on two cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-all: .venv/installed-dev  ## every test that needs no cluster and no GPU
