@@ -51,8 +51,8 @@ The load includes what other work asked for meanwhile (1.0: one core).
 
 On a GPU nothing was measured: none was at hand. Training there goes through the same code path.
 
-Read the load before the numbers: 2 is a benchmark alone on its two cores. With busy neighbours even the processor time of the same
-work grows, and a row shows a goal neither as met nor as missed for good. Memory is the sum over a process and its children.
+Read the load before the numbers: 2 is a benchmark alone on its two cores. With busy neighbours even the processor time of the
+same work grows, and a row shows a goal neither as met nor as missed for good. Memory is the sum over a process and its children.
 """
 
 
