@@ -36,8 +36,10 @@ LIKE_REAL: dict[str, Any] = {"precision": "bf16", "lora": {"dropout": 0.1}}
 RUNS: dict[str, tuple[int, dict[str, Any]]] = {
     "fp32": (1, EXACT),
     "fp32, TP=2": (2, EXACT | {"tensor_parallel": 2}),
+    "fp32, PP=2": (2, EXACT | {"pipeline_parallel": 2}),
     "bf16, one core": (1, LIKE_REAL),
     "bf16, TP=2": (2, LIKE_REAL | {"tensor_parallel": 2}),
+    "bf16, PP=2": (2, LIKE_REAL | {"pipeline_parallel": 2}),
     "bf16, DP=2": (2, LIKE_REAL | {"micro_batch": 1}),
 }
 """Processes and changes of the spec. Those in bf16 use dropout; DP=2 is ZeRO-1, and can be taken over by one and by four."""
