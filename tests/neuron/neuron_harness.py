@@ -83,17 +83,17 @@ def write_prepared(folder: Path, *, rows: Rows, held_out: Rows, order: Sequence[
     return record.digest
 
 
-def write_base(folder: Path, **changes: Any) -> None:
-    """A Llama of two layers with random weights."""
+def write_base(folder: Path, model_type: str = "llama", **changes: Any) -> None:
+    """A model of two layers with random weights."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(0)
     shape: dict[str, Any] = {
         "vocab_size": VOCABULARY, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
         "num_attention_heads": 8, "num_key_value_heads": 2, "max_position_embeddings": 256, "tie_word_embeddings": False,
     }  # fmt: skip
-    LlamaForCausalLM(LlamaConfig(**shape | changes)).save_pretrained(folder)
+    AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **shape | changes)).save_pretrained(folder)
 
 
 @dataclass

@@ -45,8 +45,13 @@ def test_two_stages_train_the_same_adapter_as_one_core(
 
 @pytest.mark.parametrize(
     ("packed", "shape"),
-    [(False, {}), (True, {}), (False, {"tie_word_embeddings": True}), (False, {"num_hidden_layers": 3})],
-    ids=["padded", "packed", "tied embeddings", "3 layers on 2 stages"],
+    [
+        (False, {}),
+        (True, {}),
+        (False, {"tie_word_embeddings": True, "num_hidden_layers": 3}),
+        (False, {"model_type": "qwen3", "head_dim": 8}),
+    ],
+    ids=["padded", "packed", "tied embeddings, 3 layers on 2 stages", "qwen3"],
 )
 def test_the_loss_on_two_stages_is_that_of_each_sample_alone(
     packed: bool, shape: dict[str, Any], new_training: Callable[..., Training], tmp_path: Path
@@ -60,6 +65,19 @@ def test_the_loss_on_two_stages_is_that_of_each_sample_alone(
     model = plain_model(tmp_path / "base")
     expected = plain_loss(model, (prepared.row(index) for index in (0, 1, 2, 0)))
     assert training.values("loss")[1] == pytest.approx(expected, abs=2e-6)
+
+
+@pytest.mark.parametrize(
+    "targets", [["q_proj", "v_proj"], ["o_proj", "embed_tokens"]], ids=["q and v alone", "o and embeddings"]
+)
+def test_the_exported_adapter_is_what_two_stages_trained(
+    targets: list[str], new_training: Callable[..., Training], base: Path
+) -> None:
+    training = new_training(lora={"targets": targets}, **TWO_STAGES)
+    training.run(processes=2)
+    assert tuned_loss(training, base) == pytest.approx(last_validation(training), abs=5e-6)
+    losses = training.values("loss")
+    assert losses[8] < losses[1] - 0.05
 
 
 def test_gradient_checkpointing_on_two_stages_changes_no_loss(
