@@ -1,7 +1,7 @@
 """One stage of a replica whose layers are spread over processes: neuronx-distributed's NxDPPModel, mended.
 
 Only `neuron_trainer` imports this module. All micro-batches of a step flow through the stages, forward and backward, in the
-library's schedule (pipeline/model.py of v2.26); only the last stage knows a loss. What is mended, each found by running it:
+library's schedule (pipeline/model.py of v2.26); only the last stage knows a loss. What is mended:
 
 - **Losses are sums.** The traced model takes the mean over each micro-batch's own targets, and has no input that says otherwise.
   The node of its graph is told to add up; `neuron_trainer` then divides the gradients by the targets of the global batch.

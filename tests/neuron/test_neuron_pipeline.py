@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from neuron_harness import EXACT, RUNS, Training, same_tensors, write_base
+from neuron_harness import EXACT, PATIENCE_S, Training, write_base
 from test_neuron_learns import last_validation, plain_loss, plain_model, tuned_loss
 from test_neuron_parallel import adapter_weights, gradients, largest_difference
 
@@ -110,12 +110,16 @@ def test_a_checkpoint_of_two_stages_goes_on_with_more_replicas_but_not_on_one(
     uninterrupted: Callable[[str], Training], tmp_path: Path
 ) -> None:
     whole = uninterrupted("bf16, PP=2")
-    processes, _ = RUNS["bf16, PP=2"]
     fewer = whole.fork(tmp_path / "fewer", step=4)
     fewer.spec = fewer.spec.model_copy(update={"pipeline_parallel": 1})
-    assert fewer.start(2, processes=1).wait(timeout=600) != 0
+    assert fewer.start(2, processes=1).wait(timeout=PATIENCE_S) != 0
     (failure,) = fewer.failures(2)
     assert "it was saved with pipeline parallel 2, this is 1" in failure.message
-    same = whole.fork(tmp_path / "same", step=4)
-    same.run(attempt=2, processes=processes)
-    assert same_tensors(same.checkpoint(8), whole.checkpoint(8))
+    more = whole.fork(tmp_path / "more", step=4)
+    more.run(attempt=2, processes=4)
+    for key in ("loss", "grad_norm"):
+        expected, found = whole.values(key), more.values(key, attempt=2)
+        assert list(found) == [5, 6, 7, 8]
+        worst = max(abs(found[step] - expected[step]) / expected[step] for step in found)
+        print(f"largest relative difference of {key} with two replicas: {worst:.1e}")
+        assert worst < 1e-3
