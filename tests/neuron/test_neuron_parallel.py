@@ -91,7 +91,10 @@ def test_ranks_in_another_order_than_the_librarys_end_the_attempt(
     failure = training.failures()[0]
     assert (failure.exception, failure.failure_class) == ("ConfigError", "config")
     dp = failure.rank
-    assert f"this rank at Place(dp={1 - dp}, tp=0, data_parallel=2), the library says Place(dp={dp}" in failure.message
+    assert (
+        f"this rank at Place(dp={1 - dp}, tp=0, data_parallel=2, pp=0), the library says Place(dp={dp}"
+        in failure.message
+    )
 
 
 def test_adapters_that_drift_apart_are_never_saved(
