@@ -37,6 +37,8 @@ class Launcher(Section):
     """`torch`: CPUs and GPUs; `neuron`: Trainium, one process per NeuronCore."""
     tensor_parallel: int = Field(default=1, ge=0)
     """Processes that share each layer of one replica; neuron only. 0: chosen by the table of steps/train/neuron_layout.py."""
+    pipeline_parallel: int = Field(default=1, ge=1)
+    """Stages that one replica's layers are spread over; neuron only, Llama and Qwen 3 only. 1: none."""
     compile_cache: str = ""
     """Compiled graphs: a shared folder, copied to each node and back, or an s3:// prefix; empty: none; neuron only."""
     precompile: bool = False

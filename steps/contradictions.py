@@ -28,20 +28,22 @@ def contradictions(plan: Plan, options: Options) -> list[Problem]:
 
 
 def _in_launcher(plan: Plan) -> Iterator[Problem]:
-    launcher, size = plan.settings.launcher, _size(plan)
-    if size > 1 and launcher.backend == "torch":
-        yield Problem(
-            "launcher.tensor_parallel",
-            f"is for the neuron backend, got {size} with torch; "
-            "there --sharding fsdp shares a model that one device cannot hold",
-        )
+    launcher, size = plan.settings.launcher, plan.replica_size
+    for name in ("tensor_parallel", "pipeline_parallel"):
+        if (asked := getattr(launcher, name)) > 1 and launcher.backend == "torch":
+            yield Problem(
+                f"launcher.{name}",
+                f"is for the neuron backend, got {asked} with torch; "
+                "there --sharding fsdp shares a model that one device cannot hold",
+            )
     if launcher.precompile and (launcher.backend == "torch" or not launcher.compile_cache):
         yield Problem(
             "launcher.precompile",
             "is for the neuron backend, and needs launcher.compile_cache, where other nodes find what it compiled",
         )
-    if plan.is_laid_out and plan.processes % size != 0:
-        yield Problem("--processes", f"must be a multiple of launcher.tensor_parallel, {size}, got {plan.processes}")
+    if plan.is_laid_out and (plan.world % size or plan.processes % max(plan.tensor_parallel, 1)):
+        whose = "launcher.tensor_parallel" + (" × launcher.pipeline_parallel" if plan.pipeline_parallel > 1 else "")
+        yield Problem("--processes", f"must be a multiple of {whose}, {size}, got {plan.processes}")
 
 
 def _in_rows(plan: Plan, options: Options) -> Iterator[Problem]:
@@ -49,7 +51,7 @@ def _in_rows(plan: Plan, options: Options) -> Iterator[Problem]:
     if plan.is_laid_out and plan.global_batch % per_pass != 0:
         yield Problem(
             "--global-batch",
-            f"must be a multiple of {'replicas' if _size(plan) > 1 else 'processes'} × micro batch = "
+            f"must be a multiple of {'replicas' if plan.replica_size > 1 else 'processes'} × micro batch = "
             f"{per_pass // plan.micro_batch} × {plan.micro_batch} = {per_pass}, "
             f"got {plan.global_batch}; the nearest that fit are {_nearest_multiples(plan.global_batch, per_pass)}",
         )
@@ -91,11 +93,6 @@ def _hidden(plan: Plan) -> list[Problem]:
     if cluster.steps.enabled:
         paths["--dataset"] = plan.dataset.path
     return hidden_paths(cluster, paths)
-
-
-def _size(plan: Plan) -> int:
-    """Processes of one replica."""
-    return max(plan.tensor_parallel, 1)
 
 
 def _nearest_multiples(value: int, step: int) -> str:

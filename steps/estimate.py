@@ -72,6 +72,7 @@ def _key(plan: Plan, base: BaseModel) -> str:
             plan.sharding,
             plan.world,
             plan.tensor_parallel,
+            plan.pipeline_parallel,
             plan.micro_batch,
             plan.packing,
             plan.sequence_length,

@@ -45,6 +45,8 @@ class Plan(Section):
     """Per node; 0 until `train.stage.lay_out` has chosen."""
     tensor_parallel: int
     """Processes that share each layer of one replica; 0 until `train.stage.lay_out` has chosen."""
+    pipeline_parallel: int = 1
+    """Stages that one replica's layers are spread over."""
     layout: tuple[str, ...] = ()
     """Why these processes and this tensor parallelism, in words."""
     gradient_checkpointing: bool
@@ -74,7 +76,12 @@ class Plan(Section):
     @property
     def replicas(self) -> int:
         """Copies of the model that take rows of their own."""
-        return self.world // max(self.tensor_parallel, 1)
+        return self.world // self.replica_size
+
+    @property
+    def replica_size(self) -> int:
+        """Processes of one replica."""
+        return max(self.tensor_parallel, 1) * self.pipeline_parallel
 
     @property
     def is_laid_out(self) -> bool:
@@ -86,6 +93,9 @@ class Plan(Section):
         """Numbers of nodes between `cluster.nodes` and `cluster.min_nodes` that the global batch can feed, the largest first."""
         if self.nodes == 1:
             return (1,)
-        rows = self.processes * self.micro_batch // max(self.tensor_parallel, 1)
-        choices = self.settings.cluster.node_choices
-        return tuple(nodes for nodes in choices if rows and self.global_batch % (nodes * rows) == 0)
+        return tuple(nodes for nodes in self.settings.cluster.node_choices if self._feeds(nodes))
+
+    def _feeds(self, nodes: int) -> bool:
+        """Whole replicas on so many nodes, and the global batch a multiple of the rows that they take at once."""
+        replicas, rest = divmod(nodes * self.processes, self.replica_size)
+        return replicas > 0 and rest == 0 and self.global_batch % (replicas * self.micro_batch) == 0

@@ -84,6 +84,7 @@ def _decide(settings: Settings, options: Options, model: ModelPreset, dataset: D
         micro_batch=options.micro_batch or model.micro_batch,
         processes=options.processes or _default_processes(settings),
         tensor_parallel=settings.launcher.tensor_parallel or int(settings.launcher.backend == "torch"),
+        pipeline_parallel=settings.launcher.pipeline_parallel,
         gradient_checkpointing=model.gradient_checkpointing
         if options.gradient_checkpointing == AUTO
         else options.gradient_checkpointing == "on",

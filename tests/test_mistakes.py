@@ -79,6 +79,9 @@ TOGETHER: dict[str, tuple[dict[str, Any], list[str]]] = {
 }
 ON_NEURON: dict[str, tuple[dict[str, Any], dict[str, Any], list[str]]] = {
     "tensor parallel on torch": ({"tensor_parallel": 2}, {"processes": 2}, ["launcher.tensor_parallel", "neuron backend, got 2 with torch", "--sharding fsdp"]),
+    "pipeline parallel on torch": ({"pipeline_parallel": 2}, {"processes": 2}, ["launcher.pipeline_parallel", "neuron backend, got 2 with torch", "--sharding fsdp"]),
+    "no stage": ({"pipeline_parallel": 0, "backend": "neuron"}, {}, ["launcher.pipeline_parallel: must be >= 1, got 0"]),
+    "processes that stages do not divide": ({"tensor_parallel": 2, "pipeline_parallel": 2, "backend": "neuron"}, {"processes": 6}, ["--processes: must be a multiple of launcher.tensor_parallel × launcher.pipeline_parallel, 4, got 6"]),
     "processes that tensor parallel does not divide": ({"tensor_parallel": 2, "backend": "neuron"}, {"processes": 3}, ["--processes: must be a multiple of launcher.tensor_parallel, 2, got 3"]),
 }
 LLAMA = {"model_type": "llama", "max_position_embeddings": 512, "hidden_size": 64, "intermediate_size": 128}

@@ -105,7 +105,9 @@ def layout_reasons(plan: Plan) -> list[str]:
     """Why so many processes, and how they share the model."""
     if plan.settings.launcher.backend == "torch":
         return [f"torch backend: each of the {plan.world} processes holds the model ({plan.sharding})"]
-    chosen = f"tensor parallel {plan.tensor_parallel}, data parallel {plan.replicas}, {plan.processes} processes a node"
+    sizes = {"tensor": plan.tensor_parallel, "pipeline": plan.pipeline_parallel, "data": plan.replicas}
+    chosen = ", ".join(f"{what} parallel {size}" for what, size in sizes.items() if what != "pipeline" or size > 1)
+    chosen += f", {plan.processes} processes a node"
     return list(plan.layout) or [f"{chosen}: as given; nothing was held against the model here, `start` does"]
 
 

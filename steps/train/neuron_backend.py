@@ -1,7 +1,7 @@
 """The backend for Trainium: optimum-neuron's trainer, mended. Satisfies `backend.Backend`; made by `worker`.
 
-Tensor parallelism inside a replica, sequence parallel with it, ZeRO-1 over the replicas. Runs on Neuron cores; nothing else is
-needed of the machine than torchrun's environment.
+Tensor and pipeline parallelism inside a replica, sequence parallel with the first, ZeRO-1 over the replicas. Runs on Neuron
+cores; nothing else is needed of the machine than torchrun's environment.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from steps.prepared import PreparedRows
 from steps.rundir import storage_errors, write_atomic, write_json
-from steps.train.backend import Listener, ModelSize, StepDone
+from steps.train.backend import Listener, ModelSize
 from steps.train.feed import Feed
-from steps.train.neuron_cache import fetch_graphs, keep_graphs
+from steps.train.neuron_cache import STEADY, KeepsGraphs, fetch_graphs, keep_graphs
 from steps.train.neuron_consolidate import SHAPE, AdapterShape, consolidate_checkpoint, shard_name
 from steps.train.neuron_layout import has_fused_qkv
+from steps.train.neuron_ranks import by_replica
 from steps.train.neuron_refusals import attention_of, check_training
 from steps.train.neuron_replicas import Copies, require_equal
 from steps.train.neuron_state import Place
@@ -32,21 +33,6 @@ if TYPE_CHECKING:
     from steps.train.neuron_state import OptimizerState
 
 logger = logging.getLogger(__name__)
-STEADY = 2
-"""After so many steps the loop needs no new graph: the first makes the optimizer's state."""
-
-
-class _KeepsGraphs:
-    """Hands compiled graphs on before the first save is due: they can be an hour's work."""
-
-    def __init__(self, listener: Listener, after: int, keep: Callable[[], None]) -> None:
-        self._listener, self._after, self._keep = listener, after, keep
-
-    def step_done(self, done: StepDone) -> bool:
-        """As the listener says."""
-        if done.step == self._after:
-            self._keep()
-        return self._listener.step_done(done)
 
 
 class NeuronBackend:
@@ -64,12 +50,14 @@ class NeuronBackend:
 
         self._config = read_config(spec.base_path)
         check_training(spec, self._config, world=ranks.world)
-        self._at = Place.of(ranks, spec.tensor_parallel)
+        self._at = Place.of(ranks, spec.tensor_parallel, spec.pipeline_parallel)
         replicas = Ranks(rank=self._at.dp, world=self._at.data_parallel)
         self._feed = Feed(prepared, spec, replicas)
         self._spec, self._ranks, self._stop_asked = spec, ranks, stop_asked
         self._checkpoint: Path | None = None
         self._best: dict[str, Tensor] | None = None
+        self._is_at_end = True
+        """Nothing was trained here: a checkpoint, if there is one, holds the result."""
         self._trainer: Any = None
 
     @property
@@ -80,7 +68,7 @@ class NeuronBackend:
             "world": self._ranks.world,
             "dp": self._at.data_parallel,
             "tp": self._spec.tensor_parallel,
-            "pp": 1,
+            "pp": self._spec.pipeline_parallel,
             "micro_batch": self._spec.micro_batch,
             "zero_1": self._spec.precision == "bf16",
             "attention": attention_of(packed=self._spec.packed, sequence_length=self._spec.sequence_length),
@@ -88,7 +76,7 @@ class NeuronBackend:
         }
 
     def fits(self, layout: Mapping[str, Any]) -> str | None:
-        """Any number of replicas can go on with any other's checkpoint; tensor parallelism must be the same."""
+        """Any number of replicas can go on with any other's checkpoint; tensor and pipeline parallelism must be the same."""
         return why_not(layout, self.layout)
 
     def load(self, checkpoint: Path | None) -> ModelSize:
@@ -113,10 +101,13 @@ class NeuronBackend:
             logger.info("%d compiled graphs taken from %s", count, self._spec.compile_cache or "nowhere")
         self._ranks.gather(None)
 
+    def _shard(self, *, best: bool = False) -> str:
+        return shard_name(self._at.tp, self._at.pp, best=best)
+
     def _load_best(self, checkpoint: Path) -> None:
         from safetensors.torch import load_file
 
-        path = checkpoint / shard_name(self._at.tp, best=True)
+        path = checkpoint / self._shard(best=True)
         if path.is_file():
             self._best = load_file(path)
 
@@ -125,7 +116,8 @@ class NeuronBackend:
         from steps.train.neuron_trainer import Course
 
         restore = self._restore if self._checkpoint is not None else None
-        keeping = _KeepsGraphs(listener, done + STEADY, self._keep_graphs)
+        self._is_at_end = False
+        keeping = KeepsGraphs(listener, done + STEADY, self._keep_graphs)
         self._trainer.follow(Course(done, restore, keeping, self._stop_asked))
 
     def _keep_graphs(self) -> None:
@@ -136,11 +128,11 @@ class NeuronBackend:
         from safetensors.torch import load_file
 
         assert self._checkpoint is not None
-        optimizer.restore(self._checkpoint, scheduler, load_file(self._checkpoint / shard_name(self._at.tp)))
+        optimizer.restore(self._checkpoint, scheduler, load_file(self._checkpoint / self._shard()))
 
     def validate(self) -> float:
         """Every replica looks at its share; sums are added in the order of the rows."""
-        everyone = self._ranks.gather(self._trainer.validation_sums())[:: self._spec.tensor_parallel]
+        everyone = by_replica(self._ranks.gather(self._trainer.validation_sums()), self._spec)
         pairs: list[tuple[float, int]] = [pair for pairs in everyone for pair in pairs][: self._feed.validation_count]
         return math.fsum(loss for loss, _ in pairs) / max(sum(count for _, count in pairs), 1)
 
@@ -166,27 +158,32 @@ class NeuronBackend:
         self._keep_graphs()  # those of validation too
 
     def _require_equal(self, weights: dict[str, Tensor]) -> None:
-        dims = self._shape().partition_dims
+        from steps.train.neuron_model import partition_dims
+
+        dims = partition_dims(self._model)
         digests = {name: _digest(tensor) for name, tensor in weights.items()}
         mine = Copies(
             self._at.dp,
             self._at.tp,
-            0,
+            self._at.pp,
             replicated={name: digest for name, digest in digests.items() if dims[name] is None},
             sharded={name: digest for name, digest in digests.items() if dims[name] is not None},
         )
         require_equal(self._ranks.gather(mine), step=int(self._trainer.state.global_step))
 
     def _shape(self) -> AdapterShape:
+        """Of all stages; asks them."""
         from steps.train.neuron_model import partition_dims
 
+        stages = self._ranks.gather(partition_dims(self._model))
         heads = int(self._config["num_attention_heads"])
         return AdapterShape(
             tensor_parallel=self._spec.tensor_parallel,
             heads=heads,
             kv_heads=int(self._config.get("num_key_value_heads") or heads),
             replicates_kv=has_fused_qkv(self._config, self._spec.tensor_parallel),
-            partition_dims=partition_dims(self._model),
+            partition_dims={name: dim for dims in stages for name, dim in dims.items()},
+            pipeline_parallel=self._spec.pipeline_parallel,
         )
 
     def _write_weights(self, folder: Path, weights: dict[str, Tensor], best: dict[str, Tensor] | None) -> None:
@@ -194,12 +191,13 @@ class NeuronBackend:
 
         from steps.train.neuron_model import lora_config
 
+        shape = self._shape()
         if self._at.dp == 0:
-            write_atomic(folder / shard_name(self._at.tp), save(weights))
+            write_atomic(folder / self._shard(), save(weights))
             if best is not None:
-                write_atomic(folder / shard_name(self._at.tp, best=True), save(best))
+                write_atomic(folder / self._shard(best=True), save(best))
         if self._ranks.rank == 0:
-            write_json(folder / SHAPE, self._shape().to_dict())
+            write_json(folder / SHAPE, shape.to_dict())
             config = lora_config(self._spec)
             config.inference_mode = True
             with storage_errors(f"writing {folder}"):
@@ -215,6 +213,10 @@ class NeuronBackend:
 
         from steps.train.neuron_model import local_weights
 
+        if self._is_at_end and self._checkpoint is not None:
+            if self._ranks.rank == 0:
+                consolidate_checkpoint(self._checkpoint, folder, best=best and self._best is not None)
+            return
         weights = self._best if best and self._best is not None else local_weights(self._model)
         parts = folder / "parts"
         if self._ranks.rank == 0:

@@ -58,11 +58,11 @@ def _samples(lengths: tuple[int, ...], length: int) -> NDArray[np.int64]:
     return np.repeat(np.arange(len(whole), dtype=np.int64), whole)
 
 
-def device_seed(seed: int, step: int, micro: int, *, sequence_part: int) -> int:
+def device_seed(seed: int, step: int, micro: int, *, sequence_part: int, stage: int = 0) -> int:
     """Seed of the device's random numbers for one micro-batch, 56 bits.
 
     torch_xla moves its seed on at every graph, so a restored one drifts: it is set anew for each micro-batch instead, by the
     micro-batch's place in the run. Under sequence parallel each tensor-parallel rank drops other activations (`sequence_part`
-    is its rank); without it the group must drop the same ones (0).
+    is its rank); without it the group must drop the same ones (0). Each stage of a pipeline drops others.
     """
-    return seed_of(seed, step, micro * 4096 + sequence_part) & ((1 << 56) - 1)
+    return seed_of(seed, step, micro * 4096 + stage * 64 + sequence_part) & ((1 << 56) - 1)

@@ -19,17 +19,33 @@ import os
 import shutil
 import sys
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from steps.errors import DataError, StorageError
 from steps.objects import list_objects
 from steps.rundir import storage_errors
+from steps.train.backend import Listener, StepDone
 from steps.train.neuron_environment import LOCAL_CACHE
 
 DONE, GRAPH = "model.done", "model.neff"
 VARIABLE = "NEURON_COMPILE_CACHE_URL"
 """Where the compiler looks; set by whoever starts the process."""
+STEADY = 2
+"""After so many steps the loop needs no new graph: the first makes the optimizer's state."""
+
+
+class KeepsGraphs:
+    """Hands compiled graphs on before the first save is due: they can be an hour's work."""
+
+    def __init__(self, listener: Listener, after: int, keep: Callable[[], None]) -> None:
+        self._listener, self._after, self._keep = listener, after, keep
+
+    def step_done(self, done: StepDone) -> bool:
+        """As the listener says."""
+        if done.step == self._after:
+            self._keep()
+        return self._listener.step_done(done)
 
 
 def is_remote(cache: str) -> bool:

@@ -33,7 +33,7 @@ FUSED = {"gate_up_proj": ("gate_proj", "up_proj"), "qkv_proj": ("q_proj", "k_pro
 
 @dataclass(frozen=True, slots=True)
 class AdapterShape:
-    """How an adapter is cut over tensor-parallel ranks."""
+    """How an adapter is cut over tensor-parallel ranks, and its layers over stages."""
 
     tensor_parallel: int
     heads: int
@@ -41,7 +41,8 @@ class AdapterShape:
     replicates_kv: bool
     """More ranks than KV heads: q, k and v are fused, and query heads stand in another order."""
     partition_dims: dict[str, int | None]
-    """By weight; None: every rank holds the whole."""
+    """By weight, of all stages; None: every rank holds the whole."""
+    pipeline_parallel: int = 1
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -61,13 +62,13 @@ class AdapterShape:
             raise CheckpointError(f"{folder / SHAPE} is no shape of an adapter ({error})") from error
 
 
-def shard_name(tp: int, *, best: bool = False) -> str:
-    """File of one tensor-parallel rank's weights."""
-    return f"{'best' if best else 'weights'}-tp{tp:02d}-pp00.safetensors"
+def shard_name(tp: int, pp: int = 0, *, best: bool = False) -> str:
+    """File of the weights of one tensor-parallel rank in one stage."""
+    return f"{'best' if best else 'weights'}-tp{tp:02d}-pp{pp:02d}.safetensors"
 
 
 def consolidate(shards: Sequence[Mapping[str, Tensor]], shape: AdapterShape) -> dict[str, Tensor]:
-    """The whole adapter under PEFT's names, from the ranks' weights in the order of ranks.
+    """The whole adapter under PEFT's names, from the tensor-parallel ranks' weights (of all stages) in their order.
 
     Raises:
         CheckpointError: copies that should be equal are not, or a weight is missing.
@@ -157,10 +158,14 @@ def consolidate_checkpoint(checkpoint: Path, out: Path, *, best: bool = False) -
     from safetensors.torch import load_file, save
 
     shape = AdapterShape.read(checkpoint)
-    files = [checkpoint / shard_name(tp, best=best) for tp in range(shape.tensor_parallel)]
-    if missing := [file.name for file in files if not file.is_file()]:
-        raise CheckpointError(f"{checkpoint} has no {', '.join(missing)}: expected one file per tensor-parallel rank")
-    weights = consolidate([load_file(file) for file in files], shape)
+    stages = range(shape.pipeline_parallel)
+    files = [[checkpoint / shard_name(tp, pp, best=best) for pp in stages] for tp in range(shape.tensor_parallel)]
+    if missing := [file.name for rank in files for file in rank if not file.is_file()]:
+        raise CheckpointError(
+            f"{checkpoint} has no {', '.join(missing)}: expected one file per tensor-parallel rank and stage"
+        )
+    shards = [{name: tensor for file in rank for name, tensor in load_file(file).items()} for rank in files]
+    weights = consolidate(shards, shape)
     with storage_errors(f"writing {out}"):
         (out / ADAPTER).write_bytes(save(weights, metadata={"format": "pt"}))
         (out / CONFIG).write_bytes((checkpoint / CONFIG).read_bytes())

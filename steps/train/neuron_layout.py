@@ -14,6 +14,9 @@ measured: nobody here has run it on the device).
 trn1 takes no TP=4: groups of 4 are not among its collectives' sizes. On several nodes DP grows with them. A global batch that
 cannot feed every replica leaves cores idle, and the reasons say so. What a person gives (launcher.tensor_parallel, --processes)
 stands; the reasons then say what the rule would have said against it.
+
+Pipeline parallelism (launcher.pipeline_parallel) is never chosen, only given: the models here fit without it, and its stages wait
+for each other. With it the rule takes the largest stage's weights for the model's, so that tensor parallelism may be less.
 """
 
 from __future__ import annotations
@@ -41,6 +44,12 @@ class Asked:
     """Per node; 0: as many as there are cores, or fewer."""
     tensor_parallel: int = 0
     """0: by the rule."""
+    pipeline_parallel: int = 1
+    """Stages; always given."""
+
+    def replicas(self, processes: int, tensor_parallel: int) -> int:
+        """Copies of the model on so many processes per node."""
+        return self.nodes * processes // (tensor_parallel * self.pipeline_parallel)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,24 +60,25 @@ class Layout:
     processes: int
     """Per node."""
     tensor_parallel: int
+    data_parallel: int
+    """Replicas of the model; ZeRO-1 shards the optimizer over them."""
     reasons: tuple[str, ...]
     """In words, for the plan and the manifest."""
 
-    @property
-    def data_parallel(self) -> int:
-        """Replicas of the model; ZeRO-1 shards the optimizer over them."""
-        return self.nodes * self.processes // self.tensor_parallel
 
+def weight_bytes(config: Mapping[str, Any], pipeline_parallel: int = 1) -> int:
+    """Bytes of a Llama-like model's bf16 weights, from its config.json; of several stages, of the largest.
 
-def weight_bytes(config: Mapping[str, Any]) -> int:
-    """Bytes of a Llama-like model's bf16 weights, from its config.json."""
+    The libraries give each stage as many layers as the others, or one more, the embedding to the first and lm_head to the last.
+    """
     hidden, layers, heads = (int(config[key]) for key in ("hidden_size", "num_hidden_layers", "num_attention_heads"))
     head_size = int(config.get("head_dim") or hidden // heads)
     kv_heads = int(config.get("num_key_value_heads") or heads)
     attention = 2 * hidden * head_size * (heads + kv_heads)
     layer = attention + 3 * hidden * int(config["intermediate_size"]) + 2 * hidden
-    embeddings = int(config["vocab_size"]) * hidden * (1 if config.get("tie_word_embeddings") else 2)
-    return 2 * (layers * layer + embeddings + hidden)
+    is_one = pipeline_parallel > 1 or config.get("tie_word_embeddings")
+    embeddings = int(config["vocab_size"]) * hidden * (1 if is_one else 2)
+    return 2 * (-(-layers // pipeline_parallel) * layer + embeddings + hidden)
 
 
 def choose_layout(config: Mapping[str, Any], instance: Instance, asked: Asked) -> Layout:
@@ -78,17 +88,20 @@ def choose_layout(config: Mapping[str, Any], instance: Instance, asked: Asked) -
         ConfigError: the model does not fit the instance, the sizes do not go together, or the global batch feeds no number of
             processes.
     """
-    weights = weight_bytes(config) / GIB
+    weights = weight_bytes(config, asked.pipeline_parallel) / GIB
     size = asked.tensor_parallel or _smallest(config, instance, weights)
     processes = _processes(instance, asked, size)
-    share = weights / size
+    share, replicas = weights / size, asked.replicas(processes, size)
+    stages = f" / {asked.pipeline_parallel}" if asked.pipeline_parallel > 1 else ""
     said = "as given" if asked.tensor_parallel else "the smallest that fits"
     reasons = [
         f"tensor parallel {size}: {said}, leaves {share:.1f} GiB of bf16 weights to a core of {instance.core_gib:g} GiB "
         f"({WEIGHTS_SHARE:.0%} are allowed)",
-        f"data parallel {asked.nodes * processes // size}: {asked.nodes} × {processes} processes / {size}; "
+        f"data parallel {replicas}: {asked.nodes} × {processes} processes / {size}{stages}; "
         "ZeRO-1 shards the optimizer over it",
     ]
+    if stages:
+        reasons.append(_why_stages(asked, replicas))
     if share > instance.core_gib * WEIGHTS_SHARE:
         reasons.append(f"{share:.1f} GiB are more than the rule allows: memory may not suffice")
     if size not in instance.groups:
@@ -99,7 +112,16 @@ def choose_layout(config: Mapping[str, Any], instance: Instance, asked: Asked) -
         reasons.append(
             f"{instance.cores - processes} of {instance.cores} cores stay idle: {_why_idle(instance, asked, size)}"
         )
-    return Layout(asked.nodes, processes, size, tuple(reasons))
+    return Layout(asked.nodes, processes, size, replicas, tuple(reasons))
+
+
+def _why_stages(asked: Asked, replicas: int) -> str:
+    stages, flowing = asked.pipeline_parallel, asked.global_batch // (replicas * asked.micro_batch)
+    idle = (stages - 1) / (flowing + stages - 1)
+    return (
+        f"pipeline parallel {stages}: as given; {flowing} micro-batches of a step flow through {stages} stages, each of which "
+        f"waits {idle:.0%} of the time for the others"
+    )
 
 
 def _smallest(config: Mapping[str, Any], instance: Instance, weights: float) -> int:
@@ -120,9 +142,10 @@ def _processes(instance: Instance, asked: Asked, size: int) -> int:
         return _given_processes(instance, asked, size)
     # Several nodes only work together with all their cores.
     allowed = [instance.cores] if asked.nodes > 1 else list(instance.groups)
-    divisible = [processes for processes in allowed if processes % size == 0]
+    divisible = [processes for processes in allowed if _why_not_processes(asked, processes, size) is None]
     if not divisible:
-        what = f"{size} divides none of the numbers of processes that {instance.name} takes: {_list(allowed)}"
+        stages = f" × pipeline parallel {asked.pipeline_parallel}" if asked.pipeline_parallel > 1 else ""
+        what = f"{size}{stages} divides none of the numbers of processes that {instance.name} takes: {_list(allowed)}"
         raise ConfigError([Problem("launcher.tensor_parallel", what)])
     for processes in reversed(divisible):
         if asked.global_batch % _rows(asked, processes, size) == 0:
@@ -136,8 +159,7 @@ def _given_processes(instance: Instance, asked: Asked, size: int) -> int:
     if asked.processes not in allowed:
         where = f"{instance.name} takes {_list(allowed)}" + (" when there are several nodes" if asked.nodes > 1 else "")
         problems.append(Problem("--processes", f"{where}, got {asked.processes}; 0 decides by itself"))
-    if asked.processes % size:
-        what = f"must be a multiple of launcher.tensor_parallel, {size}, got {asked.processes}"
+    if what := _why_not_processes(asked, asked.processes, size):
         problems.append(Problem("--processes", what))
     elif asked.global_batch % _rows(asked, asked.processes, size):
         problems.append(_batch_problem(asked, asked.processes, size))
@@ -146,9 +168,19 @@ def _given_processes(instance: Instance, asked: Asked, size: int) -> int:
     return asked.processes
 
 
+def _why_not_processes(asked: Asked, processes: int, size: int) -> str | None:
+    """A node holds whole tensor-parallel groups; all nodes together hold whole replicas."""
+    if processes % size:
+        return f"must be a multiple of launcher.tensor_parallel, {size}, got {processes}"
+    if asked.nodes * processes % (size * asked.pipeline_parallel):
+        of = f"{size} × {asked.pipeline_parallel}"
+        return f"{asked.nodes} × {processes} must be a multiple of launcher.tensor_parallel × launcher.pipeline_parallel, {of}"
+    return None
+
+
 def _rows(asked: Asked, processes: int, size: int) -> int:
     """Rows that one forward pass of all replicas takes."""
-    return asked.nodes * processes // size * asked.micro_batch
+    return asked.replicas(processes, size) * asked.micro_batch
 
 
 def _batch_problem(asked: Asked, processes: int, size: int) -> Problem:
@@ -163,7 +195,7 @@ def _batch_problem(asked: Asked, processes: int, size: int) -> Problem:
 def _why_idle(instance: Instance, asked: Asked, size: int) -> str:
     if asked.processes:
         return f"--processes is {asked.processes}"
-    replicas = asked.nodes * instance.cores // size
+    replicas = asked.replicas(instance.cores, size)
     return f"a global batch of {asked.global_batch} does not divide by {replicas} replicas × micro batch {asked.micro_batch}"
 
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 ADAPTER_NAME = ".default"
 """What peft puts into parameter names, and leaves out of files."""
+BASE_PREFIX = "base_model.model."
+"""What peft puts before the base model's own names."""
 
 
 def training_arguments(spec: TrainSpec, *, accumulation: int) -> Any:
@@ -43,6 +45,8 @@ def training_arguments(spec: TrainSpec, *, accumulation: int) -> Any:
         bf16=spec.precision == "bf16",
         zero_1=spec.precision == "bf16",  # in fp32, ZeRO-1 of this version keeps moments and updates in bf16
         tensor_parallel_size=spec.tensor_parallel,
+        pipeline_parallel_size=spec.pipeline_parallel,
+        pipeline_parallel_num_microbatches=accumulation if spec.pipeline_parallel > 1 else -1,
         gradient_checkpointing=spec.gradient_checkpointing,
         recompute_causal_mask=not spec.packed,  # else the mask that isolates samples is ignored
         use_xser=False,
@@ -146,6 +150,11 @@ def _part_of(parameter: Any) -> tuple[int, int, int] | None:
 def trainable(model: Any) -> dict[str, Any]:
     """Parameters that are trained, by name; the same order on every rank."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def gradient(parameter: Any) -> Any:
+    """Where this rank's sum is: ZeRO-1 in bf16 keeps it in fp32, beside `grad`."""
+    return parameter.grad if parameter.grad is not None else parameter.main_grad
 
 
 def partition_dims(model: Any) -> dict[str, int | None]:

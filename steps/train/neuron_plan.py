@@ -39,8 +39,8 @@ def _layout(plan: Plan, config: Mapping[str, Any]) -> Layout:
     if instance is None:
         what = "0 is chosen by the instance type: give cluster.instance_type (of this machine too), or a number"
         raise ConfigError([Problem("launcher.tensor_parallel", what)])
-    asked = Asked(plan.nodes, plan.global_batch, plan.micro_batch, plan.processes, plan.tensor_parallel)
-    return choose_layout(config, instance, asked)
+    sizes = (plan.processes, plan.tensor_parallel, plan.pipeline_parallel)
+    return choose_layout(config, instance, Asked(plan.nodes, plan.global_batch, plan.micro_batch, *sizes))
 
 
 def _with_layout(plan: Plan, layout: Layout) -> Plan:
@@ -53,7 +53,7 @@ def notes(plan: Plan) -> dict[str, str]:
     attention = attention_of(packed=plan.packing, sequence_length=plan.sequence_length)
     packing = "isolated by a mask" if plan.packing else "off: one sample to a row"
     return {
-        "layout": f"TP={plan.tensor_parallel} DP={plan.replicas} PP=1, {plan.world} processes; "
+        "layout": f"TP={plan.tensor_parallel} DP={plan.replicas} PP={plan.pipeline_parallel}, {plan.world} processes; "
         + "; ".join(plan.layout),
         "attention": f"{attention}; packing {packing}",
     }

@@ -16,6 +16,8 @@ from steps.plan import LoraSettings
 from steps.train.neuron_layout import has_fused_qkv, why_not_split
 
 MODEL_TYPES = ("llama", "granite", "qwen3")
+PIPELINED = ("llama", "qwen3")
+"""Models that it can spread over stages (granite says that it cannot: modeling_granite.py:204)."""
 TARGETS = (*LLAMA_LINEAR, "embed_tokens")
 FLASH_LENGTH = 2048
 """The flash-attention kernel takes multiples of this sequence length."""
@@ -34,6 +36,8 @@ class Training(Protocol):
     def quantization(self) -> str: ...
     @property
     def tensor_parallel(self) -> int: ...
+    @property
+    def pipeline_parallel(self) -> int: ...
 
 
 def linear_targets(spec: Training) -> tuple[str, ...]:
@@ -53,12 +57,12 @@ def attention_of(*, packed: bool, sequence_length: int) -> str:
 def check_training(spec: Training, config: Mapping[str, Any], *, world: int) -> None:
     """Hold a training against the model's config.json and the number of processes.
 
-    Pipeline parallelism need not be refused: no setting asks for it.
-
     Raises:
         ConfigError: with everything that the neuron backend cannot do.
     """
     problems = [*_method_problems(spec), *_target_problems(spec, config), *_layout_problems(spec, config, world)]
+    if spec.pipeline_parallel > 1:
+        problems += _pipeline_problems(spec, config, world)
     if config.get("model_type") not in MODEL_TYPES:
         what = f"the neuron backend trains {', '.join(MODEL_TYPES)}, got {config.get('model_type')!r}; use the torch backend"
         problems.insert(0, Problem("--model", what))
@@ -122,6 +126,23 @@ def _layout_problems(spec: Training, config: Mapping[str, Any], world: int) -> l
         )
         problems.append(Problem("--sequence-length", what))
     return problems
+
+
+def _pipeline_problems(spec: Training, config: Mapping[str, Any], world: int) -> list[Problem]:
+    stages, model, layers = spec.pipeline_parallel, config.get("model_type"), int(config["num_hidden_layers"])
+    messages = []
+    if model in MODEL_TYPES and model not in PIPELINED:
+        messages.append(f"{model} cannot be spread over stages by optimum-neuron 0.4.5 ({' and '.join(PIPELINED)} can)")
+    if layers < stages:
+        messages.append(f"{stages} stages need as many layers, and the model has {layers}")
+    if world % (stages * spec.tensor_parallel):
+        of = f"{spec.tensor_parallel} × {stages}"
+        messages.append(f"tensor × pipeline parallel, {of}, must divide the number of processes, {world}")
+    if linear_targets(spec) == ("embed_tokens",):
+        messages.append("embed_tokens alone gives the later stages nothing to train; add targets in the layers")
+    return [
+        Problem("launcher.pipeline_parallel", f"{message}; use 1, or launcher.tensor_parallel") for message in messages
+    ]
 
 
 def check_sequence_parallel(*, tensor_parallel: int, is_on: bool, precision: str) -> None:

@@ -31,6 +31,11 @@ class Copies:
     sharded: dict[str, str]
     """Name → digest, for weights of which each tensor-parallel rank holds a part."""
 
+    @property
+    def place(self) -> str:
+        """In words."""
+        return f"dp {self.dp} tp {self.tp}" + (f" pp {self.pp}" if self.pp else "")
+
 
 def disagreements(everyone: Sequence[Copies]) -> list[str]:
     """One sentence for each weight that differs where it must not."""
@@ -48,9 +53,9 @@ def _differing(items: Iterable[tuple[dict[str, str], Copies]]) -> list[str]:
     first, where = held[0]
     found = []
     for name, digest in first.items():
-        others = [f"dp {copies.dp} tp {copies.tp}" for digests, copies in held if digests.get(name) != digest]
+        others = [f"{copies.place}" for digests, copies in held if digests.get(name) != digest]
         if others:
-            found.append(f"{name} of dp {where.dp} tp {where.tp} differs from {', '.join(others[:4])}")
+            found.append(f"{name} of {where.place} differs from {', '.join(others[:4])}")
     return found
 
 

@@ -29,21 +29,24 @@ MASTER = "master"
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A rank's coordinates. Tensor-parallel ranks are neighbours (neuronx-distributed's order)."""
+    """A rank's coordinates. Tensor-parallel ranks are neighbours, then replicas, then stages (neuronx-distributed's order)."""
 
     dp: int
     tp: int
     data_parallel: int
     """Number of replicas."""
+    pp: int = 0
 
     @classmethod
-    def of(cls, ranks: Ranks, tensor_parallel: int) -> Place:
+    def of(cls, ranks: Ranks, tensor_parallel: int, pipeline_parallel: int = 1) -> Place:
         """Where a rank stands."""
-        return cls(ranks.rank // tensor_parallel, ranks.rank % tensor_parallel, ranks.world // tensor_parallel)
+        group, tp = divmod(ranks.rank, tensor_parallel)
+        replicas = ranks.world // (tensor_parallel * pipeline_parallel)
+        return cls(group % replicas, tp, replicas, group // replicas)
 
     def file(self, dp: int | None = None) -> str:
         """Name of the optimizer file of this rank, or of another replica's."""
-        return f"optimizer-dp{self.dp if dp is None else dp:02d}-tp{self.tp:02d}-pp00.safetensors"
+        return f"optimizer-dp{self.dp if dp is None else dp:02d}-tp{self.tp:02d}-pp{self.pp:02d}.safetensors"
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,9 @@ What is mended, each found by running the library, each guarded at run time:
   (`neuron_replicas`) compares the copies.
 - **bf16 without sequence parallel** is refused (`neuron_refusals.check_sequence_parallel`).
 - **Losses are divided by the targets of the global batch**, not of this replica's part of it.
-- **Padding has no label, packed samples do not see each other** (`neuron_batch`, `isolating_mask`).
+- **Padding has no label, packed samples do not see each other** (`neuron_batch`, `neuron_inputs`).
+- **Weights decay on several stages too.** There the library looks for names without PEFT's prefix among names with it, and would
+  leave every weight undecayed. `get_decay_parameter_names` knows both; the rest of pipelines is in `neuron_pipeline`.
 
 What it would do by itself with data, logs, saves, metrics files and the hub is left out: `train` never goes through it.
 """
@@ -20,7 +22,7 @@ What it would do by itself with data, logs, saves, metrics files and the hub is 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,8 +35,11 @@ from transformers import PrinterCallback, TrainerCallback
 from steps.errors import ConfigError, Problem
 from steps.train.backend import Listener, StepDone
 from steps.train.feed import Feed, MicroBatch
-from steps.train.neuron_batch import device_seed, fix_shape
-from steps.train.neuron_model import ADAPTER_NAME, trainable
+from steps.train.neuron_batch import device_seed
+from steps.train.neuron_inputs import Inputs, Rows, for_model, for_stages, inputs_of, with_mask
+from steps.train.neuron_model import ADAPTER_NAME, BASE_PREFIX, gradient, trainable
+from steps.train.neuron_pipeline import Stage
+from steps.train.neuron_ranks import by_replica
 from steps.train.neuron_replicas import require_rate
 from steps.train.neuron_state import OptimizerState, Place
 from steps.train.ranks import Ranks
@@ -61,6 +66,7 @@ def place_of_rank() -> Place:
         dp=parallel_state.get_data_parallel_rank(),
         tp=parallel_state.get_tensor_model_parallel_rank(),
         data_parallel=parallel_state.get_data_parallel_size(),
+        pp=parallel_state.get_pipeline_model_parallel_rank(),
     )
 
 
@@ -77,33 +83,6 @@ def require_place(expected: Place) -> None:
         )
 
 
-def isolating_mask(samples: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """(b, L) sample numbers → (b, 1, L, L), to be added to attention scores: 0 within a sample and not ahead, else the lowest.
-
-    Made on the device, from L numbers instead of L².
-    """
-    length = samples.shape[1]
-    place = torch.arange(length, device=samples.device)
-    allowed = (samples[:, :, None] == samples[:, None, :]) & (place[:, None] >= place[None, :])
-    lowest = torch.full((), torch.finfo(dtype).min, dtype=dtype, device=samples.device)
-    return torch.where(allowed, torch.zeros_like(lowest), lowest)[:, None]
-
-
-class _Rows:
-    """What the library takes for a DataLoader."""
-
-    sampler = None
-
-    def __init__(self, feed: Feed, step: int) -> None:
-        self._micro_batches = feed.from_step(step)
-
-    def __len__(self) -> int:
-        return len(self._micro_batches)
-
-    def __iter__(self) -> Iterator[MicroBatch]:
-        return iter(self._micro_batches)
-
-
 class _Hooks(TrainerCallback):
     """Calls the trainer back at two points of its loop."""
 
@@ -112,7 +91,7 @@ class _Hooks(TrainerCallback):
 
     def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Gradients of this rank are complete, nothing is reduced yet."""
-        self._trainer._add_up_replicated()
+        self._trainer._finish_gradients()
         self._trainer._require_rate()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
@@ -130,7 +109,10 @@ class LoraTrainer(NeuronTrainer):
         self.add_callback(_Hooks(self))
         self._spec, self._ranks, self._feed = spec, ranks, feed
         self._sequence_parallel = bool(self.trn_config.sequence_parallel_enabled)
+        self._stage: Stage | None = None
+        self._together = feed.slicing.accumulation if spec.pipeline_parallel > 1 else 1
         self._coming: deque[MicroBatch] = deque()
+        self._factor = 1.0
         self._losses: list[torch.Tensor] = []
         self._rates: list[float] = []
         self._course: Course
@@ -148,12 +130,19 @@ class LoraTrainer(NeuronTrainer):
 
     def get_train_dataloader(self) -> Any:
         """The micro-batches of this replica that are still to come."""
-        return _Rows(self._feed, self._course.done)
+        return Rows(self._feed, self._course.done, together=self._together)
+
+    def get_decay_parameter_names(self, model: Any) -> list[str]:
+        """As a model and as a stage of it name them."""
+        names: list[str] = super().get_decay_parameter_names(model)
+        return [*names, *(name.removeprefix(BASE_PREFIX) for name in names)]
 
     def setup_training(self, *args: Any, **kwargs: Any) -> None:
         """Model on the device, optimizer and scheduler made: link them, and take over a checkpoint's state."""
         super().setup_training(*args, **kwargs)
         self.lr_scheduler.optimizer = self.optimizer.optimizer
+        if self._spec.pipeline_parallel > 1:
+            self._stage = Stage(self.model, checkpointing=self._spec.gradient_checkpointing)
         if self._course.restore is not None:
             self._course.restore(self.state_of_optimizer, self.lr_scheduler)
             self.optimizer.zero_grad()
@@ -161,37 +150,30 @@ class LoraTrainer(NeuronTrainer):
         xm.mark_step()
 
     def get_batch_samples(self, epoch_iterator: Iterator[MicroBatch], num_batches: int, **kwargs: Any) -> Any:
-        """One step's micro-batches on the device; their labels are counted in the feed."""
-        self._coming = deque(next(epoch_iterator) for _ in range(num_batches))
-        return [self._inputs(micro.batch) for micro in self._coming], None
+        """One step's micro-batches where the model takes them; their labels are counted in the feed."""
+        self._coming = deque(next(epoch_iterator) for _ in range(num_batches * self._together))
+        if self._stage is not None:
+            return [for_stages(inputs_of([micro.batch for micro in self._coming], self._spec), self._spec)], None
+        return [for_model(inputs_of([micro.batch], self._spec)) for micro in self._coming], None
 
-    def _inputs(self, batch: Batch) -> dict[str, torch.Tensor]:
-        fixed = fix_shape(batch, rows=self._spec.micro_batch, length=self._spec.sequence_length)
-        device = xm.xla_device()
-        inputs = {"input_ids": torch.from_numpy(fixed.input_ids), "labels": torch.from_numpy(fixed.labels)}
-        if self._spec.packed:
-            inputs |= {
-                "position_ids": torch.from_numpy(fixed.position_ids),
-                "samples": torch.from_numpy(fixed.samples),
-            }
-        return {name: tensor.to(device) for name, tensor in inputs.items()}
-
-    def _summed_loss(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        given = dict(inputs)
-        if "samples" in given:
-            dtype = torch.bfloat16 if self._spec.precision == "bf16" else torch.float32
-            given["attention_mask"] = isolating_mask(given.pop("samples"), dtype)
-        loss: torch.Tensor = self.model(**given, reduction="sum").loss
+    def _summed_loss(self, inputs: Inputs) -> torch.Tensor:
+        loss: torch.Tensor = self.model(**with_mask(inputs, self._spec), reduction="sum").loss
         return loss
 
-    def training_step(
-        self, model: Any, inputs: dict[str, torch.Tensor], num_items_in_batch: Any = None
-    ) -> torch.Tensor:
-        """Forward and backward of one micro-batch."""
-        micro = self._coming.popleft()
+    def _seed_of(self, micro: MicroBatch) -> int:
         place = place_of_rank()
         part = place.tp if self._sequence_parallel else 0
-        xm.set_rng_state(device_seed(self._spec.seed, micro.step, micro.micro, sequence_part=part))
+        return device_seed(self._spec.seed, micro.step, micro.micro, sequence_part=part, stage=place.pp)
+
+    def training_step(self, model: Any, inputs: Inputs, num_items_in_batch: Any = None) -> torch.Tensor:
+        """Forward and backward of one micro-batch, or of all of the step that flow through a pipeline."""
+        micro, place = self._coming[0], place_of_rank()
+        if self._stage is not None:
+            self._losses = self._stage.train(inputs, [self._seed_of(micro) for micro in self._coming])
+            self._factor = place.data_parallel * len(self._coming) / micro.target_tokens
+            return torch.zeros((), device=xm.xla_device())
+        self._coming.popleft()
+        xm.set_rng_state(self._seed_of(micro))
         summed = self._summed_loss(inputs)
         self.accelerator.backward(
             summed * (place.data_parallel / micro.target_tokens)
@@ -199,11 +181,17 @@ class LoraTrainer(NeuronTrainer):
         self._losses.append(summed.detach())
         return self._losses[-1]
 
+    def _finish_gradients(self) -> None:
+        """Of this rank, for the whole global batch."""
+        if self._stage is not None:
+            for parameter in trainable(self.model).values():
+                gradient(parameter).mul_(self._factor)
+        if self._sequence_parallel:
+            self._add_up_replicated()
+
     def _add_up_replicated(self) -> None:
-        if not self._sequence_parallel:
-            return
         found = [
-            parameter.grad if parameter.grad is not None else parameter.main_grad
+            gradient(parameter)
             for parameter in trainable(self.model).values()
             if not getattr(parameter, "tensor_model_parallel", False)
         ]
@@ -220,26 +208,40 @@ class LoraTrainer(NeuronTrainer):
     def _tell(self) -> bool:
         """Report the step that has just been done; True ends training."""
         xm.mark_step()
-        losses, norm = torch.stack(self._losses).cpu().double().sum().item(), float(self.grad_norm.detach().cpu())
+        norm = float(self.grad_norm.detach().cpu())
+        losses = torch.stack(self._losses).cpu().double().sum().item() if self._losses else 0.0
         self._losses.clear()
         step = self.state.global_step
         everyone = self._ranks.gather((losses, self._course.stop_asked()))
         tokens, targets = self._feed.counts(step - 1)
-        # Tensor-parallel ranks of a replica, neighbours in the order of ranks, know the same loss.
-        loss = sum(loss for loss, _ in everyone[:: self._spec.tensor_parallel]) / max(targets, 1)
+        loss = sum(loss for loss, _ in by_replica(everyone, self._spec)) / max(targets, 1)
         stop = any(asked for _, asked in everyone)
         return self._course.listener.step_done(StepDone(step, loss, self._rates[0], norm, tokens, targets, stop))
 
     def validation_sums(self) -> list[tuple[float, int]]:
-        """(summed loss, targets) of this replica's held-out batches."""
+        """(summed loss, targets) of this replica's held-out batches; on a pipeline only the last stage knows them."""
+        batches = self._feed.validation_batches()
+        losses = self._losses_through(self._stage, batches) if self._stage is not None else self._losses_of(batches)
+        return [(loss, len(batch.targets)) for loss, batch in zip(losses, batches, strict=False)]
+
+    def _losses_of(self, batches: Sequence[Batch]) -> list[float]:
         self.model.eval()
         found = []
         with torch.no_grad():
-            for batch in self._feed.validation_batches():
-                loss = self._summed_loss(self._inputs(batch))
+            for batch in batches:
+                loss = self._summed_loss(for_model(inputs_of([batch], self._spec)))
                 xm.mark_step()
-                found.append((float(loss.cpu()), len(batch.targets)))
+                found.append(float(loss.cpu()))
         self.model.train()
+        return found
+
+    def _losses_through(self, stage: Stage, batches: Sequence[Batch]) -> list[float]:
+        """As many at once as in training: another number would not fit the stages; the last batch fills up."""
+        found: list[float] = []
+        for first in range(0, len(batches), self._together):
+            group = [batches[min(first + number, len(batches) - 1)] for number in range(self._together)]
+            losses = stage.evaluate(for_stages(inputs_of(group, self._spec), self._spec))
+            found += [float(loss.cpu()) for loss in losses]
         return found
 
     def report_and_save_summary_metrics(self) -> None:

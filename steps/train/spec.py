@@ -57,6 +57,8 @@ class TrainSpec(Section):
     """`torch`: CPUs and GPUs; `neuron`: Trainium."""
     tensor_parallel: int = Field(default=1, ge=1)
     """Processes that share each layer; neuron only."""
+    pipeline_parallel: int = Field(default=1, ge=1)
+    """Stages that the layers are spread over; neuron only."""
     compile_cache: str = ""
     """Compiled graphs: a shared folder, copied to each node and back, or an s3:// prefix; empty: none; neuron only."""
     graphs_only: bool = False

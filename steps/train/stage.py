@@ -91,6 +91,7 @@ def build(plan: Plan, base: BaseModel, prepared: PreparedData, run: RunDir) -> t
         sharding=plan.sharding,
         backend=settings.launcher.backend,
         tensor_parallel=plan.tensor_parallel,
+        pipeline_parallel=plan.pipeline_parallel,
         compile_cache=settings.launcher.compile_cache,
         gradient_checkpointing=plan.gradient_checkpointing,
         seed=plan.seed,

@@ -94,7 +94,11 @@ class Worker:
         if self.spec.backend == "neuron":
             from steps.train.neuron_ranks import NeuronRanks
 
-            self.ranks = NeuronRanks.of(self.ranks, tensor_parallel=self.spec.tensor_parallel)
+            self.ranks = NeuronRanks.of(
+                self.ranks,
+                tensor_parallel=self.spec.tensor_parallel,
+                pipeline_parallel=self.spec.pipeline_parallel,
+            )
         self.ranks.connect()
         backend = self._backend()
         claim, checkpoint = self._begin(backend)

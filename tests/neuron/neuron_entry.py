@@ -20,7 +20,7 @@ def undo(fix: str) -> None:
     from steps.train.neuron_state import Place
 
     if fix == "place":  # as if the library laid out its ranks in another order than ours
-        Place.of = classmethod(lambda cls, ranks, size: cls(1 - ranks.rank, 0, 2))  # type: ignore[assignment]
+        Place.of = classmethod(lambda cls, ranks, *sizes: cls(1 - ranks.rank, 0, 2))  # type: ignore[assignment]
 
     load = neuron_model.load_model
 

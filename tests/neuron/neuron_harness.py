@@ -36,8 +36,10 @@ LIKE_REAL: dict[str, Any] = {"precision": "bf16", "lora": {"dropout": 0.1}}
 RUNS: dict[str, tuple[int, dict[str, Any]]] = {
     "fp32": (1, EXACT),
     "fp32, TP=2": (2, EXACT | {"tensor_parallel": 2}),
+    "fp32, PP=2": (2, EXACT | {"pipeline_parallel": 2}),
     "bf16, one core": (1, LIKE_REAL),
     "bf16, TP=2": (2, LIKE_REAL | {"tensor_parallel": 2}),
+    "bf16, PP=2": (2, LIKE_REAL | {"pipeline_parallel": 2}),
     "bf16, DP=2": (2, LIKE_REAL | {"micro_batch": 1}),
 }
 """Processes and changes of the spec. Those in bf16 use dropout; DP=2 is ZeRO-1, and can be taken over by one and by four."""
@@ -81,17 +83,17 @@ def write_prepared(folder: Path, *, rows: Rows, held_out: Rows, order: Sequence[
     return record.digest
 
 
-def write_base(folder: Path, **changes: Any) -> None:
-    """A Llama of two layers with random weights."""
+def write_base(folder: Path, model_type: str = "llama", **changes: Any) -> None:
+    """A model of two layers with random weights."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(0)
     shape: dict[str, Any] = {
         "vocab_size": VOCABULARY, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
         "num_attention_heads": 8, "num_key_value_heads": 2, "max_position_embeddings": 256, "tie_word_embeddings": False,
     }  # fmt: skip
-    LlamaForCausalLM(LlamaConfig(**shape | changes)).save_pretrained(folder)
+    AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **shape | changes)).save_pretrained(folder)
 
 
 @dataclass

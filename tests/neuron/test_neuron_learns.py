@@ -42,9 +42,9 @@ def plain_loss(model: Any, rows: Iterable[PreparedRow]) -> float:
 def plain_model(base: Path) -> Any:
     """The base in transformers, in fp32."""
     import torch
-    from transformers import LlamaForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    return LlamaForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
+    return AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
 
 
 def tuned_loss(training: Training, base: Path) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,11 @@ def gradients(training: Training, step: int) -> dict[str, Any]:
 
     folder = training.checkpoint(step)
     shape = AdapterShape.read(folder)
-    held = [load_file(folder / f"optimizer-dp00-tp{tp:02d}-pp00.safetensors") for tp in range(shape.tensor_parallel)]
-    return consolidate([{name.removeprefix("exp_avg/"): part[name] for name in part} for part in held], shape)
+    held: list[dict[str, Any]] = [{} for _ in range(shape.tensor_parallel)]
+    for (tp, mine), pp in product(enumerate(held), range(shape.pipeline_parallel)):
+        found = load_file(folder / f"optimizer-dp00-tp{tp:02d}-pp{pp:02d}.safetensors")
+        mine |= {name.removeprefix("exp_avg/"): tensor for name, tensor in found.items()}
+    return consolidate(held, shape)
 
 
 def largest_difference(one: dict[str, Any], two: dict[str, Any]) -> float:
@@ -87,7 +91,10 @@ def test_ranks_in_another_order_than_the_librarys_end_the_attempt(
     failure = training.failures()[0]
     assert (failure.exception, failure.failure_class) == ("ConfigError", "config")
     dp = failure.rank
-    assert f"this rank at Place(dp={1 - dp}, tp=0, data_parallel=2), the library says Place(dp={dp}" in failure.message
+    assert (
+        f"this rank at Place(dp={1 - dp}, tp=0, data_parallel=2, pp=0), the library says Place(dp={dp}"
+        in failure.message
+    )
 
 
 def test_adapters_that_drift_apart_are_never_saved(

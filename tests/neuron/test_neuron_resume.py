@@ -9,7 +9,7 @@ import pytest
 from neuron_harness import RUNS, Training, same_tensors
 
 
-@pytest.mark.parametrize("name", ["bf16, one core", "bf16, TP=2", "bf16, DP=2"])
+@pytest.mark.parametrize("name", ["bf16, one core", "bf16, TP=2", "bf16, DP=2", "bf16, PP=2"])
 def test_killed_and_resumed_is_uninterrupted(
     name: str, uninterrupted: Callable[[str], Training], new_training: Callable[..., Training]
 ) -> None:

@@ -53,6 +53,7 @@ def test_seeds_differ_by_step_place_and_sequence_part(seed: int, step: int, micr
     assert mine == device_seed(seed, step, micro, sequence_part=part)
     others = [(step + 1, micro, part), (step, micro + 1, part), (step, micro, part + 1)]
     assert mine not in {device_seed(seed, a, b, sequence_part=c) for a, b, c in others}
+    assert mine != device_seed(seed, step, micro, sequence_part=part, stage=1)
 
 
 def make_world() -> list[Copies]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -119,17 +120,40 @@ def test_a_missing_weight_is_named() -> None:
         consolidate(shards, shape)
 
 
-def write_checkpoint(folder: Path) -> Tensors:
+def write_checkpoint(folder: Path, *, stages: int = 1) -> Tensors:
+    """Of two tensor-parallel ranks; the weights dealt out over the stages."""
     from safetensors.torch import save_file
 
     whole = whole_adapter(8, 2, fused=False)
     shards, shape = cut(whole, 8, 2, 2)
     folder.mkdir()
-    (folder / SHAPE).write_text(json.dumps(shape.to_dict()))
+    (folder / SHAPE).write_text(json.dumps(replace(shape, pipeline_parallel=stages).to_dict()))
     (folder / CONFIG).write_text("{}")
     for tp, shard in enumerate(shards):
-        save_file(shard, folder / shard_name(tp))
+        for pp in range(stages):
+            save_file(dict(list(shard.items())[pp::stages]), folder / shard_name(tp, pp))
     return whole
+
+
+def test_the_stages_of_a_pipeline_are_put_together(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    whole = write_checkpoint(tmp_path / "checkpoint", stages=2)
+    consolidate_checkpoint(tmp_path / "checkpoint", tmp_path)
+    found = load_file(tmp_path / ADAPTER)
+    assert found.keys() == whole.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in whole.items())
+    (tmp_path / "checkpoint" / shard_name(1, 1)).unlink()
+    with pytest.raises(CheckpointError, match=r"has no weights-tp01-pp01\.safetensors: .*rank and stage"):
+        consolidate_checkpoint(tmp_path / "checkpoint", tmp_path)
+
+
+def test_a_shape_that_was_saved_before_there_were_stages_has_one(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "checkpoint")
+    shape = json.loads((tmp_path / "checkpoint" / SHAPE).read_text())
+    del shape["pipeline_parallel"]
+    (tmp_path / "checkpoint" / SHAPE).write_text(json.dumps(shape))
+    assert AdapterShape.read(tmp_path / "checkpoint").pipeline_parallel == 1
 
 
 def test_by_hand_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

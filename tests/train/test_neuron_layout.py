@@ -65,6 +65,34 @@ def test_the_table_of_layouts(config: dict[str, Any], instance: str, nodes: int,
     assert layout.processes == INSTANCES[instance].cores
 
 
+@pytest.mark.parametrize(
+    ("stages", "nodes", "tp", "dp", "gib"),
+    [(2, 1, 2, 8, 7.5), (4, 1, 2, 4, 4.2), (2, 2, 2, 16, 7.5), (8, 1, 1, 4, 2.6)],
+)
+def test_stages_need_less_tensor_parallelism(stages: int, nodes: int, tp: int, dp: int, gib: float) -> None:
+    layout = choose_layout(LLAMA_8B, TRN1, Asked(nodes, 128, 1, pipeline_parallel=stages))
+    assert (layout.tensor_parallel, layout.data_parallel, layout.processes) == (tp, dp, 32)
+    assert weight_bytes(LLAMA_8B, stages) / 2**30 == pytest.approx(gib, abs=0.05)
+    assert f"data parallel {dp}: {nodes} × 32 processes / {tp} / {stages}; " in layout.reasons[1]
+
+
+def test_what_stages_cost_is_said() -> None:
+    layout = choose_layout(LLAMA_8B, TRN1, Asked(1, 64, 1, tensor_parallel=8, pipeline_parallel=4))
+    assert layout.reasons[2] == (
+        "pipeline parallel 4: as given; 64 micro-batches of a step flow through 4 stages, each of which waits 4% of the time "
+        "for the others"
+    )
+
+
+def test_the_largest_stage_of_a_model_whose_layers_do_not_divide() -> None:
+    whole, third = (
+        weight_bytes(LLAMA_1B),
+        weight_bytes(LLAMA_1B, 3),
+    )  # 16 layers: 5, 5, 6; the embeddings are at both ends
+    embeddings = 2 * 128256 * 2048
+    assert third - embeddings == pytest.approx((whole - embeddings) * 6 / 16, rel=1e-4)
+
+
 def test_the_golden_layout_explains_itself() -> None:
     layout = choose_layout(LLAMA_8B, TRN1, Asked(2, 64, 1))
     assert layout.reasons == (
@@ -123,6 +151,11 @@ def test_what_is_given_stands_and_is_commented(asked: Asked, processes: int, tp:
             "--global-batch: must be a multiple of .* = 4 × 1 = 4, got 6",
         ),
         (Asked(1, 64, 1, tensor_parallel=64), "64 divides none of the numbers of processes that trn1.32xlarge takes"),
+        (Asked(1, 64, 1, pipeline_parallel=3), "2 × pipeline parallel 3 divides none of the numbers of processes"),
+        (
+            Asked(1, 64, 1, processes=8, tensor_parallel=8, pipeline_parallel=2),
+            "--processes: 1 × 8 must be a multiple of launcher.tensor_parallel × launcher.pipeline_parallel, 8 × 2",
+        ),
     ],
 )
 def test_what_is_given_is_checked(asked: Asked, words: str) -> None:
@@ -158,6 +191,10 @@ REFUSED = [
     ("processes", {"tensor_parallel": 8}, {}, 12, "must divide the number of processes, 12, got 8"),
     ("heads", {"tensor_parallel": 5}, {}, 5, "5 does not divide the model's num_attention_heads = 32"),
     ("length", {"tensor_parallel": 8, "sequence_length": 1002}, {}, 8, "--sequence-length: must be a multiple of"),
+    ("granite", {"pipeline_parallel": 2}, {"model_type": "granite"}, 8, "pipeline_parallel: granite cannot be spread .*use 1"),
+    ("stages", {"pipeline_parallel": 33}, {}, 33, "33 stages need as many layers, and the model has 32"),
+    ("replicas", {"tensor_parallel": 2, "pipeline_parallel": 4}, {}, 12, "2 × 4, must divide the number of processes, 12"),
+    ("embeddings", {"pipeline_parallel": 2, "lora": {"targets": ["embed_tokens"]}}, {}, 8, "embed_tokens alone"),
 ]  # fmt: skip
 
 
@@ -171,6 +208,11 @@ def test_all_refusals_come_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
         check_training(make_spec(sharding="fsdp", quantization="4bit", tensor_parallel=3), LLAMA_8B, world=8)
     assert len(caught.value.problems) == 5
+
+
+@pytest.mark.parametrize("model_type", ["llama", "qwen3"])
+def test_stages_are_taken(model_type: str) -> None:
+    check_training(make_spec(tensor_parallel=2, pipeline_parallel=4), LLAMA_8B | {"model_type": model_type}, world=16)
 
 
 @pytest.mark.parametrize("tp", [1, 2, 8, 32])

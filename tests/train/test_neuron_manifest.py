@@ -101,6 +101,14 @@ def test_the_golden_manifest_of_two_trn1_with_llama_8b() -> None:
     assert found["FI_PROVIDER"] == "efa"
 
 
+def test_the_annotation_names_the_stages() -> None:
+    plan = laid_out({"launcher": {"pipeline_parallel": 2}})
+    assert (plan.tensor_parallel, plan.pipeline_parallel, plan.replicas, plan.world) == (2, 2, 16, 64)
+    words = manifest_of(plan)["metadata"]["annotations"]["hyperpod-lora/layout"]
+    assert words.startswith("TP=2 DP=16 PP=2, 64 processes; ")
+    assert "pipeline parallel 2: as given" in words
+
+
 def test_an_s3_cache_is_the_compilers_own_and_a_folder_is_copied() -> None:
     assert environment_of(manifest_of(laid_out()))["NEURON_COMPILE_CACHE_URL"] == "/var/tmp/neuron-compile-cache"
     remote = laid_out({"launcher": {"compile_cache": "s3://bucket/graphs"}})

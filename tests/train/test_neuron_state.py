@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from test_neuron_layout import make_spec
 from torch.nn.functional import pad
 
 from steps.errors import CheckpointError, ConfigError
 from steps.train.neuron_backend import why_not
-from steps.train.neuron_ranks import NeuronRanks
+from steps.train.neuron_ranks import NeuronRanks, by_replica
 from steps.train.neuron_state import OptimizerState, Place
 from steps.train.ranks import Ranks
 
@@ -118,12 +120,24 @@ def test_a_state_of_another_precision_or_training_is_refused(tmp_path: Path) -> 
 def test_processes_that_tensor_parallel_does_not_divide_never_meet() -> None:
     with pytest.raises(ConfigError, match=r"launcher\.tensor_parallel: must divide the number of processes, 3, got 2"):
         NeuronRanks.of(Ranks(0, 3), tensor_parallel=2).connect()
+    with pytest.raises(ConfigError, match=r"number of processes, 6, got 2 × 2 stages"):
+        NeuronRanks.of(Ranks(0, 6), tensor_parallel=2, pipeline_parallel=2).connect()
 
 
 def test_tensor_parallel_ranks_are_neighbours() -> None:
     places = [Place.of(Ranks(rank=rank, world=4), 2) for rank in range(4)]
     assert [(place.dp, place.tp) for place in places] == [(0, 0), (0, 1), (1, 0), (1, 1)]
     assert places[3].file(0) == "optimizer-dp00-tp01-pp00.safetensors"
+
+
+def test_stages_stand_one_after_the_other_and_the_last_knows_the_losses() -> None:
+    spec = make_spec(tensor_parallel=2, pipeline_parallel=2)
+    places = [Place.of(Ranks(rank=rank, world=8), 2, 2) for rank in range(8)]
+    assert [(place.pp, place.dp, place.tp) for place in places] == list(product(range(2), repeat=3))
+    assert {place.data_parallel for place in places} == {2}
+    assert len({place.file() for place in places}) == 8
+    assert [(place.pp, place.dp, place.tp) for place in by_replica(places, spec)] == [(1, 0, 0), (1, 1, 0)]
+    assert by_replica(range(4), make_spec(tensor_parallel=2)) == range(0, 4, 2)
 
 
 @pytest.mark.parametrize(
