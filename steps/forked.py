@@ -6,13 +6,17 @@ file again, and much else.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any
+
+from steps.errors import StorageError
 
 PR_SET_PDEATHSIG = 1
 
@@ -21,6 +25,21 @@ def fork_pool(count: int, start: Callable[..., None], *given: Any) -> ProcessPoo
     """A pool of `count` processes, each of which begins with `start(*given)`; nothing of `given` is pickled."""
     context = multiprocessing.get_context("fork")
     return ProcessPoolExecutor(count, mp_context=context, initializer=_begin, initargs=(os.getpid(), start, given))
+
+
+@contextlib.contextmanager
+def killed_in_words(what: str) -> Iterator[None]:
+    """A process that was killed as a StorageError; `what` it does, as in "merges".
+
+    Raises:
+        StorageError: with what to do.
+    """
+    try:
+        yield
+    except BrokenProcessPool as error:
+        raise StorageError(
+            f"a process that {what} was killed, most likely for lack of memory: free some, or use fewer cores (taskset -c 0 …)"
+        ) from error
 
 
 def _begin(parent: int, start: Callable[..., None], given: tuple[Any, ...]) -> None:

@@ -1,7 +1,7 @@
 """Jobs as the cluster shows them to someone who sees no run directory: which ones a word means, and what is told of them. Pure.
 
 Called by `look` and `act` with what the API answered. A run is found again by the labels and annotations of its
-PyTorchJobs (`request`), its progress by the events in worker 0's log (`events`).
+PyTorchJobs (`pytorchjob`), its progress by the events in worker 0's log (`events`).
 """
 
 from __future__ import annotations

@@ -1,17 +1,15 @@
-"""The worker pod's parts: container, environment, resources, volumes, where it may run. Pure; used by `request`."""
+"""The worker pod's parts: container, environment, resources, volumes, where it may run. Pure; used by `pytorchjob`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from steps.cluster import Cluster, Volume
 from steps.instances import Instance, find_instance
 from steps.job.job import Job
-
-if TYPE_CHECKING:
-    from steps.job.request import Request
+from steps.job.request import Request
 
 CONTAINER = "pytorch"
 """The operator looks for exactly this name."""

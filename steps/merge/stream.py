@@ -11,15 +11,14 @@ import errno
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, wait
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from steps.errors import ModelError, StorageError
-from steps.forked import fork_pool
+from steps.errors import ModelError
+from steps.forked import fork_pool, killed_in_words
 from steps.merge.arithmetic import Arithmetic, Bytes, Floats, LoadedLowRank, aligned, narrow, to_fp32, widen
 from steps.merge.delta import LowRank
 from steps.merge.safetensors_file import ITEM_BYTES, StoredTensor
@@ -89,17 +88,12 @@ def run(
 
 def _in_processes(tasks: Sequence[Task], worker: Worker, processes: int) -> Iterator[int]:
     """Bytes written since the last look. Threads would do less: between two calls of numpy each needs the interpreter's lock."""
-    with fork_pool(processes, _begin, worker) as pool:
+    with killed_in_words("merges"), fork_pool(processes, _begin, worker) as pool:
         pending = {pool.submit(_perform, task) for task in tasks}
         try:
             while pending:
                 finished, pending = wait(pending, timeout=0.5, return_when=FIRST_EXCEPTION)
                 yield sum(future.result() for future in finished)
-        except BrokenProcessPool as error:
-            raise StorageError(
-                "a process that merges was killed, most likely for lack of memory: free some, or use fewer cores "
-                "(taskset -c 0 …)"
-            ) from error
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 

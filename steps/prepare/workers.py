@@ -11,11 +11,9 @@ import os
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future
-from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 
-from steps.errors import StorageError
-from steps.forked import fork_pool
+from steps.forked import fork_pool, killed_in_words
 from steps.prepare.files import Row
 from steps.prepare.samples import Made, SampleMaker
 
@@ -46,13 +44,8 @@ def make_samples(
         for chunk in _with_first(first, chunks):
             yield chunk[-1].done, maker.make(chunk)
         return
-    try:
+    with killed_in_words("tokenises rows"):
         yield from _in_processes(_with_first(first, chunks), maker, count)
-    except BrokenProcessPool as error:
-        raise StorageError(
-            "a process that tokenises rows was killed, most likely for lack of memory: free some, or use fewer cores "
-            "(taskset -c 0 …)"
-        ) from error
 
 
 def _in_processes(chunks: Iterator[list[Row]], maker: SampleMaker, count: int) -> Iterator[tuple[int, Made]]:

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from prepared_rows import write_manifest, write_rows
 
 from steps.checkpoints import directories
 from steps.events import Event, EventTail
 from steps.failure_record import FailureRecord, read_records
-from steps.prepared import DATA_FILES, HELD_OUT, MANIFEST, ORDER, ROWS, VALIDATION, digest_files, sealed
-from steps.records import PreparedData, digest_of
+from steps.prepared import HELD_OUT, ORDER, ROWS, VALIDATION
 from steps.train.spec import TrainSpec
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,42 +45,16 @@ RUNS: dict[str, tuple[int, dict[str, Any]]] = {
 """Processes and changes of the spec. Those in bf16 use dropout; DP=2 is ZeRO-1, and can be taken over by one and by four."""
 
 
-def write_rows(path: Path, rows: Rows, *, seed: int) -> None:
-    """One row per entry, an entry being the lengths of the row's samples; a loss on each sample's second half."""
-    import pyarrow as pa
-
-    rng = np.random.default_rng(seed)
-    columns: dict[str, list[Any]] = {"input_ids": [], "loss_mask": [], "lengths": []}
-    for lengths in rows:
-        samples = [(int(rng.integers(VOCABULARY)) + 3 * np.arange(length)) % VOCABULARY for length in lengths]
-        masks = [np.arange(length) >= length // 2 for length in lengths]
-        columns["input_ids"].append(np.concatenate(samples).astype(np.int32))
-        columns["loss_mask"].append(np.concatenate(masks).astype(np.uint8))
-        columns["lengths"].append(np.array(lengths, dtype=np.int32))
-    types = {"input_ids": pa.int32(), "loss_mask": pa.uint8(), "lengths": pa.int32()}
-    table = pa.table({name: pa.array(values, pa.list_(types[name])) for name, values in columns.items()})
-    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
-        writer.write_table(table)
-
-
 def write_prepared(folder: Path, *, rows: Rows, held_out: Rows, order: Sequence[int], global_batch: int) -> str:
     """A prepared directory; returns its digest."""
     folder.mkdir(parents=True)
-    write_rows(folder / ROWS, rows, seed=1)
-    write_rows(folder / VALIDATION, held_out, seed=2)
+    write_rows(folder / ROWS, rows, np.random.default_rng(1), VOCABULARY)
+    write_rows(folder / VALIDATION, held_out, np.random.default_rng(2), VOCABULARY)
     np.save(folder / ORDER, np.array(order, dtype=np.int64))
     (folder / HELD_OUT).write_text("")
-    assert {path.name for path in folder.iterdir()} == set(DATA_FILES)
-    files = digest_files(folder)
-    counts = "samples train_samples duplicates skipped truncated_samples truncated_tokens tokens target_tokens"
-    record = PreparedData(
-        path=str(folder), identity="prepared", digest=digest_of(files), fingerprint="f", source="test", shape="test",
-        score="rouge_l", validation_samples=len(held_out), rows=len(rows), sequence_length=LENGTH,
-        packed=max(map(len, rows)) > 1, fill=1.0, steps=len(order) // global_batch, global_batch=global_batch,
-        **dict.fromkeys(counts.split(), 1),
-    )  # fmt: skip
-    (folder / MANIFEST).write_text(json.dumps(sealed({"record": record.to_dict(), "files": files})))
-    return record.digest
+    facts = {"validation_samples": len(held_out), "rows": len(rows), "sequence_length": LENGTH}
+    steps, packed = len(order) // global_batch, max(map(len, rows)) > 1
+    return write_manifest(folder, steps=steps, global_batch=global_batch, packed=packed, **facts)
 
 
 def write_base(folder: Path, model_type: str = "llama", **changes: Any) -> None:

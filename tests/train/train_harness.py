@@ -10,18 +10,19 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
+from prepared_rows import write_manifest, write_rows
 
 from steps.events import Event, EventTail
 from steps.plan import LoraSettings
-from steps.prepared import DATA_FILES, HELD_OUT, MANIFEST, ORDER, ROWS, VALIDATION, digest_files, sealed
-from steps.records import PreparedData, digest_file, digest_of
+from steps.prepared import HELD_OUT, MANIFEST, ORDER, ROWS, VALIDATION
+from steps.records import digest_file
 from steps.train.spec import TrainSpec
 from steps.train.stage import PROCESS_ENVIRONMENT
 
@@ -29,44 +30,18 @@ ROOT = Path(__file__).resolve().parents[2]
 VOCABULARY = 259
 
 
-def write_rows(path: Path, rows: Sequence[Sequence[int]], rng: np.random.Generator) -> None:
-    """One row per entry, an entry being the lengths of the row's samples; a loss on each sample's second half."""
-    import pyarrow as pa
-
-    columns: dict[str, list[Any]] = {"input_ids": [], "loss_mask": [], "lengths": []}
-    for lengths in rows:
-        samples = [(int(rng.integers(VOCABULARY)) + 3 * np.arange(length)) % VOCABULARY for length in lengths]
-        masks = [np.arange(length) >= length // 2 for length in lengths]
-        columns["input_ids"].append(np.concatenate(samples).astype(np.int32))
-        columns["loss_mask"].append(np.concatenate(masks).astype(np.uint8))
-        columns["lengths"].append(np.array(lengths, dtype=np.int32))
-    types = {"input_ids": pa.int32(), "loss_mask": pa.uint8(), "lengths": pa.int32()}
-    table = pa.table({name: pa.array(values, pa.list_(types[name])) for name, values in columns.items()})
-    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
-        writer.write_table(table)
-
-
 def write_prepared(folder: Path, *, steps: int, global_batch: int, samples: int = 1, train_rows: int = 40) -> str:
     """A prepared directory; returns its digest. `samples` > 1 packs so many into each row."""
     rng = np.random.default_rng(0)
     folder.mkdir(parents=True)
-    write_rows(folder / ROWS, [rng.integers(12, 40, samples).tolist() for _ in range(train_rows)], rng)
-    write_rows(folder / VALIDATION, [rng.integers(12, 40, 1).tolist() for _ in range(10)], rng)
+    write_rows(folder / ROWS, [rng.integers(12, 40, samples).tolist() for _ in range(train_rows)], rng, VOCABULARY)
+    write_rows(folder / VALIDATION, [rng.integers(12, 40, 1).tolist() for _ in range(10)], rng, VOCABULARY)
     needed = steps * global_batch
     order = np.concatenate([rng.permutation(train_rows) for _ in range(needed // train_rows + 1)])[:needed]
     np.save(folder / ORDER, order.astype(np.int64))
     (folder / HELD_OUT).write_text("")
-    assert {path.name for path in folder.iterdir()} == set(DATA_FILES)
-    files = digest_files(folder)
-    counts = ("samples", "train_samples", "duplicates", "skipped", "truncated_samples", "truncated_tokens", "tokens")
-    numbers = dict.fromkeys((*counts, "target_tokens"), 1)
-    record = PreparedData(
-        path=str(folder), identity="prepared", digest=digest_of(files), fingerprint="f", source="test", shape="test",
-        score="rouge_l", validation_samples=10, rows=train_rows, sequence_length=128, packed=samples > 1, fill=1.0,
-        steps=steps, global_batch=global_batch, **numbers,
-    )  # fmt: skip
-    (folder / MANIFEST).write_text(json.dumps(sealed({"record": record.to_dict(), "files": files})))
-    return record.digest
+    facts = {"validation_samples": 10, "rows": train_rows, "sequence_length": 128, "packed": samples > 1}
+    return write_manifest(folder, steps=steps, global_batch=global_batch, **facts)
 
 
 def write_base(folder: Path, **changes: Any) -> None:
