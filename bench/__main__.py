@@ -23,6 +23,8 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+from steps.machine import processor_features, quiet_threads
+
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "RESULTS.md"
 STORE = HERE / "results.json"
@@ -39,12 +41,15 @@ RUNS: tuple[tuple[str, ...], ...] = (
     ("evaluate",),
     ("overhead",),
     ("start",),
+    ("threads",),
     ("supervisor",),
     ("checkpoints",),
 )
 """In the order in which they run and stand on the page."""
 ON_REQUEST = (("cluster",),)
 """Need more than this machine; they run when they are named, and have a page of their own."""
+TOLD_FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
+"""Processor features that decide how fast torch and numpy are."""
 NOTES = """A ratio is ours / theirs: for times and memory less is better, for speeds more.
 Numbers are medians of runs in turn, ours and theirs one after the other on the same machine.
 The load includes what other work asked for meanwhile (1.0: one core).
@@ -58,6 +63,7 @@ same work grows, and a row shows a goal neither as met nor as missed for good. M
 
 def main(argv: list[str]) -> int:
     """Run what is asked for; returns 1 if something failed."""
+    quiet_threads(os.environ)
     names = list(takewhile(lambda word: not word.startswith("-"), argv))
     options = argv[len(names) :]
     known = {name for name, *_ in (*RUNS, *ON_REQUEST)}
@@ -154,8 +160,10 @@ def describe_machine() -> str:
         platform.machine(),
     )
     memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    features = processor_features("\n".join(_lines("/proc/cpuinfo")))
+    fast = ", ".join(name for name in TOLD_FEATURES if name in features) or "none of " + ", ".join(TOLD_FEATURES)
     return (
-        f"{os.cpu_count()} cores of {processor}, {memory_gib:.0f} GiB, "
+        f"{os.cpu_count()} cores of {processor} ({fast}), {memory_gib:.0f} GiB, "
         f"Python {platform.python_version()}, {platform.system()} {platform.release()}."
     )
 

@@ -81,7 +81,8 @@ class ModelPreset(Section):
     global_batch: Count = 16
     micro_batch: Count = 1
     gradient_checkpointing: bool = False
-    precision: Precision = "bf16"
+    precision: Literal["auto", Precision] = "auto"
+    """`auto`: bf16 where the device is fast at it, else fp32."""
     architecture: dict[str, int | bool | str] = Field(default_factory=dict)
     """Sizes of its config.json, for a manifest that is printed before anything is fetched; the model's own always win."""
 

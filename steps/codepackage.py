@@ -21,6 +21,7 @@ from metaflow._vendor.click import NoSuchOption
 from metaflow.exception import METAFLOW_EXIT_DISALLOW_RETRY
 from metaflow.util import get_username
 
+from steps.machine import quiet_threads
 from steps.options import OPTIONS
 from steps.progress import say
 
@@ -101,6 +102,7 @@ def is_in_pod() -> bool:
 
 def run_command_line(flow: Callable[[], object]) -> None:
     """Run a flow's own command; an option that does not exist is answered with the nearest one of ours as well."""
+    quiet_threads(os.environ)
     name_user()
     try:
         flow()

@@ -27,6 +27,7 @@ def plan_line(plan: Plan, base: BaseModel, prepared: PreparedData, *, cache: Pat
         f"plan: {prepared.steps:,} steps of {plan.global_batch} rows ({layout}), about {tokens:,} tokens, "
         f"{plan.lora.method} rank {plan.lora.rank} on {', '.join(plan.lora.targets)}, {plan.precision}"
     )
+    line += f" ({plan.precision_reason})" if plan.precision_reason else ""
     line += "".join(f"; {reason}" for reason in plan.layout)
     speed = recall(plan, base, cache=cache)
     if speed is None:

@@ -16,6 +16,8 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
+from threadpoolctl import threadpool_limits
+
 from steps.errors import StorageError
 
 PR_SET_PDEATHSIG = 1
@@ -48,4 +50,7 @@ def _begin(parent: int, start: Callable[..., None], given: tuple[Any, ...]) -> N
         os._exit(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threadpool_limits(
+        1
+    )  # each process is a core's; linear algebra with threads of its own would share it with all the others
     start(*given)

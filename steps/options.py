@@ -60,7 +60,9 @@ class Options:
     gradient_checkpointing: Annotated[
         Literal["auto", "on", "off"], doc("Recompute activations to save memory; auto: from the model preset.")
     ] = "auto"
-    precision: Annotated[Literal["auto", Precision], doc("auto: from the model preset (bf16).")] = "auto"
+    precision: Annotated[Literal["auto", Precision], doc("auto: bf16 where the device is fast at it, else fp32.")] = (
+        "auto"
+    )
     quantization: Annotated[
         Literal["auto", Quantization], doc("4bit: the frozen base in NF4 through bitsandbytes; auto: none.")
     ] = "auto"

@@ -51,6 +51,8 @@ class Plan(Section):
     """Why these processes and this tensor parallelism, in words."""
     gradient_checkpointing: bool
     precision: Precision
+    precision_reason: str = ""
+    """What a person should know of it; empty where there was nothing to choose."""
     quantization: Quantization
     sharding: Sharding
     seed: int

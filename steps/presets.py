@@ -13,18 +13,22 @@ from steps.config import Settings
 from steps.contradictions import contradictions
 from steps.errors import ConfigError, Problem
 from steps.instances import find_instance
-from steps.options import AUTO, Options
+from steps.options import AUTO, Options, Precision
 from steps.plan import LoraSettings, Plan
 
+SLOW_BF16 = "a processor without AVX512-BF16 and AMX has no fast bf16"
 
-def resolve(settings: Settings, options: Options) -> Plan:
+
+def resolve(settings: Settings, options: Options, *, fast_bf16: bool = False) -> Plan:
     """Decide every value: an option given wins over the data preset, that over the model preset.
+
+    `fast_bf16`: whether this machine's device computes in bf16 at full speed; asked only where the training runs here.
 
     Raises:
         ConfigError: with every contradiction found.
     """
     model, dataset = _find_both(settings, options)
-    plan = _decide(settings, options, model, dataset)
+    plan = _decide(settings, options, model, dataset, fast_bf16=fast_bf16)
     problems = contradictions(plan, options)
     if problems:
         raise ConfigError(problems)
@@ -52,10 +56,13 @@ def _where_steps_run(settings: Settings) -> str:
     return f"; steps run in pods, which see {settings.cluster.mount_path} and no file of the machine that launched them"
 
 
-def _decide(settings: Settings, options: Options, model: ModelPreset, dataset: DatasetPreset) -> Plan:
+def _decide(
+    settings: Settings, options: Options, model: ModelPreset, dataset: DatasetPreset, *, fast_bf16: bool
+) -> Plan:
     rank = options.lora_rank or model.lora_rank
     targets = model.lora_targets if options.lora_targets == AUTO else options.lora_targets
     asked = options.max_steps or options.epochs
+    precision = _precision(settings, options, model, fast_bf16=fast_bf16)
     return Plan(
         model=model,
         dataset=dataset,
@@ -88,7 +95,8 @@ def _decide(settings: Settings, options: Options, model: ModelPreset, dataset: D
         gradient_checkpointing=model.gradient_checkpointing
         if options.gradient_checkpointing == AUTO
         else options.gradient_checkpointing == "on",
-        precision=model.precision if options.precision == AUTO else options.precision,
+        precision=precision,
+        precision_reason=_about(precision, settings, fast_bf16=fast_bf16),
         quantization="none" if options.quantization == AUTO else options.quantization,
         sharding="ddp" if options.sharding == AUTO else options.sharding,
         seed=options.seed,
@@ -96,6 +104,27 @@ def _decide(settings: Settings, options: Options, model: ModelPreset, dataset: D
         continue_from="" if options.continue_from == AUTO else options.continue_from,
         dry_run=options.dry_run,
     )
+
+
+def _precision(settings: Settings, options: Options, model: ModelPreset, *, fast_bf16: bool) -> Precision:
+    """As asked, else as the preset says, else bf16 where the training's device is fast at it. Torch in pods computes on CPUs."""
+    for wanted in (options.precision, model.precision):
+        if wanted != "auto":
+            return wanted
+    return "bf16" if _computes_bf16(settings, fast_bf16) else "fp32"
+
+
+def _computes_bf16(settings: Settings, fast_bf16: bool) -> bool:
+    return settings.launcher.backend == "neuron" or (fast_bf16 and not settings.is_on_cluster)
+
+
+def _about(precision: Precision, settings: Settings, *, fast_bf16: bool) -> str:
+    """What a person should know of the precision; empty where there is nothing to choose."""
+    if _computes_bf16(settings, fast_bf16):
+        return ""
+    if precision == "bf16":
+        return f"{SLOW_BF16}, where a step in bf16 took 27 times as long as in fp32: --precision fp32 is the quick one"
+    return SLOW_BF16
 
 
 def _default_processes(settings: Settings) -> int:

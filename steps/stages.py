@@ -19,6 +19,7 @@ from steps.contradictions import check_model
 from steps.errors import ConfigError, LoraFlowError, Problem
 from steps.inputs import Inputs
 from steps.libraries import check_libraries
+from steps.machine import has_fast_bf16
 from steps.options import OPTIONS
 from steps.plan import Plan
 from steps.presets import resolve
@@ -61,7 +62,9 @@ def start(flow: Any, raw_settings: Mapping[str, Any]) -> tuple[Artifact, Artifac
     from steps.train import stage as train_stage
 
     options = parse_options({name: getattr(flow, name) for name in OPTIONS})
-    plan = resolve(parse_settings(dict(raw_settings)), options)
+    settings = parse_settings(dict(raw_settings))
+    fast_bf16 = not settings.is_on_cluster and has_fast_bf16()
+    plan = resolve(settings, options, fast_bf16=fast_bf16)
     check_libraries(plan, lambda name: importlib.util.find_spec(name) is not None)
     cache = cache_folder(plan)
     config = base_stage.describe(plan.model, cache=cache)

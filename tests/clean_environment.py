@@ -6,8 +6,10 @@ import os
 import signal
 from pathlib import Path
 
+from steps.machine import QUIET_THREADS
+
 PROJECT = Path(__file__).resolve().parents[1]
-THREADS = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+THREADS = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", **QUIET_THREADS}
 
 
 def hear_interrupts() -> None:

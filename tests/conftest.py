@@ -5,6 +5,7 @@ Property tests have no deadline per example: 200 ms would fail them on a busy ma
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,12 +13,15 @@ import pytest
 from clean_environment import environment_for, hear_interrupts
 from hypothesis import settings
 
+from steps.machine import quiet_threads
+
 LONGEST_FIRST = ("soak", "flow", "train", "job")
 """Folders whose files take longest: begun first, none of them is what one worker waits for at the end."""
 
 settings.register_profile("calm", deadline=None)
 settings.load_profile("calm")
 hear_interrupts()
+quiet_threads(os.environ)  # before any test imports torch
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

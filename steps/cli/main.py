@@ -6,6 +6,7 @@ Those are imported when they are called, and heavy things only where a command n
 from __future__ import annotations
 
 import importlib
+import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,6 +16,7 @@ import click
 
 from steps.cli.runs import run_folders, storage_root
 from steps.errors import LoraFlowError
+from steps.machine import quiet_threads
 
 ELSEWHERE = {
     "status": ("look", "Show trainings: state, progress, attempts."),
@@ -75,6 +77,7 @@ def main() -> None:
 
     Training itself starts with `python flows/lora_flow.py run`.
     """
+    quiet_threads(os.environ)
 
 
 @main.command()

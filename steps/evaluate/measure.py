@@ -18,6 +18,7 @@ from steps.evaluate.attention import quicken_steps
 from steps.evaluate.generate import end_tokens, generate
 from steps.evaluate.loss import Sample, mean_loss
 from steps.evaluate.scores import score_answer
+from steps.machine import has_fast_bf16
 from steps.prepared import HeldOut, PreparedRows
 
 Progress = Callable[[str, int, int], None]
@@ -124,7 +125,8 @@ def measure(
 
 
 def load_model(folder: Path, *, precision: str) -> tuple[Any, Any]:
-    """(model, tokenizer) from a local folder, on the GPU if there is one. `precision`: bf16, fp32 or auto (the weights' own).
+    """(model, tokenizer) from a local folder, on the GPU if there is one. `precision`: bf16, fp32, or auto: the weights' own, but
+    fp32 where the device is slow at bf16.
 
     Raises:
         ModelError: it is damaged, incomplete or of a kind that transformers does not know.
@@ -135,6 +137,8 @@ def load_model(folder: Path, *, precision: str) -> tuple[Any, Any]:
 
     if not (folder / "config.json").is_file():  # transformers would take the path for a hub id and complain of that
         raise ModelError(f"no model in {folder}: it has no config.json; make it again, or look where it went")
+    if precision == "auto" and not has_fast_bf16():
+        precision = "fp32"
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}.get(precision, "auto")
     try:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True, use_safetensors=True)

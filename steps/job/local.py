@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import steps
+from steps import machine
 from steps.job import processes
 from steps.job.job import Job
 from steps.job.keeper import read_or_empty
@@ -139,8 +140,9 @@ def _marker(job: Job, attempt: int) -> str:
 
 def _environment(job: Job, attempt: int) -> dict[str, str]:
     """Ours, the job's, the thread count, and the marker by which every process of the attempt is found."""
-    threads = job.threads_per_process or max(1, len(os.sched_getaffinity(0)) // job.processes)
+    threads = job.threads_per_process or max(1, machine.cores() // job.processes)
     environment = {"OMP_NUM_THREADS": str(threads), **os.environ, **job.environment}
+    machine.quiet_threads(environment)
     if job.threads_per_process:
         environment["OMP_NUM_THREADS"] = str(threads)
     root = str(Path(steps.__file__).parent.parent)

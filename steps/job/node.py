@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from steps import machine
 from steps.events import PREFIX
 from steps.failure_record import EXIT_NETWORK, EXIT_STOPPED, FailureClass, FailureRecord, read_records, record_of
 from steps.job import processes
@@ -86,6 +87,7 @@ def run(given: argparse.Namespace, node: Node, termination: Path) -> int:
     if not wait_for_name(node, limit_s=given.name_wait_s):
         return _end(EXIT_NETWORK, unresolved(node, given.name_wait_s), termination)
     os.environ.update(processes_environment(given, shared))
+    machine.quiet_threads(os.environ)
     keeper = Keeper(folder, _plan(given, node, shared))
     with Echo(shared, ranks=range(node.rank * given.processes, (node.rank + 1) * given.processes)):
         keeper.run()
@@ -169,7 +171,7 @@ def wait_for_name(node: Node, *, limit_s: float) -> bool:
 
 def processes_environment(given: argparse.Namespace, shared: Path) -> dict[str, str]:
     """Of torchrun and the ranks: threads, and the marker by which they are found."""
-    threads = given.threads or max(1, len(os.sched_getaffinity(0)) // given.processes)
+    threads = given.threads or max(1, machine.cores() // given.processes)
     return {"OMP_NUM_THREADS": str(threads), processes.MARKER: processes.marker_of(given.directory, given.attempt)}
 
 

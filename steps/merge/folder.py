@@ -7,7 +7,6 @@ it does not sync, lock or rename: `stage` does that around it. It needs nothing 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
+from steps import machine
 from steps.errors import ModelError
 from steps.merge import delta, stream
 from steps.merge.safetensors_file import DTYPE_NAMES, StoredTensor, lay_out
@@ -81,7 +81,7 @@ def merge_folders(
     copy_small_files(base, out)
     counts = _counts(outputs, changes, total)
     _write_config(out, model.config, counts.dtype if dtype != "auto" else None, untied=untied)
-    cores = min(len(os.sched_getaffinity(0)), MAX_PROCESSES)
+    cores = min(machine.cores(), MAX_PROCESSES)
     stream.run(
         tasks,
         adapter_tensors,

@@ -7,7 +7,6 @@ the model card, the digests, the rename. Called by the flow; trains and evaluate
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 import time
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from steps import machine
 from steps.errors import CheckpointError, StorageError
 from steps.merge.card import model_card
 from steps.merge.folder import merge_folders
@@ -116,7 +116,7 @@ def _make(
 def _digests(folder: Path) -> dict[str, dict[str, Any]]:
     """Size and SHA-256 of every file but the record, one file per core at a time."""
     paths = sorted(path for path in folder.iterdir() if path.name != RECORD)
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0)), "digest") as pool:
+    with ThreadPoolExecutor(machine.cores(), "digest") as pool:
         digests = list(pool.map(digest_file, paths))
     return {
         path.name: {"bytes": path.stat().st_size, "sha256": digest} for path, digest in zip(paths, digests, strict=True)

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from itertools import islice
 
+from steps import machine
 from steps.forked import fork_pool, killed_in_words
 from steps.prepare.files import Row
 from steps.prepare.samples import Made, SampleMaker
@@ -36,7 +37,7 @@ def make_samples(
     """
     for chunk in islice(chunks, ALONE_CHUNKS):
         yield chunk[-1].done, maker.make(chunk)
-    count = min(MOST_PROCESSES, processes or len(os.sched_getaffinity(0)))
+    count = min(MOST_PROCESSES, processes or machine.cores())
     first = next(chunks, None)
     if first is None:
         return

@@ -7,10 +7,11 @@ A peer that is gone shows as PeerLostError, whatever exception the transport cho
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
+
+from steps import machine
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,7 +49,7 @@ class Ranks:
 
     def threads(self, asked: int) -> int:
         """CPU threads of this process: as asked, or its share of the cores that it may use."""
-        return asked or max(1, len(os.sched_getaffinity(0)) // self.local_world)
+        return asked or max(1, machine.cores() // self.local_world)
 
     def connect(self) -> None:
         """Meet the other ranks.

@@ -27,6 +27,7 @@ from steps.checkpoints import Checkpoint, Claim
 from steps.errors import CheckpointError, LoraFlowError, StorageError
 from steps.events import EventWriter
 from steps.failure_record import EXIT_OK, EXIT_STOPPED, record_of, write_record
+from steps.machine import quiet_threads
 from steps.records import digest_file
 from steps.rundir import storage_errors, sync_tree, write_json
 from steps.train.callbacks import Callbacks
@@ -248,6 +249,7 @@ def _prepare_process(spec: TrainSpec, ranks: Ranks) -> None:
         TRANSFORMERS_VERBOSITY=os.environ.get("TRANSFORMERS_VERBOSITY", "error"),
         HF_HUB_OFFLINE="1",  # the base model is local; a hub out of reach must not cost a minute
     )
+    quiet_threads(os.environ)
 
 
 def _listen(worker: Worker) -> Path:
