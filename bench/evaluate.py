@@ -19,8 +19,8 @@ from typing import Any
 
 from bench._report import report
 from steps.base.stage import fetch
-from steps.catalog import find_model
-from steps.config import Settings
+from steps.settings.catalog import find_model
+from steps.settings.config import Settings
 from steps.evaluate.generate import end_tokens, generate
 from steps.evaluate.loss import IGNORED, Sample, mean_loss
 from steps.evaluate.measure import load_model

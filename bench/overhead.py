@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 from bench._report import report
-from steps.config import Settings
+from steps.settings.config import Settings
 from steps.job.job import Job
 from steps.job.local import LocalLauncher
 from steps.job.supervise import supervise

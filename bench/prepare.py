@@ -30,9 +30,10 @@ import numpy as np
 
 from bench._report import report
 from bench._rows import write_rows
-from steps import config, presets, records, rundir
+from steps.settings import config, resolve
+from steps import records, rundir
 from steps.base import stage as base_stage
-from steps.options import Options
+from steps.settings.options import Options
 from steps.prepare import stage as prepare_stage
 from steps.prepare.conversations import find_layout, to_conversation
 from steps.prepare.tokens import ChatTokenizer
@@ -87,7 +88,7 @@ def make_file(path: Path, count: int, model: Path, data: str) -> Path:
 
 def fetch_model() -> Path:
     """The demo's base model."""
-    plan = presets.resolve(config.Settings(), Options())
+    plan = resolve.resolve(config.Settings(), Options())
     storage = plan.settings.storage
     return Path(base_stage.fetch(plan.model, cache=Path(storage.cache), min_free_gib=storage.min_free_gib).path)
 
@@ -106,7 +107,7 @@ def prepare_once(file: Path, model: Path) -> dict[str, float]:
     for name in ("jinja2.sandbox", "jinja2.ext", "pyarrow", "tokenizers"):
         importlib.import_module(name)
     options = Options(dataset=str(file), packing="on", sequence_length=SEQUENCE_LENGTH)
-    plan = presets.resolve(config.Settings(), options)
+    plan = resolve.resolve(config.Settings(), options)
     base = records.BaseModel(
         name="bench", path=str(model), source="", revision="", digest="", model_type="", parameters=0, bytes=0, dtype=""
     )

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench._report import report
-from steps.config import Settings
+from steps.settings.config import Settings
 from steps.events import Event
 from steps.job.job import Job
 from steps.job.status import JobSnapshot, Phase, WorkerState

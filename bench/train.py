@@ -24,10 +24,10 @@ from typing import Any
 from bench._report import report as show
 from bench._rows import write_rows
 from bench.prepare import fetch_model
-from steps import config, presets
+from steps.settings import config, resolve
 from steps.base import stage as base_stage
 from steps.events import Event, EventTail
-from steps.options import Options
+from steps.settings.options import Options
 from steps.prepare import stage as prepare_stage
 from steps.rundir import RunDir
 from steps.train import stage
@@ -125,7 +125,7 @@ def make_spec(asked: argparse.Namespace, rows: Path, *, packed: bool) -> TrainSp
         lora_targets="all-linear",
         gradient_checkpointing="off",
     )
-    plan = presets.resolve(config.Settings(), options)
+    plan = resolve.resolve(config.Settings(), options)
     storage = plan.settings.storage
     cache = Path(storage.cache).expanduser()
     base = base_stage.fetch(plan.model, cache=cache, min_free_gib=storage.min_free_gib)

@@ -22,7 +22,7 @@ from metaflow.exception import METAFLOW_EXIT_DISALLOW_RETRY
 from metaflow.util import get_username
 
 from steps.machine import quiet_threads
-from steps.options import OPTIONS
+from steps.settings.options import OPTIONS
 from steps.progress import say
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def run_command_line(flow: Callable[[], object]) -> None:
         flow()
     except SystemExit as end:
         if isinstance(end.__context__, NoSuchOption):
-            from steps.validation import suggest
+            from steps.settings.section import suggest
 
             given = str(end.__context__.option_name)
             known = [f"--{name.replace('_', '-')}" for name in OPTIONS]

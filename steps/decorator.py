@@ -24,10 +24,10 @@ from metaflow.exception import MetaflowException
 
 from steps import codepackage
 from steps.errors import ConfigError, JobCancelled, JobPermanentError, JobRetriesExhausted, LoraFlowError, Problem
-from steps.options import Options, help_of
+from steps.settings.options import Options, help_of
 
 if TYPE_CHECKING:
-    from steps.config import Settings
+    from steps.settings.config import Settings
     from steps.job.launcher import Launcher
     from steps.job.supervise import Job, JobResult
 
@@ -61,7 +61,7 @@ def read_config(text: str) -> dict[str, Any]:
     """
     import yaml
 
-    from steps.config import parse_settings
+    from steps.settings.config import parse_settings
 
     with clean_errors():
         try:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from steps.errors import StorageError
-from steps.plan import Plan
+from steps.settings.plan import Plan
 from steps.progress import seconds_in_words
 from steps.records import BaseModel, PreparedData, identity_of
 from steps.rundir import read_json, write_json

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from steps.errors import StorageError
-from steps.plan import Plan
+from steps.settings.plan import Plan
 from steps.records import BaseModel, PreparedData
 from steps.rundir import RunDir, read_json, write_json
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from steps.config import Settings, parse_settings
+from steps.settings.config import Settings, parse_settings
 from steps.errors import ConfigError, Problem
 from steps.job.launcher import Launcher
 from steps.job.local import LocalLauncher

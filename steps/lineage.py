@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from steps.plan import Plan
+from steps.settings.plan import Plan
 from steps.records import Adapter, BaseModel, PreparedData, Report, digest_of
 
 SCHEMA = "hyperpod-lora/lineage/1"

@@ -11,11 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from steps.config import Settings
+from steps.settings.config import Settings
 from steps.job.job import Job
 from steps.merge import compile as compiling
 from steps.merge.compile import CompiledModel, CompileRequest
-from steps.plan import Plan
+from steps.settings.plan import Plan
 from steps.records import MergedModel, identity_of
 from steps.rundir import RunDir, TrainDir, read_json
 from steps.train import neuron_precompile

@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 from steps import cards, codepackage, estimate, neuron_jobs
 from steps import lineage as lineages
-from steps.catalog import project_root
-from steps.config import parse_options, parse_settings
-from steps.contradictions import check_model
+from steps.settings.catalog import project_root
+from steps.settings.config import parse_options, parse_settings
+from steps.settings.checks import check_model
 from steps.errors import ConfigError, LoraFlowError, Problem
 from steps.inputs import Inputs
-from steps.libraries import check_libraries
+from steps.settings.libraries import check_libraries
 from steps.machine import has_fast_bf16
-from steps.options import OPTIONS
-from steps.plan import Plan
-from steps.presets import resolve
+from steps.settings.options import OPTIONS
+from steps.settings.plan import Plan
+from steps.settings.resolve import resolve
 from steps.progress import StageProgress, say
 from steps.records import Adapter, BaseModel, MergedModel, PreparedData, Report
 from steps.rundir import RunDir, read_json, run_directory

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from metaflow import FlowMutator
 
 if TYPE_CHECKING:
-    from steps.cluster import Cluster
-    from steps.config import Settings
+    from steps.settings.cluster import Cluster
+    from steps.settings.config import Settings
 
 HEAVY = frozenset({"prepare", "merge", "evaluate"})
 """Steps that work with the data or the weights; the others decide, launch and tell."""
@@ -28,7 +28,7 @@ class step_pods(FlowMutator):
 
     def pre_mutate(self, mutable_flow: Any) -> None:
         """Add `@kubernetes` to the steps (Metaflow calls this once the Config is read)."""
-        from steps.config import parse_settings
+        from steps.settings.config import parse_settings
 
         raw = dict(mutable_flow.configs).get("config")
         if not raw or raw["launcher"]["kind"] != "pytorchjob":

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from steps.config import Settings, parse_options, parse_settings
-from steps.plan import Plan
-from steps.presets import resolve
+from steps.settings.config import Settings, parse_options, parse_settings
+from steps.settings.plan import Plan
+from steps.settings.resolve import resolve
 from steps.records import Adapter, BaseModel, PreparedData, Report
 
 BASE = BaseModel("tiny", "/models/tiny", "random:tiny", "r1", "b" * 64, "llama", 1000, 4000, "fp32")

@@ -19,7 +19,7 @@ from mistake_words import NOT_FOR_PEOPLE
 
 from steps.base.folder import inspect
 from steps.base.tiny import write_tiny
-from steps.catalog import DatasetPreset, ModelPreset, RandomModel, read_preset
+from steps.settings.catalog import DatasetPreset, ModelPreset, RandomModel, read_preset
 from steps.decorator import read_config
 from steps.errors import CheckpointError, LoraFlowError, ModelError
 from steps.failure_record import read_records

@@ -18,7 +18,7 @@ from metaflow._vendor import click
 from metaflow.client.core import MetaflowObject
 
 from steps import codepackage
-from steps.catalog import project_root
+from steps.settings.catalog import project_root
 from steps.codepackage import (
     code_version,
     lacks_cards,
@@ -214,8 +214,8 @@ if __name__ == "__main__":
     Archiving()
 """
 INSIDE = """
-import steps.job.node, steps.train.worker, steps.catalog, sys
-print(steps.__file__, steps.catalog.config_root(), steps.catalog.find_model("tiny").name)
+import steps.job.node, steps.train.worker, steps.settings.catalog, sys
+print(steps.__file__, steps.settings.catalog.config_root(), steps.settings.catalog.find_model("tiny").name)
 """
 
 

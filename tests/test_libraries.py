@@ -8,7 +8,7 @@ import pytest
 from mistake_words import assert_tells
 from sample_records import plan_of
 
-from steps.libraries import check_libraries
+from steps.settings.libraries import check_libraries
 
 FOUR_BITS: dict[str, Any] = {"quantization": "4bit"}
 TRACKED: dict[str, Any] = {"reporting": {"report_to": ["tensorboard", "wandb"]}}

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from steps.catalog import ModelPreset
-from steps.config import parse_options, parse_settings
+from steps.settings.catalog import ModelPreset
+from steps.settings.config import parse_options, parse_settings
 from steps.machine import (
     QUIET_THREADS,
     cores,
@@ -17,7 +17,7 @@ from steps.machine import (
     processor_features,
     quiet_threads,
 )
-from steps.presets import resolve
+from steps.settings.resolve import resolve
 
 ROOT = Path(__file__).resolve().parents[1]
 ZEN3 = "processor\t: 0\nmodel name\t: AMD EPYC\nflags\t\t: fpu avx avx2 fma\npower management:\n"

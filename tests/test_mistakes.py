@@ -13,9 +13,9 @@ import yaml
 from mistake_words import assert_tells, told
 from sample_records import plan_of
 
-from steps.config import parse_options, parse_settings
-from steps.contradictions import check_model
-from steps.plan import Plan
+from steps.settings.config import parse_options, parse_settings
+from steps.settings.checks import check_model
+from steps.settings.plan import Plan
 
 # fmt: off
 SETTINGS: dict[str, tuple[str, list[str]]] = {

@@ -18,7 +18,7 @@ from sample_records import ADAPTER, BASE, plan_of
 from steps.base.folder import inspect
 from steps.base.tiny import write_tiny
 from steps.base.weights import Tensor, write_file
-from steps.catalog import RandomModel
+from steps.settings.catalog import RandomModel
 from steps.merge.stage import merge
 from steps.prepare.stage import prepare
 from steps.records import Adapter, BaseModel, PreparedData

@@ -9,14 +9,14 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from steps import catalog
-from steps.catalog import DatasetPreset, ModelPreset, config_root, find_dataset, find_model, preset_names, read_preset
-from steps.config import Settings, parse_options, parse_settings
-from steps.contradictions import check_model, linear_names
+from steps.settings import catalog
+from steps.settings.catalog import (DatasetPreset, ModelPreset, config_root, find_dataset, find_model, preset_names, read_preset)
+from steps.settings.config import Settings, parse_options, parse_settings
+from steps.settings.checks import check_model, linear_names
 from steps.errors import ConfigError
-from steps.options import OPTIONS, Options
-from steps.plan import Plan
-from steps.presets import resolve
+from steps.settings.options import OPTIONS, Options
+from steps.settings.plan import Plan
+from steps.settings.resolve import resolve
 
 
 def plan_of(**options: Any) -> Plan:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from steps.config import parse_settings
+from steps.settings.config import parse_settings
 from steps.errors import JobError, LoraFlowError
 from steps.failure_record import read_records, record_of, write_record
 from steps.job.job import Job
@@ -146,7 +146,7 @@ HUB = """
 import sys, traceback
 from pathlib import Path
 from steps.base.stage import describe
-from steps.catalog import ModelPreset
+from steps.settings.catalog import ModelPreset
 try:
     describe(ModelPreset(name="small", hub="someone/small"), cache=Path(sys.argv[1]))
 except Exception:

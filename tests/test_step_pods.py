@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from steps.config import Settings, parse_settings
+from steps.settings.config import Settings, parse_settings
 from steps.step_pods import pod_of, step_pods
 
 

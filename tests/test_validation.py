@@ -11,10 +11,10 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from steps.config import Settings, parse_options, parse_settings
+from steps.settings.config import Settings, parse_options, parse_settings
 from steps.errors import ConfigError, LoraFlowError
-from steps.options import OPTIONS, Options, help_of
-from steps.validation import LONGEST_SHOWN, Section, suggest, validate
+from steps.settings.options import OPTIONS, Options, help_of
+from steps.settings.section import LONGEST_SHOWN, Section, suggest, validate
 
 ROOT = Path(__file__).resolve().parents[1]
 

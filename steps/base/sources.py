@@ -14,7 +14,7 @@ from steps.base import tiny, wheel
 from steps.base.folder import is_model_file, read_config
 from steps.base.hub import Hub
 from steps.base.progress import Room, Say, watched
-from steps.catalog import ModelPreset, RandomModel, Wheel
+from steps.settings.catalog import ModelPreset, RandomModel, Wheel
 from steps.errors import ModelError
 from steps.records import digest_of
 

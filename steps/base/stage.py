@@ -13,7 +13,7 @@ from steps.base import cache as store
 from steps.base.folder import read_config
 from steps.base.progress import Say, silent
 from steps.base.sources import RandomSource, S3Source, Source, WheelSource, find_source
-from steps.catalog import ModelPreset
+from steps.settings.catalog import ModelPreset
 from steps.records import BaseModel, identity_of
 from steps.rundir import held_lock, require_space
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from steps.base.weights import Tensor, write_file
-from steps.catalog import RandomModel
+from steps.settings.catalog import RandomModel
 
 if TYPE_CHECKING:
     import numpy as np

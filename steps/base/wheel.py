@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from steps.base.tiny import write_tokenizer_config
 from steps.base.weights import Tensor, write_file
-from steps.catalog import Wheel
+from steps.settings.catalog import Wheel
 from steps.errors import ModelError
 from steps.records import digest_file
 

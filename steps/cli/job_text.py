@@ -20,7 +20,7 @@ from typing import Any
 import yaml
 
 import steps
-from steps.catalog import config_root, project_root
+from steps.settings.catalog import config_root, project_root
 from steps.errors import ConfigError, Problem, StorageError
 from steps.inputs import read_inputs
 from steps.job import history as memory
@@ -30,7 +30,7 @@ from steps.job.job import Job
 from steps.job.lease import Lease, holder_of
 from steps.job.request import Code, Request
 from steps.launch import request_of
-from steps.plan import Plan
+from steps.settings.plan import Plan
 from steps.rundir import RunDir, TrainDir, held_lock, run_directory, write_atomic, write_json
 from steps.train.stage import WORKER, notes, process_environment
 

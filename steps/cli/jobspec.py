@@ -12,7 +12,7 @@ from steps.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
     from steps.cli.job_text import Printable
-    from steps.plan import Plan
+    from steps.settings.plan import Plan
 
 NOT_HERE = frozenset({"continue_from", "dry_run"})
 """Options of the flow that change nothing of the job."""
@@ -23,7 +23,7 @@ class Jobspec(click.Command):
 
     def get_params(self, context: click.Context) -> list[click.Parameter]:
         """The command's options, and the flow's."""
-        from steps.options import OPTIONS, help_of
+        from steps.settings.options import OPTIONS, help_of
 
         known = [name for name in OPTIONS if name not in NOT_HERE]
         flow = [click.Option([f"--{name.replace('_', '-')}", name], help=help_of(name)) for name in known]
@@ -48,12 +48,12 @@ def jobspec(config: Path | None, run: str, root: str | None, **options: str | No
     Without --run nothing is asked of anybody, and paths of the run are placeholders. With --run it is the job that the flow would
     submit, and works by hand: hyperpod-lora jobspec --run RUN | kubectl apply -f -
     """
-    from steps.catalog import config_root
+    from steps.settings.catalog import config_root
     from steps.cli.job_text import by_hand, planned, text_of
     from steps.cli.runs import find_run, storage_root
-    from steps.config import parse_options
+    from steps.settings.config import parse_options
     from steps.launch import read_settings
-    from steps.presets import resolve
+    from steps.settings.resolve import resolve
     from steps.rundir import RunDir
 
     settings = read_settings(config or config_root() / "hyperpod.yaml")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from steps.config import Settings
+from steps.settings.config import Settings
 from steps.errors import ConfigError, Problem
 from steps.launch import read_settings
 

@@ -18,7 +18,7 @@ NEWEST = 10
 
 def storage_root(given: str) -> Path:
     """The absolute folder of run directories."""
-    from steps.catalog import project_root
+    from steps.settings.catalog import project_root
 
     path = Path(given).expanduser()
     return path if path.is_absolute() else project_root() / path
@@ -57,7 +57,7 @@ def is_run(path: Path) -> bool:
 
 def nearest(given: str, known: list[str]) -> str:
     """What else there is: the names that look like `given`, else the newest (which come last)."""
-    from steps.validation import suggest
+    from steps.settings.section import suggest
 
     if not known:
         return ": there is none"

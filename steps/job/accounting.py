@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from steps.config import Launcher
+from steps.settings.config import Launcher
 from steps.events import Event, parse_line
 from steps.job.account import Span, account
 from steps.job.history import History

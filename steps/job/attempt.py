@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from steps.config import Deadlines
+from steps.settings.config import Deadlines
 from steps.errors import JobTimeout
 from steps.events import Event, EventTail
 from steps.failure_record import FailureClass, read_records

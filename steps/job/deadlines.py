@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
-from steps.config import Deadlines
+from steps.settings.config import Deadlines
 from steps.events import Event
 from steps.failure_record import FailureClass
 from steps.job.status import Phase

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from steps import checkpoints
-from steps.config import Launcher
+from steps.settings.config import Launcher
 from steps.errors import StorageError
 from steps.events import EventTail
 from steps.job import deadlines, processes

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from steps.cluster import Cluster, Volume
-from steps.instances import Instance, find_instance
+from steps.settings.cluster import Cluster, Volume
+from steps.settings.instances import Instance, find_instance
 from steps.job.job import Job
 from steps.job.request import Request
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from steps.cluster import Cluster
+from steps.settings.cluster import Cluster
 
 
 @dataclass(frozen=True, slots=True)

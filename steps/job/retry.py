@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from steps.config import Retry
+from steps.settings.config import Retry
 from steps.failure_record import FailureClass
 from steps.job.failures import PERMANENT
 from steps.job.history import Attempt, History

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from steps.config import Settings
+from steps.settings.config import Settings
 from steps.events import Event
 from steps.failure_record import FailureClass
 from steps.job import cancel, words

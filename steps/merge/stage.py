@@ -23,7 +23,7 @@ from steps.records import Adapter, BaseModel, MergedModel, digest_file, digest_o
 from steps.rundir import RunDir, held_lock, new_directory, read_json, require_space, storage_errors, write_json
 
 if TYPE_CHECKING:
-    from steps.plan import Plan
+    from steps.settings.plan import Plan
 
 logger = logging.getLogger(__name__)
 

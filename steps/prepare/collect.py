@@ -18,9 +18,9 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from steps.catalog import DatasetPreset
+from steps.settings.catalog import DatasetPreset
 from steps.errors import DataError
-from steps.plan import Plan
+from steps.settings.plan import Plan
 from steps.prepare import conversations
 from steps.prepare.conversations import Layout
 from steps.prepare.files import Row

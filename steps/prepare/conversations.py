@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from steps.errors import DataError
-from steps.validation import suggest
+from steps.settings.section import suggest
 
 Role = Literal["system", "user", "assistant"]
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from steps import objects
-from steps.catalog import DatasetPreset
+from steps.settings.catalog import DatasetPreset
 from steps.errors import DataError
 from steps.prepare import orders
 from steps.prepare.files import READERS, Row, file_size, read_rows

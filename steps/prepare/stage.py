@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from steps import prepared
 from steps.errors import StorageError
-from steps.plan import Plan
+from steps.settings.plan import Plan
 from steps.prepare import split
 from steps.prepare.collect import Positions, Progress, SampleReader, Samples, collect
 from steps.prepare.pack import Packing, count_steps, one_each, pack, run_order

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from steps.errors import ConfigError, Problem
-from steps.instances import Instance
+from steps.settings.instances import Instance
 
 GIB = 1024**3
 WEIGHTS_SHARE = 0.25

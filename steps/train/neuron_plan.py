@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from steps.errors import ConfigError, Problem
-from steps.instances import find_instance
-from steps.plan import Plan
+from steps.settings.instances import find_instance
+from steps.settings.plan import Plan
 from steps.train.neuron_cache import is_remote
 from steps.train.neuron_environment import LOCAL_CACHE, neuron_environment
 from steps.train.neuron_layout import Asked, Layout, choose_layout

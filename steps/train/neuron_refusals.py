@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from steps.catalog import ALL_LINEAR
-from steps.contradictions import LLAMA_LINEAR
+from steps.settings.catalog import ALL_LINEAR
+from steps.settings.checks import LLAMA_LINEAR
 from steps.errors import ConfigError, Problem
-from steps.plan import LoraSettings
+from steps.settings.plan import LoraSettings
 from steps.train.neuron_layout import has_fused_qkv, why_not_split
 
 MODEL_TYPES = ("llama", "granite", "qwen3")

@@ -13,11 +13,11 @@ from typing import Any, Literal
 from pydantic import Field
 
 from steps.errors import ConfigError, Problem, StorageError
-from steps.options import Precision, Quantization, Scheduler, Sharding
-from steps.plan import LoraSettings
+from steps.settings.options import Precision, Quantization, Scheduler, Sharding
+from steps.settings.plan import LoraSettings
 from steps.prepared import verify
 from steps.rundir import TrainDir, read_json
-from steps.validation import Section, validate
+from steps.settings.section import Section, validate
 
 SCHEMA = "hyperpod-lora/train-spec/1"
 

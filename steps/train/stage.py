@@ -11,7 +11,7 @@ from typing import Any
 
 from steps.errors import CheckpointError, ConfigError, Problem
 from steps.events import Event, EventTail
-from steps.plan import LoraSettings, Plan
+from steps.settings.plan import LoraSettings, Plan
 from steps.prepared import verify
 from steps.records import Adapter, BaseModel, PreparedData, digest_file, digest_of, identity_of
 from steps.rundir import RunDir, TrainDir, read_json

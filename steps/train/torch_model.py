@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from steps.catalog import ALL_LINEAR
+from steps.settings.catalog import ALL_LINEAR
 from steps.errors import ConfigError, ModelError, Problem
 from steps.train.rows import Batch
 from steps.train.spec import TrainSpec

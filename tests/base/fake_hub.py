@@ -8,7 +8,7 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from steps.catalog import RandomModel
+from steps.settings.catalog import RandomModel
 
 COMMIT = "a" * 40
 SMALL = RandomModel(hidden_size=16, layers=1, heads=2, kv_heads=1, intermediate_size=32, max_positions=64)

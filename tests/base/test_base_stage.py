@@ -16,7 +16,7 @@ from fake_hub import COMMIT, SMALL, FakeHub
 from steps.base import stage
 from steps.base.sources import find_source
 from steps.base.tiny import write_tiny
-from steps.catalog import ModelPreset, RandomModel, Wheel, find_model
+from steps.settings.catalog import ModelPreset, RandomModel, Wheel, find_model
 from steps.errors import ModelError, StorageError
 from steps.records import BaseModel, digest_file
 
@@ -175,7 +175,7 @@ FETCH = """
 import sys
 from pathlib import Path
 from steps.base.stage import describe, fetch
-from steps.catalog import ModelPreset, RandomModel
+from steps.settings.catalog import ModelPreset, RandomModel
 model, cache = ModelPreset.model_validate_json(sys.argv[1]), Path(sys.argv[2])
 config = describe(model, cache=cache)
 record = fetch(model, cache=cache, min_free_gib=0, progress=lambda what, done, of: print("progress", what, done, of))

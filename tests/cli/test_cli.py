@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from steps.catalog import project_root
+from steps.settings.catalog import project_root
 from steps.checkpoints import Claim, checkpoint_path, commit
 from steps.cli.main import ELSEWHERE, Words, main, remove
 from steps.cli.runs import find_run, run_folders, storage_root, story

@@ -16,7 +16,7 @@ import yaml
 from kubernetes import config
 from kubernetes.client import ApiClient
 
-from steps.config import Settings, parse_settings
+from steps.settings.config import Settings, parse_settings
 from steps.job.checks.finding import Finding
 from steps.job.checks.whole import Target
 from steps.job.preflight import findings

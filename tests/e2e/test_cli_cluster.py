@@ -23,7 +23,7 @@ from supervise_on_cluster import archive_code
 
 from steps import launch
 from steps.base import stage as base_stage
-from steps.config import Settings, parse_options, parse_settings
+from steps.settings.config import Settings, parse_options, parse_settings
 from steps.inputs import Inputs
 from steps.job import pytorchjob
 from steps.job.job import Job
@@ -31,7 +31,7 @@ from steps.job.lease import Lease
 from steps.job.request import Code
 from steps.job.supervise import supervise
 from steps.prepare import stage as prepare_stage
-from steps.presets import resolve
+from steps.settings.resolve import resolve
 from steps.rundir import RunDir, write_json
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from steps.base.tiny import write_tiny
-from steps.catalog import RandomModel
+from steps.settings.catalog import RandomModel
 from steps.evaluate.measure import load_model
 from steps.prepared import HELD_OUT, MANIFEST, ORDER, ROWS, VALIDATION, digest_files
 from steps.records import Adapter, BaseModel, MergedModel, PreparedData, digest_of

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from evaluate_data import adapter_record, base_record, merged_record, write_model, write_prepared
 
-from steps.config import parse_options, parse_settings
+from steps.settings.config import parse_options, parse_settings
 from steps.errors import DataError, ModelError
 from steps.evaluate.stage import evaluate, judge, read_samples
-from steps.presets import resolve
+from steps.settings.resolve import resolve
 from steps.records import PreparedData, Report
 from steps.rundir import RunDir
 

@@ -21,7 +21,7 @@ from test_mistakes_in_files import ADAPTERS, DATA, MODELS, OTHER, PAIR, lines
 from test_mistakes_in_files import SMALL as SMALL_MODEL
 
 from steps.base.tiny import write_tiny
-from steps.catalog import RandomModel
+from steps.settings.catalog import RandomModel
 
 pytestmark = pytest.mark.timeout(300)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from steps.config import Settings, parse_settings
+from steps.settings.config import Settings, parse_settings
 from steps.job.checks import queue, whole
 from steps.job.checks.cloud import Datastore
 from steps.job.checks.finding import Finding

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from steps.config import Deadlines
+from steps.settings.config import Deadlines
 from steps.events import KINDS, Event
 from steps.job.deadlines import (
     AFTER,

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from job_fakes import Attempt, FakeClock, make_job
 
-from steps.config import Launcher
+from steps.settings.config import Launcher
 from steps.errors import StorageError
 from steps.job import processes
 from steps.job.accounting import account_of

@@ -12,7 +12,7 @@ from test_cluster_status import disrupted, job, pod, terminated, unscheduled
 from test_sight import Listed
 
 from steps import launch
-from steps.config import parse_settings
+from steps.settings.config import parse_settings
 from steps.errors import ClusterError, ClusterForbidden
 from steps.job.job import Job
 from steps.job.kube_launcher import KubeLauncher

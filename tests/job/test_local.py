@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 import pytest
 
-from steps.config import Settings
+from steps.settings.config import Settings
 from steps.errors import JobCancelled, JobRetriesExhausted
 from steps.events import Event
 from steps.job import processes
@@ -107,7 +107,7 @@ import sys
 sys.path[:0] = [{root!r}, {here!r}]
 from pathlib import Path
 from test_local import SETTINGS, play_job
-from steps.config import Settings
+from steps.settings.config import Settings
 from steps.job.local import LocalLauncher
 from steps.job.supervise import supervise
 supervise(play_job(Path({folder!r}), steps=60), LocalLauncher(grace_s=5), Settings.model_validate(SETTINGS))

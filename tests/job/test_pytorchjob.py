@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from steps import launch
-from steps.config import Settings, parse_settings
+from steps.settings.config import Settings, parse_settings
 from steps.job import pod
 from steps.job.job import Job
 from steps.job.pytorchjob import LONGEST_NAME, build, label_value, name_of

@@ -12,7 +12,7 @@ import pytest
 from filelock import FileLock
 from job_fakes import Attempt, FakeClock, Script, ScriptedLauncher, make_job
 
-from steps.config import Settings
+from steps.settings.config import Settings
 from steps.errors import JobCancelled, JobError, JobPermanentError, JobRetriesExhausted, JobTimeout, StorageError
 from steps.job import cancel
 from steps.job.job import Job

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from steps.config import Settings, parse_options
+from steps.settings.config import Settings, parse_options
 from steps.merge import stage
-from steps.plan import Plan
-from steps.presets import resolve
+from steps.settings.plan import Plan
+from steps.settings.resolve import resolve
 from steps.records import Adapter, BaseModel, MergedModel, digest_file, digest_of
 from steps.rundir import RunDir
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from merge_records import plan
 
-from steps.config import Settings
+from steps.settings.config import Settings
 from steps.errors import ConfigError
 from steps.events import EventTail
 from steps.failure_record import read_records
@@ -20,7 +20,7 @@ from steps.job.publish import result_damage
 from steps.merge import compile_worker
 from steps.merge.compile import CompiledModel
 from steps.neuron_jobs import check_inference, compile_job, compile_merged, describe, request_of
-from steps.plan import Plan
+from steps.settings.plan import Plan
 from steps.records import MergedModel
 from steps.rundir import RunDir, TrainDir, read_json
 

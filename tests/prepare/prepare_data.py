@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from steps import presets, records
-from steps.config import Settings
-from steps.options import Options
-from steps.plan import Plan
+from steps.settings import resolve
+from steps import records
+from steps.settings.config import Settings
+from steps.settings.options import Options
+from steps.settings.plan import Plan
 from steps.rundir import RunDir
 
 TEMPLATE = (
@@ -107,7 +108,7 @@ def make_plan() -> PlanMaker:
 
     def make(dataset: str | Path = "orders", *, preset: dict[str, Any] | None = None, **options: Any) -> Plan:
         chosen = {"sequence_length": 256, "global_batch": 4, **options}
-        plan = presets.resolve(Settings(), Options(model="tiny", dataset=str(dataset), **chosen))
+        plan = resolve.resolve(Settings(), Options(model="tiny", dataset=str(dataset), **chosen))
         return plan.model_copy(update={"dataset": plan.dataset.model_copy(update=preset or {})})
 
     return make

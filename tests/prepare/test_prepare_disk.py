@@ -9,7 +9,7 @@ from prepare_data import PlanMaker, questions, write_lines
 from small_disk import PAGE, disk_of
 
 from steps.errors import StorageError
-from steps.plan import Plan
+from steps.settings.plan import Plan
 from steps.prepare import stage
 from steps.prepare.stage import prepare
 from steps.records import BaseModel

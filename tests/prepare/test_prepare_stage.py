@@ -14,7 +14,7 @@ from prepare_data import PlanMaker, base_at, questions, write_lines, write_token
 from tokenizers import Tokenizer
 
 from steps import prepared
-from steps.config import parse_settings
+from steps.settings.config import parse_settings
 from steps.errors import DataError
 from steps.prepare.stage import prepare
 from steps.prepared import PreparedRows

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from prepare_data import questions, write_lines
 
-from steps.catalog import DatasetPreset
+from steps.settings.catalog import DatasetPreset
 from steps.errors import DataError
 from steps.prepare import orders
 from steps.prepare.files import READERS, Row, read_rows

@@ -13,13 +13,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from steps.base import stage as base_stage
-from steps.config import parse_options, parse_settings
+from steps.settings.config import parse_options, parse_settings
 from steps.errors import JobError
 from steps.job.local import LocalLauncher
 from steps.job.supervise import Job, supervise
-from steps.plan import Plan
+from steps.settings.plan import Plan
 from steps.prepare import stage as prepare_stage
-from steps.presets import resolve
+from steps.settings.resolve import resolve
 from steps.records import BaseModel, PreparedData
 from steps.rundir import RunDir, read_json, write_json
 from steps.train import stage as train_stage

@@ -16,11 +16,11 @@ import pytest
 import yaml
 
 from steps.cli.job_text import planned
-from steps.config import parse_options, parse_settings
+from steps.settings.config import parse_options, parse_settings
 from steps.errors import ConfigError
 from steps.job import pytorchjob
-from steps.plan import Plan
-from steps.presets import resolve
+from steps.settings.plan import Plan
+from steps.settings.resolve import resolve
 from steps.train.neuron_environment import neuron_environment
 from steps.train.stage import PROCESS_ENVIRONMENT, lay_out
 

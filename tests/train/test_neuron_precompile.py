@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from test_neuron_layout import make_spec
 
-from steps.config import Settings
+from steps.settings.config import Settings
 from steps.events import EventTail
 from steps.failure_record import read_records
 from steps.job.job import Job

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from train_harness import write_prepared
 
-from steps.config import Checkpoints, Launcher, Settings, Validation
+from steps.settings.config import Checkpoints, Launcher, Settings, Validation
 from steps.errors import CheckpointError, ConfigError, StorageError
 from steps.events import EventWriter
-from steps.options import Options
+from steps.settings.options import Options
 from steps.prepared import ROWS, read_record
-from steps.presets import resolve
+from steps.settings.resolve import resolve
 from steps.records import BaseModel
 from steps.rundir import RunDir
 from steps.train.spec import TrainSpec, read_spec

@@ -14,7 +14,7 @@ import pytest
 from train_harness import Training, Trainings, finish
 
 from steps import checkpoints
-from steps.config import Settings
+from steps.settings.config import Settings
 from steps.events import Event, EventTail
 from steps.failure_record import read_records
 from steps.job.job import Job

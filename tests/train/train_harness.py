@@ -20,7 +20,7 @@ import psutil
 from prepared_rows import write_manifest, write_rows
 
 from steps.events import Event, EventTail
-from steps.plan import LoraSettings
+from steps.settings.plan import LoraSettings
 from steps.prepared import HELD_OUT, MANIFEST, ORDER, ROWS, VALIDATION
 from steps.records import digest_file
 from steps.train.spec import TrainSpec

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from steps.cluster import Cluster
+from steps.settings.cluster import Cluster
 from steps.job.checks.finding import Finding, error, ok, warning
 from steps.job.checks.question import ROLE, Answer, Question, rule
 

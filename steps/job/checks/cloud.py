@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
-from steps.cluster import Cluster
-from steps.instances import find_instance
+from steps.settings.cluster import Cluster
+from steps.settings.instances import find_instance
 from steps.job.checks.finding import Finding, error, ok, warning
 from steps.job.checks.question import Answer
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from http import HTTPStatus
 from typing import Any
 
-from steps.cluster import Cluster
+from steps.settings.cluster import Cluster
 from steps.job.checks.finding import Finding, error, ok, warning
 from steps.job.checks.question import Answer, Question
 from steps.job.pod import CONTAINER

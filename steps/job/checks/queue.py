@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from typing import Any
 
-from steps.cluster import Cluster
+from steps.settings.cluster import Cluster
 from steps.job.checks.amount import Amounts, amount, lacking
 from steps.job.checks.finding import Finding, error, ok, warning
 from steps.job.checks.question import Answer, Question, condition, unread

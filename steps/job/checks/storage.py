@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from steps.cluster import Cluster
+from steps.settings.cluster import Cluster
 from steps.job.checks.finding import Finding, error, note, ok, warning
 from steps.job.checks.question import Answer, Question, unread
 from steps.job.pod import TOKEN_KEY

@@ -8,8 +8,8 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-from steps.config import Settings
-from steps.instances import find_instance
+from steps.settings.config import Settings
+from steps.settings.instances import find_instance
 from steps.job.checks import access, finding, manifest, nodes, operator, queue, quota, storage
 from steps.job.checks.amount import asked_by, times
 from steps.job.checks.cloud import LOCAL, Datastore

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from steps.validation import suggest
+from steps.settings.section import suggest
 
 
 @dataclass(frozen=True, slots=True)

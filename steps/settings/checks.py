@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from steps.catalog import ALL_LINEAR, find_path
-from steps.cluster import hidden_paths
+from steps.settings.catalog import ALL_LINEAR, find_path
+from steps.settings.cluster import hidden_paths
 from steps.errors import ConfigError, Problem
-from steps.options import AUTO, Options
-from steps.plan import Plan
-from steps.validation import suggest
+from steps.settings.options import AUTO, Options
+from steps.settings.plan import Plan
+from steps.settings.section import suggest
 
 LLAMA_LIKE = frozenset({"llama", "mistral", "qwen2", "qwen3", "granite", "gemma", "gemma2", "gemma3_text", "smollm3"})
 """model_type values whose decoder layers name their linear modules as Llama does."""

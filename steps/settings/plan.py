@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from steps.catalog import DatasetPreset, ModelPreset
-from steps.config import Settings
-from steps.options import Method, Precision, Quantization, Scheduler, Sharding
-from steps.validation import Section
+from steps.settings.catalog import DatasetPreset, ModelPreset
+from steps.settings.config import Settings
+from steps.settings.options import Method, Precision, Quantization, Scheduler, Sharding
+from steps.settings.section import Section
 
 
 class LoraSettings(Section):

@@ -11,10 +11,10 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from steps.cluster import Cluster, cluster_problems
+from steps.settings.cluster import Cluster, cluster_problems
 from steps.errors import ConfigError
-from steps.options import Options
-from steps.validation import Section, validate
+from steps.settings.options import Options
+from steps.settings.section import Section, validate
 
 
 class Storage(Section):

@@ -14,8 +14,8 @@ import yaml
 from pydantic import Field
 
 from steps.errors import ConfigError, Problem
-from steps.options import Precision
-from steps.validation import Section, suggest, validate
+from steps.settings.options import Precision
+from steps.settings.section import Section, suggest, validate
 
 REFUSED_MODELS = {
     "llama3.2-7b": "there is no Llama 3.2 7B: Llama 3.2 has 1B and 3B text models, Llama 3.1 has 8B; "

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from steps.errors import ConfigError, Problem
-from steps.plan import Plan
+from steps.settings.plan import Plan
 
 EXTRAS = {"bitsandbytes": "quantization", "tensorboard": "tracking"}
 """Those that come with an extra of this project."""

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from steps.catalog import DatasetPreset, ModelPreset, find_dataset, find_model, find_path
-from steps.config import Settings
-from steps.contradictions import contradictions
+from steps.settings.catalog import DatasetPreset, ModelPreset, find_dataset, find_model, find_path
+from steps.settings.config import Settings
+from steps.settings.checks import contradictions
 from steps.errors import ConfigError, Problem
-from steps.instances import find_instance
-from steps.options import AUTO, Options, Precision
-from steps.plan import LoraSettings, Plan
+from steps.settings.instances import find_instance
+from steps.settings.options import AUTO, Options, Precision
+from steps.settings.plan import LoraSettings, Plan
 
 SLOW_BF16 = "a processor without AVX512-BF16 and AMX has no fast bf16"
 

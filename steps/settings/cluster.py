@@ -14,8 +14,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from steps.errors import Problem
-from steps.instances import find_instance, unknown_instance
-from steps.validation import Section
+from steps.settings.instances import find_instance, unknown_instance
+from steps.settings.section import Section
 
 Name = Annotated[str, Field(pattern=r"^$|^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=253)]
 """Of a Kubernetes object; empty: none."""
