@@ -126,7 +126,7 @@ def write_random(file: Path, tensors: dict[str, tuple[int, ...]], dtype: str) ->
     """Values around ±0.02, as an initialised model's; the same block again and again, which no measurement here notices."""
     import numpy as np
 
-    from steps.merge.safetensors_file import lay_out
+    from steps.protocol.safetensors_header import lay_out
 
     values = np.random.default_rng(0).standard_normal(1 << 22, dtype=np.float32) * np.float32(0.02)
     block = values.tobytes() if dtype == "F32" else (values.view(np.uint32) >> 16).astype(np.uint16).tobytes()

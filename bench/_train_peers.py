@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from steps.prepared import IGNORED_LABEL, PreparedRows
+from steps.protocol.prepared import IGNORED_LABEL, PreparedRows
 
 Collate = Callable[[list[dict[str, Any]]], dict[str, Any]]
 

@@ -14,7 +14,7 @@ BEGUN_S = time.time()
 
 def main() -> int:
     """`spec.json --attempt N`, as every worker of ours; the times go beside the spec."""
-    from steps.events import EventWriter
+    from steps.protocol.events import EventWriter
 
     spec, attempt = Path(sys.argv[1]), int(sys.argv[3])
     folder = spec.parent / "writers" / "001-01" / "result"

@@ -19,8 +19,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from bench._report import report
-from steps.checkpoints import Checkpoint, checkpoint_path, choose, commit, damage
-from steps.claims import Claim
+from steps.protocol.checkpoints import Checkpoint, checkpoint_path, choose, commit, damage
+from steps.protocol.writer import Claim
 
 CLAIM = Claim(1, 1)
 IDENTITY = "abc123"

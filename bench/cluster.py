@@ -23,7 +23,7 @@ from typing import Any
 from bench._report import report
 from steps.job.kube import Kube
 from steps.job.sight import Sight
-from steps.rundir import read_json
+from steps.protocol.rundir import read_json
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests" / "e2e" / "faults"), str(ROOT / "tests" / "e2e")]

@@ -23,7 +23,7 @@ from steps.settings.config import Settings
 from steps.job.job import Job
 from steps.job.local import LocalLauncher
 from steps.job.supervise import supervise
-from steps.rundir import TrainDir
+from steps.protocol.rundir import TrainDir
 
 ROOT = Path(__file__).resolve().parents[1]
 Times = tuple[float, float]

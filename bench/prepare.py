@@ -31,7 +31,7 @@ import numpy as np
 from bench._report import report
 from bench._rows import write_rows
 from steps.settings import config, resolve
-from steps import records, rundir
+from steps.protocol import records, rundir
 from steps.base import stage as base_stage
 from steps.settings.options import Options
 from steps.prepare import stage as prepare_stage

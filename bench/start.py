@@ -25,7 +25,7 @@ from bench._report import report
 from bench._rows import write_rows
 from bench.prepare import fetch_model
 from bench.train import make_spec
-from steps.events import EventTail
+from steps.protocol.events import EventTail
 from steps.train import stage
 from steps.train.spec import TrainSpec
 

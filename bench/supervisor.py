@@ -19,11 +19,11 @@ from pathlib import Path
 
 from bench._report import report
 from steps.settings.config import Settings
-from steps.events import Event
+from steps.protocol.events import Event
 from steps.job.job import Job
 from steps.job.status import JobSnapshot, Phase, WorkerState
 from steps.job.supervise import supervise
-from steps.rundir import TrainDir
+from steps.protocol.rundir import TrainDir
 
 STEP_S = 5.0
 SAVE_EVERY = 100

@@ -14,9 +14,9 @@ from typing import Any
 
 from metaflow.cards import Markdown, ProgressBar, Table, ValueBox, VegaChart
 
-from steps.events import Event
+from steps.protocol.events import Event
 from steps.progress import number, seconds_in_words
-from steps.records import Report
+from steps.protocol.records import Report
 
 MAX_POINTS = 400
 """Points drawn per curve; longer runs are thinned, the last point always shown."""

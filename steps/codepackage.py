@@ -27,7 +27,7 @@ from steps.progress import say
 
 if TYPE_CHECKING:
     from steps.job.checks.cloud import Datastore
-    from steps.rundir import RunDir
+    from steps.protocol.rundir import RunDir
 
 EXIT_NO_RETRY: int = METAFLOW_EXIT_DISALLOW_RETRY
 """A task that exits with this code is not retried by a local run, whatever @retry says."""
@@ -58,7 +58,7 @@ def archive(run: RunDir) -> tuple[Path, str]:
     Raises:
         StorageError: full or read-only disk, no permission.
     """
-    from steps.rundir import write_atomic
+    from steps.protocol.rundir import write_atomic
 
     data = _package()
     digest = hashlib.sha256(data).hexdigest()

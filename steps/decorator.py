@@ -132,7 +132,7 @@ def _on_cluster(job: Job, settings: Settings, notice: Callable[[str], None]) -> 
     from steps import launch
     from steps.job.request import Code
     from steps.owner import find_owner
-    from steps.rundir import RunDir
+    from steps.protocol.rundir import RunDir
 
     run = RunDir(job.directory.path.parent)
     path, digest = codepackage.archive(run)

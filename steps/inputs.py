@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from steps.errors import StorageError
 from steps.settings.plan import Plan
-from steps.records import BaseModel, PreparedData
-from steps.rundir import RunDir, read_json, write_json
+from steps.protocol.records import BaseModel, PreparedData
+from steps.protocol.rundir import RunDir, read_json, write_json
 
 if TYPE_CHECKING:
     from steps.job.job import Job

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from steps.settings.plan import Plan
-from steps.records import Adapter, BaseModel, PreparedData, Report, digest_of
+from steps.protocol.records import Adapter, BaseModel, PreparedData, Report, digest_of
 
 SCHEMA = "hyperpod-lora/lineage/1"
 

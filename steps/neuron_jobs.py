@@ -16,8 +16,8 @@ from steps.job.job import Job
 from steps.merge import compile as compiling
 from steps.merge.compile import CompiledModel, CompileRequest
 from steps.settings.plan import Plan
-from steps.records import MergedModel, identity_of
-from steps.rundir import RunDir, TrainDir, read_json
+from steps.protocol.records import MergedModel, identity_of
+from steps.protocol.rundir import RunDir, TrainDir, read_json
 from steps.train import neuron_precompile
 from steps.train import stage as train_stage
 from steps.train.spec import TrainSpec

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from steps.errors import DataError, StorageError
-from steps.rundir import storage_errors
+from steps.protocol.rundir import storage_errors
 
 
 def split_address(address: str) -> tuple[str, str]:

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from steps.events import Event
+from steps.protocol.events import Event
 
 
 def number(value: object) -> float:

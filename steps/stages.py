@@ -24,8 +24,8 @@ from steps.settings.options import OPTIONS
 from steps.settings.plan import Plan
 from steps.settings.resolve import resolve
 from steps.progress import StageProgress, say
-from steps.records import Adapter, BaseModel, MergedModel, PreparedData, Report
-from steps.rundir import RunDir, read_json, run_directory
+from steps.protocol.records import Adapter, BaseModel, MergedModel, PreparedData, Report
+from steps.protocol.rundir import RunDir, read_json, run_directory
 
 if TYPE_CHECKING:
     from steps.decorator import JobHandle

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from steps.errors import ClusterError
-from steps.events import PREFIX, Event
+from steps.protocol.events import PREFIX, Event
 from steps.job.kube import Listing
 
 BORN_S = 1_700_000_000.0

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from steps.prepared import DATA_FILES, MANIFEST, digest_files, sealed
-from steps.records import PreparedData, digest_of
+from steps.protocol.prepared import DATA_FILES, MANIFEST, digest_files, sealed
+from steps.protocol.records import PreparedData, digest_of
 
 COUNTS = (
     *("samples", "train_samples", "duplicates", "skipped"),

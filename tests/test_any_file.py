@@ -22,12 +22,12 @@ from steps.base.tiny import write_tiny
 from steps.settings.catalog import DatasetPreset, ModelPreset, RandomModel, read_preset
 from steps.decorator import read_config
 from steps.errors import CheckpointError, LoraFlowError, ModelError
-from steps.failure_record import read_records
+from steps.protocol.failure_record import read_records
 from steps.job.history import load
-from steps.merge.safetensors_file import read_header
+from steps.protocol.safetensors_header import read_header
 from steps.merge.sources import read_adapter, read_base
 from steps.prepare.template import read_template
-from steps.prepared import verify
+from steps.protocol.prepared import verify
 from steps.train.spec import read_spec
 
 TINY = RandomModel(hidden_size=8, layers=1, heads=1, kv_heads=1, intermediate_size=8, max_positions=8)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sample_records import REPORT
 
 from steps.cards import MAX_POINTS, TrainCard, _cell, _curve, account_rows, fill_evaluate_card, thin
-from steps.events import KINDS, Event
+from steps.protocol.events import KINDS, Event
 
 
 @dataclass

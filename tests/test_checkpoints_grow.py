@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bench.checkpoints import CLAIM, IDENTITY, cpu_s, growth, make_checkpoints, make_files
-from steps.checkpoints import choose, damage, prune
+from steps.protocol.checkpoints import choose, damage, prune
 
 pytestmark = pytest.mark.slow
 

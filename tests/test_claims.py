@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steps.claims import Claim, take_claim
+from steps.protocol.writer import Claim, take_claim
 from steps.errors import CheckpointError
 
 

@@ -193,7 +193,7 @@ from pathlib import Path
 from metaflow import FlowSpec, package_sources, step
 from metaflow.system_context import system_context
 from steps.codepackage import archive
-from steps.rundir import RunDir
+from steps.protocol.rundir import RunDir
 @package_sources([os.environ["PROJECT"] + "/steps", os.environ["PROJECT"] + "/config"], suffixes=[".py", ".yaml", ".json"])
 class Archiving(FlowSpec):
     @step

@@ -14,14 +14,14 @@ from pathlib import Path
 import pytest
 from small_disk import disk_of, fill
 
-from steps import checkpoints, rundir
-from steps.checkpoints import COMPLETE, Claim, checkpoint_path, choose, commit, prune, set_aside
-from steps.claims import take_claim
+from steps.protocol import checkpoints, rundir
+from steps.protocol.checkpoints import (COMPLETE, Claim, checkpoint_path, choose, commit, prune, set_aside)
+from steps.protocol.writer import take_claim
 from steps.errors import StorageError
 from steps.estimate import FILE
-from steps.events import EventTail, EventWriter
-from steps.failure_record import FailureClass, classify_exception, record_of, write_record
-from steps.rundir import held_lock, new_directory, write_atomic, write_json
+from steps.protocol.events import EventTail, EventWriter
+from steps.protocol.failure_record import FailureClass, classify_exception, record_of, write_record
+from steps.protocol.rundir import held_lock, new_directory, write_atomic, write_json
 
 KIB = 1024
 CLAIM = Claim(1, 1)

@@ -21,8 +21,8 @@ from steps.base.weights import Tensor, write_file
 from steps.settings.catalog import RandomModel
 from steps.merge.stage import merge
 from steps.prepare.stage import prepare
-from steps.records import Adapter, BaseModel, PreparedData
-from steps.rundir import RunDir
+from steps.protocol.records import Adapter, BaseModel, PreparedData
+from steps.protocol.rundir import RunDir
 
 SMALL = RandomModel(hidden_size=16, layers=1, heads=2, kv_heads=1, intermediate_size=32, max_positions=64)
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from steps.failure_record import CLASS_OF_EXIT, classify_exception, read_records, record_of
+from steps.protocol.failure_record import CLASS_OF_EXIT, classify_exception, read_records, record_of
 from steps.job.deadlines import begin
 from steps.job.failures import classify
 from steps.job.runtime_log import LAST_BYTES, find_broken_hardware, record_silent_deaths
 from steps.job.status import JobSnapshot, Phase, WorkerState
-from steps.neuron_codes import CODES, find_neuron_code
+from steps.protocol.neuron_codes import CODES, find_neuron_code
 
 WORDS = [
     ('nrt_tensor_allocate status=4 message="Allocation Failure"', 4, "out_of_memory"),

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from steps import prepared
+from steps.protocol import prepared
 from steps.errors import StorageError
-from steps.prepared import ArrowRows, PreparedRows
-from steps.records import PreparedData, digest_of
+from steps.protocol.prepared import ArrowRows, PreparedRows
+from steps.protocol.records import PreparedData, digest_of
 
 
 def write_arrow(path: Path, rows: list[list[int]], *, per_batch: int = 2) -> None:
@@ -106,5 +106,5 @@ def test_held_out_lines_that_are_damaged_are_an_error(folder: Path) -> None:
 def test_the_module_itself_is_light() -> None:
     import subprocess
 
-    code = "import sys, steps.prepared; print([n for n in ('numpy', 'pyarrow', 'torch') if n in sys.modules])"
+    code = "import sys, steps.protocol.prepared; print([n for n in ('numpy', 'pyarrow', 'torch') if n in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

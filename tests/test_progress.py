@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from steps.events import KINDS, Event
+from steps.protocol.events import KINDS, Event
 from steps.progress import ProgressPrinter, StageProgress, number, say, seconds_in_words
 
 

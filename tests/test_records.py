@@ -7,7 +7,7 @@ import json
 import pytest
 from sample_records import ADAPTER, BASE, REPORT, prepared_of
 
-from steps.records import BaseModel, Record
+from steps.protocol.records import BaseModel, Record
 
 
 @pytest.mark.parametrize("record", [BASE, ADAPTER, REPORT, prepared_of()], ids=lambda record: type(record).__name__)

@@ -14,12 +14,12 @@ import pytest
 
 from steps.settings.config import parse_settings
 from steps.errors import JobError, LoraFlowError
-from steps.failure_record import read_records, record_of, write_record
+from steps.protocol.failure_record import read_records, record_of, write_record
 from steps.job.job import Job
 from steps.job.local import LocalLauncher
 from steps.job.supervise import supervise
 from steps.objects import list_objects
-from steps.rundir import TrainDir
+from steps.protocol.rundir import TrainDir
 
 PLANTED = {
     "HF_TOKEN": "hf_plantedHubToken0123456789",
@@ -36,10 +36,10 @@ WORKER = '''
 """A worker without torch; attempt N fails in the Nth way of its spec."""
 import json, os, signal, sys, time
 from pathlib import Path
-from steps.events import EventWriter
-from steps.failure_record import record_of, write_record
+from steps.protocol.events import EventWriter
+from steps.protocol.failure_record import record_of, write_record
 from steps.objects import list_objects
-from steps.rundir import TrainDir
+from steps.protocol.rundir import TrainDir
 
 def fail(how):
     if how == "store":

@@ -18,8 +18,8 @@ from typing import Any
 
 from steps.base.folder import Contents, inspect, model_files
 from steps.errors import ModelError, StorageError
-from steps.records import BaseModel, digest_file, digest_of
-from steps.rundir import read_json, sync_directory, sync_tree, write_json
+from steps.protocol.records import BaseModel, digest_file, digest_of
+from steps.protocol.rundir import read_json, sync_directory, sync_tree, write_json
 
 logger = logging.getLogger(__name__)
 

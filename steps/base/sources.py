@@ -16,7 +16,7 @@ from steps.base.hub import Hub
 from steps.base.progress import Room, Say, watched
 from steps.settings.catalog import ModelPreset, RandomModel, Wheel
 from steps.errors import ModelError
-from steps.records import digest_of
+from steps.protocol.records import digest_of
 
 FORMAT = 1
 """Of what `wheel` and `tiny` write; another number makes cached copies be written anew."""

@@ -14,8 +14,8 @@ from steps.base.folder import read_config
 from steps.base.progress import Say, silent
 from steps.base.sources import RandomSource, S3Source, Source, WheelSource, find_source
 from steps.settings.catalog import ModelPreset
-from steps.records import BaseModel, identity_of
-from steps.rundir import held_lock, require_space
+from steps.protocol.records import BaseModel, identity_of
+from steps.protocol.rundir import held_lock, require_space
 
 LOCK_S = 4 * 3600.0
 """How long to wait for another process that fetches the same model: a large one over a slow line."""

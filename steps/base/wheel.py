@@ -18,7 +18,7 @@ from steps.base.tiny import write_tokenizer_config
 from steps.base.weights import Tensor, write_file
 from steps.settings.catalog import Wheel
 from steps.errors import ModelError
-from steps.records import digest_file
+from steps.protocol.records import digest_file
 
 if TYPE_CHECKING:
     import numpy as np

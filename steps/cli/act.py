@@ -116,7 +116,7 @@ def supervised_below(root: Path, given: str) -> list[Path]:
 def supervised_of(trainings: Sequence[Path]) -> list[Path]:
     """Those that can be seen from here and that a supervisor acts on, wherever it runs."""
     from steps.job.cancel import is_supervised
-    from steps.rundir import TrainDir
+    from steps.protocol.rundir import TrainDir
 
     return [path for path in trainings if path.is_dir() and is_supervised(TrainDir(path))]
 
@@ -124,7 +124,7 @@ def supervised_of(trainings: Sequence[Path]) -> list[Path]:
 def ask_all(trainings: Sequence[Path]) -> None:
     """Leave the wish to end for each one's supervisor: before any job is deleted, so that no other is made."""
     from steps.job.cancel import ask
-    from steps.rundir import TrainDir
+    from steps.protocol.rundir import TrainDir
 
     for path in trainings:
         ask(TrainDir(path))
@@ -139,7 +139,7 @@ def wait_until_heard(
 ) -> None:
     """Wait for the supervisors, and say what is kept; one that does not answer finds the wish before its next attempt."""
     from steps.job.cancel import is_asked
-    from steps.rundir import TrainDir
+    from steps.protocol.rundir import TrainDir
 
     until_s = clock() + HEARD_S
     for path in trainings:
@@ -198,8 +198,8 @@ def _stuck(job: SeenJob, left: Sequence[tuple[str, str]]) -> str:
 
 def kept_in(directory: Path) -> str:
     """What a cancelled training leaves."""
-    from steps.checkpoints import newest_step
-    from steps.rundir import TrainDir
+    from steps.protocol.checkpoints import newest_step
+    from steps.protocol.rundir import TrainDir
 
     if not directory.is_dir():
         return f"kept: all that was saved, in {directory} (not visible from here)"

@@ -31,7 +31,7 @@ from steps.job.lease import Lease, holder_of
 from steps.job.request import Code, Request
 from steps.launch import request_of
 from steps.settings.plan import Plan
-from steps.rundir import RunDir, TrainDir, held_lock, run_directory, write_atomic, write_json
+from steps.protocol.rundir import (RunDir, TrainDir, held_lock, run_directory, write_atomic, write_json)
 from steps.train.stage import WORKER, notes, process_environment
 
 SUFFIXES = (".py", ".yaml", ".json")

@@ -54,7 +54,7 @@ def jobspec(config: Path | None, run: str, root: str | None, **options: str | No
     from steps.settings.config import parse_options
     from steps.launch import read_settings
     from steps.settings.resolve import resolve
-    from steps.rundir import RunDir
+    from steps.protocol.rundir import RunDir
 
     settings = read_settings(config or config_root() / "hyperpod.yaml")
     given = {name: value for name, value in options.items() if value is not None}

@@ -50,9 +50,9 @@ def forgive(path: Path) -> str:
     Raises:
         StorageError: a supervisor is at work, or the history is damaged.
     """
-    from steps.checkpoints import newest_step
+    from steps.protocol.checkpoints import newest_step
     from steps.job import history as memory
-    from steps.rundir import TrainDir, held_lock
+    from steps.protocol.rundir import TrainDir, held_lock
 
     training = TrainDir(path)
     if not training.history.is_file():

@@ -12,10 +12,10 @@ from typing import Protocol
 
 from steps.cli.seen_jobs import SeenJob, lines_of_rank
 from steps.errors import ClusterError, StorageError
-from steps.events import PREFIX, parse_line
+from steps.protocol.events import PREFIX, parse_line
 from steps.job.status import Phase
 from steps.progress import ProgressPrinter, seconds_in_words
-from steps.rundir import TrainDir
+from steps.protocol.rundir import TrainDir
 
 POLL_S = 2.0
 FILE_POLL_S = 0.5

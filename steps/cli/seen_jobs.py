@@ -14,7 +14,7 @@ from typing import Any
 
 from steps.cli.runs import nearest
 from steps.errors import ClusterError
-from steps.events import PREFIX, Event, parse_line
+from steps.protocol.events import PREFIX, Event, parse_line
 from steps.job import deadlines
 from steps.job.account import Span, account
 from steps.job.cluster_status import View, index_of, snapshot_of_cluster

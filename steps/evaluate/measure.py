@@ -19,7 +19,7 @@ from steps.evaluate.generate import end_tokens, generate
 from steps.evaluate.loss import Sample, mean_loss
 from steps.evaluate.scores import score_answer
 from steps.machine import has_fast_bf16
-from steps.prepared import HeldOut, PreparedRows
+from steps.protocol.prepared import HeldOut, PreparedRows
 
 Progress = Callable[[str, int, int], None]
 """(what is being done, samples done, samples in all)"""

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from steps.events import Event
+from steps.protocol.events import Event
 
 PIECES = (
     "queue", "startup", "model_load", "compile", "productive", "checkpoint", "validation", "lost", "recovery", "exit", "idle"

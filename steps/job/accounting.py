@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from steps.settings.config import Launcher
-from steps.events import Event, parse_line
+from steps.protocol.events import Event, parse_line
 from steps.job.account import Span, account
 from steps.job.history import History
-from steps.rundir import TrainDir
+from steps.protocol.rundir import TrainDir
 
 
 def account_of(directory: TrainDir, history: History, prices: Launcher, *, until_s: float) -> dict[str, Any]:

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 from steps.settings.config import Deadlines
 from steps.errors import JobTimeout
-from steps.events import Event, EventTail
-from steps.failure_record import FailureClass, read_records
+from steps.protocol.events import Event, EventTail
+from steps.protocol.failure_record import FailureClass, read_records
 from steps.job import cancel, deadlines
 from steps.job.deadlines import Passed, Progress, Work
 from steps.job.evidence import collect_stacks, save_evidence

@@ -12,7 +12,7 @@ import time
 
 from filelock import FileLock, Timeout
 
-from steps.rundir import TrainDir, storage_errors, write_json
+from steps.protocol.rundir import TrainDir, storage_errors, write_json
 
 
 def is_supervised(directory: TrainDir) -> bool:

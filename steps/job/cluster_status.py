@@ -23,8 +23,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from steps.events import PREFIX
-from steps.failure_record import parse_record
+from steps.protocol.events import PREFIX
+from steps.protocol.failure_record import parse_record
 from steps.job.status import REASONS, JobSnapshot, Phase, Reason, WorkerState, reason_of
 
 CONTAINER = "pytorch"

@@ -12,8 +12,8 @@ from enum import StrEnum
 from typing import Any
 
 from steps.settings.config import Deadlines
-from steps.events import Event
-from steps.failure_record import FailureClass
+from steps.protocol.events import Event
+from steps.protocol.failure_record import FailureClass
 from steps.job.status import Phase
 
 REMEMBERED_STEPS = 31

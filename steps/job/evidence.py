@@ -15,7 +15,7 @@ from steps.job.failures import Failure
 from steps.job.job import Job
 from steps.job.launcher import Launcher
 from steps.job.status import JobSnapshot
-from steps.rundir import storage_errors, write_json
+from steps.protocol.rundir import storage_errors, write_json
 
 STACKS_WANTED = "stacks-wanted"
 """Its appearance in an attempt's directory makes every rank write stack-<rank>.txt."""

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from steps.failure_record import CLASS_OF_EXIT, FailureClass, FailureRecord
+from steps.protocol.failure_record import CLASS_OF_EXIT, FailureClass, FailureRecord
 from steps.job.deadlines import Passed, Progress, Work
 from steps.job.status import JobSnapshot, Phase, Reason, WorkerState, signal_name
 

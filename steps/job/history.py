@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from steps.errors import StorageError
-from steps.failure_record import FailureClass
-from steps.rundir import read_json, write_json
+from steps.protocol.failure_record import FailureClass
+from steps.protocol.rundir import read_json, write_json
 
 SCHEMA = "hyperpod-lora/history/1"
 

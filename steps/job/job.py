@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from steps.rundir import TrainDir
+from steps.protocol.rundir import TrainDir
 
 
 @dataclass(frozen=True, slots=True)

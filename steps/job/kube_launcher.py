@@ -31,7 +31,7 @@ from steps.job.pytorchjob import LABEL
 from steps.job.request import Request
 from steps.job.sight import Sight
 from steps.job.status import JobSnapshot, Phase, Reason
-from steps.rundir import write_json
+from steps.protocol.rundir import write_json
 
 if TYPE_CHECKING:
     from steps.job.kube import Kube

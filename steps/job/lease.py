@@ -18,12 +18,12 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from steps.errors import JobTimeout, StorageError
-from steps.events import Event, EventTail
+from steps.protocol.events import Event, EventTail
 from steps.job import words
 from steps.job.job import Job
 from steps.job.keeper import DETACHED
 from steps.job.processes import identify
-from steps.rundir import read_json, storage_errors, write_atomic, write_json
+from steps.protocol.rundir import read_json, storage_errors, write_atomic, write_json
 
 LEASE = "lease"
 HOLDER = "supervisor.json"

@@ -15,16 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from steps import checkpoints
+from steps.protocol import checkpoints
 from steps.settings.config import Launcher
 from steps.errors import StorageError
-from steps.events import EventTail
+from steps.protocol.events import EventTail
 from steps.job import deadlines, processes
 from steps.job.accounting import account_of
 from steps.job.history import History
 from steps.job.keeper import STOP, read_or_empty
 from steps.job.lease import holder_of
-from steps.rundir import TrainDir, read_json, write_json
+from steps.protocol.rundir import TrainDir, read_json, write_json
 
 WORD_S = 10.0
 """For the keeper to kill what did not end in its grace, and to write its last word."""

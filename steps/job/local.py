@@ -20,7 +20,7 @@ from steps.job import processes
 from steps.job.job import Job
 from steps.job.keeper import read_or_empty
 from steps.job.status import JobSnapshot, snapshot_of_local
-from steps.rundir import storage_errors, write_json
+from steps.protocol.rundir import storage_errors, write_json
 
 TORCHRUN_SHUTDOWN_S = 10
 """How long torchrun waits for the peers of a failed rank: they have lost a partner, so there is nothing left to save."""

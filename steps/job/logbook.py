@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from steps import checkpoints
+from steps.protocol import checkpoints
 from steps.errors import JobError
 from steps.job import cancel, words
 from steps.job import history as memory

@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import Any
 
 from steps import machine
-from steps.events import PREFIX
-from steps.failure_record import EXIT_NETWORK, EXIT_STOPPED, FailureClass, FailureRecord, read_records, record_of
+from steps.protocol.events import PREFIX
+from steps.protocol.failure_record import (EXIT_NETWORK, EXIT_STOPPED, FailureClass, FailureRecord, read_records, record_of)
 from steps.job import processes
 from steps.job.echo import Echo
 from steps.job.keeper import PEER, Keeper, read_or_empty
-from steps.rundir import TrainDir, storage_errors
+from steps.protocol.rundir import TrainDir, storage_errors
 
 SHARED_POLL_S = 1.0
 """Between two looks at the shared file system: it serves many nodes."""

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from steps.records import digest_file
-from steps.rundir import TrainDir, new_directory
+from steps.protocol.records import digest_file
+from steps.protocol.rundir import TrainDir, new_directory
 
 
 def result_damage(directory: TrainDir, finished: Mapping[str, Any]) -> str | None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from steps.settings.config import Retry
-from steps.failure_record import FailureClass
+from steps.protocol.failure_record import FailureClass
 from steps.job.failures import PERMANENT
 from steps.job.history import Attempt, History
 

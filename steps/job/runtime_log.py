@@ -14,9 +14,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from steps.failure_class import FailureClass
-from steps.failure_record import EXIT_OF_CLASS, FailureRecord, read_records, write_record
-from steps.neuron_codes import NeuronCode, find_neuron_code
+from steps.protocol.failure_class import FailureClass
+from steps.protocol.failure_record import EXIT_OF_CLASS, FailureRecord, read_records, write_record
+from steps.protocol.neuron_codes import NeuronCode, find_neuron_code
 
 LAST_BYTES = 65536
 """Of a rank's log: the runtime's words are followed by the stack of the abort and a dump of its state."""

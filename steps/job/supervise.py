@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from steps.settings.config import Settings
-from steps.events import Event
-from steps.failure_record import FailureClass
+from steps.protocol.events import Event
+from steps.protocol.failure_record import FailureClass
 from steps.job import cancel, words
 from steps.job.accounting import account_of
 from steps.job.attempt import Ending, Watch
@@ -28,7 +28,7 @@ from steps.job.logbook import Logbook
 from steps.job.publish import publish
 from steps.job.retry import GiveUp, Resubmit, decide, excluded_nodes, fewer_nodes
 from steps.job.status import Phase, Reason
-from steps.rundir import write_json
+from steps.protocol.rundir import write_json
 
 __all__ = ["Job", "JobResult", "Launcher", "supervise"]
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from steps.errors import JobCancelled, JobError, JobPermanentError, JobRetriesExhausted, JobTimeout
-from steps.failure_record import FailureClass
+from steps.protocol.failure_record import FailureClass
 from steps.job.failures import Failure
 from steps.job.history import Verdict
 from steps.job.job import Job

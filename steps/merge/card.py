@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from steps.records import Adapter, BaseModel
+from steps.protocol.records import Adapter, BaseModel
 
 VALUE_LIMIT = 200
 """Characters of one lineage value; lineage.json has it whole."""

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from steps.errors import ConfigError, ModelError, Problem
-from steps.records import Record, digest_file, digest_of
-from steps.rundir import new_directory, read_json, write_json
+from steps.protocol.records import Record, digest_file, digest_of
+from steps.protocol.rundir import new_directory, read_json, write_json
 
 RECORD = "compile.json"
 COMPILER = ("neuronxcc", "torch_neuronx", "neuronx_distributed", "optimum.neuron")

@@ -16,11 +16,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from steps.errors import LoraFlowError, StorageError
-from steps.events import EventWriter
-from steps.failure_record import EXIT_OK, record_of, write_record
+from steps.protocol.events import EventWriter
+from steps.protocol.failure_record import EXIT_OK, record_of, write_record
 from steps.merge.compile import RECORD, CompileRequest, compile_model
-from steps.records import digest_file
-from steps.rundir import TrainDir, read_json, write_json
+from steps.protocol.records import digest_file
+from steps.protocol.rundir import TrainDir, read_json, write_json
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from typing import Any
 from steps import machine
 from steps.errors import ModelError
 from steps.merge import delta, stream
-from steps.merge.safetensors_file import DTYPE_NAMES, StoredTensor, lay_out
+from steps.protocol.safetensors_header import DTYPE_NAMES, StoredTensor, lay_out
 from steps.merge.sources import HEAD, INDEX, Base, read_adapter, read_base, read_object, tied_embedding
 
 MAX_PROCESSES = 16

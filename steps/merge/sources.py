@@ -12,7 +12,7 @@ from typing import Any
 
 from steps.errors import CheckpointError, LoraFlowError, ModelError
 from steps.merge import delta
-from steps.merge.safetensors_file import DTYPE_NAMES, StoredTensor, read_header
+from steps.protocol.safetensors_header import DTYPE_NAMES, StoredTensor, read_header
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"

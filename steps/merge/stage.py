@@ -19,8 +19,8 @@ from steps.errors import CheckpointError, StorageError
 from steps.merge.card import model_card
 from steps.merge.folder import merge_folders
 from steps.merge.sources import read_base
-from steps.records import Adapter, BaseModel, MergedModel, digest_file, digest_of, identity_of
-from steps.rundir import RunDir, held_lock, new_directory, read_json, require_space, storage_errors, write_json
+from steps.protocol.records import (Adapter, BaseModel, MergedModel, digest_file, digest_of, identity_of)
+from steps.protocol.rundir import (RunDir, held_lock, new_directory, read_json, require_space, storage_errors, write_json)
 
 if TYPE_CHECKING:
     from steps.settings.plan import Plan

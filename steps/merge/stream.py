@@ -21,7 +21,7 @@ from steps.errors import ModelError
 from steps.forked import fork_pool, killed_in_words
 from steps.merge.arithmetic import Arithmetic, Bytes, Floats, LoadedLowRank, aligned, narrow, to_fp32, widen
 from steps.merge.delta import LowRank
-from steps.merge.safetensors_file import ITEM_BYTES, StoredTensor
+from steps.protocol.safetensors_header import ITEM_BYTES, StoredTensor
 
 BLOCK_ELEMENTS = 65_536
 """Two fp32 buffers and one of bytes, 640 KiB together: they stay in a core's second-level cache. Twice as much is slower."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from steps.errors import DataError
-from steps.rundir import storage_errors
+from steps.protocol.rundir import storage_errors
 
 LONGEST_FIELD = 2**31 - 1
 BATCH_ROWS = 512

@@ -18,7 +18,7 @@ from steps.settings.catalog import DatasetPreset
 from steps.errors import DataError
 from steps.prepare import orders
 from steps.prepare.files import READERS, Row, file_size, read_rows
-from steps.records import digest_file, digest_of
+from steps.protocol.records import digest_file, digest_of
 
 BUILTIN = {"orders": (orders.VERSION, orders.generate_orders)}
 HUB_BATCH_ROWS = 512

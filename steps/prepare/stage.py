@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from steps import prepared
+from steps.protocol import prepared
 from steps.errors import StorageError
 from steps.settings.plan import Plan
 from steps.prepare import split
@@ -25,8 +25,8 @@ from steps.prepare.pack import Packing, count_steps, one_each, pack, run_order
 from steps.prepare.sources import Source, open_source
 from steps.prepare.tokens import ChatTokenizer
 from steps.prepare.write import write_held_out, write_rows
-from steps.records import BaseModel, PreparedData, digest_of, identity_of
-from steps.rundir import RunDir, new_directory, require_space, storage_errors, write_json
+from steps.protocol.records import BaseModel, PreparedData, digest_of, identity_of
+from steps.protocol.rundir import RunDir, new_directory, require_space, storage_errors, write_json
 
 logger = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""Second pass: samples become rows on disk, in the format that `steps.prepared` reads.
+"""Second pass: samples become rows on disk, in the format that `steps.protocol.prepared` reads.
 
 Called by `stage`, inside a directory that appears whole or not at all. Works in blocks, so memory stays small.
 """

@@ -12,11 +12,11 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from steps.checkpoints import Claim, checkpoint_path, commit, prune
+from steps.protocol.checkpoints import Claim, checkpoint_path, commit, prune
 from steps.errors import LoraFlowError
-from steps.events import EventWriter
-from steps.failure_record import EXIT_DIVERGED
-from steps.rundir import read_json, storage_errors, write_json
+from steps.protocol.events import EventWriter
+from steps.protocol.failure_record import EXIT_DIVERGED
+from steps.protocol.rundir import read_json, storage_errors, write_json
 from steps.train.backend import Backend, StepDone
 from steps.train.spec import TrainSpec
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from steps.errors import DataError
-from steps.prepared import PreparedRows
+from steps.protocol.prepared import PreparedRows
 from steps.train.ranks import Ranks
 from steps.train.rows import Batch, RowCounts, Slicing, collate
 from steps.train.spec import TrainSpec

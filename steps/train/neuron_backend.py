@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from steps.prepared import PreparedRows
-from steps.rundir import storage_errors, write_atomic, write_json
+from steps.protocol.prepared import PreparedRows
+from steps.protocol.rundir import storage_errors, write_atomic, write_json
 from steps.train.backend import Listener, ModelSize
 from steps.train.feed import Feed
 from steps.train.neuron_cache import STEADY, KeepsGraphs, fetch_graphs, keep_graphs

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from steps.prepared import IGNORED_LABEL
+from steps.protocol.prepared import IGNORED_LABEL
 from steps.train.rows import PAD_ID, Batch, seed_of
 
 

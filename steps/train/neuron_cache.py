@@ -24,7 +24,7 @@ from pathlib import Path
 
 from steps.errors import DataError, StorageError
 from steps.objects import list_objects
-from steps.rundir import storage_errors
+from steps.protocol.rundir import storage_errors
 from steps.train.backend import Listener, StepDone
 from steps.train.neuron_environment import LOCAL_CACHE
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from steps.errors import CheckpointError
-from steps.rundir import read_json, storage_errors
+from steps.protocol.rundir import read_json, storage_errors
 
 if TYPE_CHECKING:
     from torch import Tensor

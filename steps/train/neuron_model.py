@@ -173,6 +173,6 @@ def local_weights(model: Any) -> dict[str, Tensor]:
 
 def read_config(base_path: str) -> dict[str, Any]:
     """The base model's config.json."""
-    from steps.rundir import read_json
+    from steps.protocol.rundir import read_json
 
     return read_json(Path(base_path) / "config.json")

@@ -21,10 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from steps.errors import ConfigError, LoraFlowError, ModelError, Problem
-from steps.events import EventWriter
-from steps.failure_record import EXIT_TRANSIENT, record_of, write_record
-from steps.records import digest_file
-from steps.rundir import write_json
+from steps.protocol.events import EventWriter
+from steps.protocol.failure_record import EXIT_TRANSIENT, record_of, write_record
+from steps.protocol.records import digest_file
+from steps.protocol.rundir import write_json
 from steps.train.neuron_cache import VARIABLE, count_graphs, fetch_graphs, keep_graphs, local_cache
 from steps.train.spec import TrainSpec, read_spec
 

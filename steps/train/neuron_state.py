@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from steps.errors import CheckpointError
-from steps.rundir import read_json, write_atomic, write_json
+from steps.protocol.rundir import read_json, write_atomic, write_json
 from steps.train.ranks import Ranks
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steps.errors import ConfigError, Problem
-from steps.prepared import IGNORED_LABEL, PreparedRow
+from steps.protocol.prepared import IGNORED_LABEL, PreparedRow
 
 PAD_ID = 0
 """Any token would do: nothing attends to padding, and it has no loss."""

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from steps.errors import CheckpointError, ConfigError, Problem
-from steps.events import Event, EventTail
+from steps.protocol.events import Event, EventTail
 from steps.settings.plan import LoraSettings, Plan
-from steps.prepared import verify
-from steps.records import Adapter, BaseModel, PreparedData, digest_file, digest_of, identity_of
-from steps.rundir import RunDir, TrainDir, read_json
+from steps.protocol.prepared import verify
+from steps.protocol.records import (Adapter, BaseModel, PreparedData, digest_file, digest_of, identity_of)
+from steps.protocol.rundir import RunDir, TrainDir, read_json
 from steps.train import neuron_plan
 from steps.train.neuron_refusals import check_training
 from steps.train.spec import TrainSpec

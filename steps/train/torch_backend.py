@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from steps.rundir import storage_errors, write_json
+from steps.protocol.rundir import storage_errors, write_json
 from steps.train.backend import Listener, ModelSize
 from steps.train.feed import Feed
 from steps.train.ranks import Ranks

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from steps.errors import CheckpointError
-from steps.rundir import read_json
+from steps.protocol.rundir import read_json
 from steps.train.torch_model import whole
 
 if TYPE_CHECKING:

@@ -22,14 +22,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from steps import checkpoints
-from steps.checkpoints import Checkpoint, Claim
+from steps.protocol import checkpoints
+from steps.protocol.checkpoints import Checkpoint, Claim
 from steps.errors import CheckpointError, LoraFlowError, StorageError
-from steps.events import EventWriter
-from steps.failure_record import EXIT_OK, EXIT_STOPPED, record_of, write_record
+from steps.protocol.events import EventWriter
+from steps.protocol.failure_record import EXIT_OK, EXIT_STOPPED, record_of, write_record
 from steps.machine import quiet_threads
-from steps.records import digest_file
-from steps.rundir import storage_errors, sync_tree, write_json
+from steps.protocol.records import digest_file
+from steps.protocol.rundir import storage_errors, sync_tree, write_json
 from steps.train.callbacks import Callbacks
 from steps.train.ranks import Ranks
 from steps.train.spec import TrainSpec, read_spec, require_data
@@ -120,7 +120,7 @@ class Worker:
         return backend, claim, events
 
     def _backend(self) -> Backend:
-        from steps.prepared import PreparedRows
+        from steps.protocol.prepared import PreparedRows
         from steps.train.feed import Feed
 
         prepared = PreparedRows.open(Path(self.spec.prepared_path))

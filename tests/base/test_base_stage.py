@@ -18,7 +18,7 @@ from steps.base.sources import find_source
 from steps.base.tiny import write_tiny
 from steps.settings.catalog import ModelPreset, RandomModel, Wheel, find_model
 from steps.errors import ModelError, StorageError
-from steps.records import BaseModel, digest_file
+from steps.protocol.records import BaseModel, digest_file
 
 TINY = ModelPreset(name="tiny", random=SMALL)
 

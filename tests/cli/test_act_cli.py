@@ -13,7 +13,7 @@ import yaml
 from click.testing import CliRunner, Result
 from cluster_objects import FakeCluster, make_job, make_pod
 
-from steps.checkpoints import Claim, checkpoint_path, commit
+from steps.protocol.checkpoints import Claim, checkpoint_path, commit
 from steps.cli.act import cancel_jobs, kept_in, wait_for_job, wait_until_heard
 from steps.cli.main import main
 from steps.cli.retry import forgive
@@ -22,7 +22,7 @@ from steps.errors import ClusterError, StorageError
 from steps.job import history as memory
 from steps.job.cancel import ask, forget, is_asked
 from steps.job.history import Attempt, History, Verdict
-from steps.rundir import TrainDir, held_lock
+from steps.protocol.rundir import TrainDir, held_lock
 
 
 def call(*words: str | Path, given: str = "") -> Result:

@@ -15,13 +15,13 @@ import pytest
 from click.testing import CliRunner, Result
 
 from steps.settings.catalog import project_root
-from steps.checkpoints import Claim, checkpoint_path, commit
+from steps.protocol.checkpoints import Claim, checkpoint_path, commit
 from steps.cli.main import ELSEWHERE, Words, main, remove
 from steps.cli.runs import find_run, run_folders, storage_root, story
 from steps.errors import StorageError
 from steps.job.lease import HOLDER
 from steps.job.processes import MARKER, identify, marker_of
-from steps.rundir import TrainDir, write_json
+from steps.protocol.rundir import TrainDir, write_json
 
 
 def call(*words: str | Path) -> Result:

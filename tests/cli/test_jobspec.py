@@ -26,9 +26,9 @@ from steps.job import history as memory
 from steps.job import pytorchjob
 from steps.job.history import Attempt, Verdict
 from steps.job.keeper import DETACHED
-from steps.prepared import DATA_FILES, MANIFEST, digest_files, sealed
-from steps.records import digest_of
-from steps.rundir import RunDir, held_lock, read_json, write_json
+from steps.protocol.prepared import DATA_FILES, MANIFEST, digest_files, sealed
+from steps.protocol.records import digest_of
+from steps.protocol.rundir import RunDir, held_lock, read_json, write_json
 
 SCHEMA = Path(__file__).parents[1] / "job" / "pytorchjob-1.7.0.json"
 """The operator's own."""

@@ -20,8 +20,8 @@ from steps.cli.place import Place, look
 from steps.cli.run_logs import follow_file, follow_pods, worded
 from steps.cli.seen_jobs import SeenJob, see_all
 from steps.errors import ClusterError, StorageError
-from steps.events import PREFIX, Event
-from steps.rundir import TrainDir
+from steps.protocol.events import PREFIX, Event
+from steps.protocol.rundir import TrainDir
 
 NAME = "tiny-orders-train-0a1b2c3d-a1"
 HERE = Place(Path("/nowhere"), None)

@@ -25,15 +25,15 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "job")]
 from steps import launch, neuron_jobs  # noqa: E402
 from steps.settings.config import Settings, parse_options, parse_settings  # noqa: E402
 from steps.errors import LoraFlowError  # noqa: E402
-from steps.events import Event  # noqa: E402
+from steps.protocol.events import Event  # noqa: E402
 from steps.job import pod  # noqa: E402
 from steps.job.job import Job  # noqa: E402
 from steps.job.request import Code  # noqa: E402
 from steps.job.supervise import supervise  # noqa: E402
 from steps.merge.compile import CompileRequest  # noqa: E402
 from steps.settings.resolve import resolve  # noqa: E402
-from steps.records import BaseModel, PreparedData  # noqa: E402
-from steps.rundir import RunDir, TrainDir, read_json, write_json  # noqa: E402
+from steps.protocol.records import BaseModel, PreparedData  # noqa: E402
+from steps.protocol.rundir import RunDir, TrainDir, read_json, write_json  # noqa: E402
 
 
 def archive_code(folder: Path) -> Code:

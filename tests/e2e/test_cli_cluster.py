@@ -32,7 +32,7 @@ from steps.job.request import Code
 from steps.job.supervise import supervise
 from steps.prepare import stage as prepare_stage
 from steps.settings.resolve import resolve
-from steps.rundir import RunDir, write_json
+from steps.protocol.rundir import RunDir, write_json
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 ROOT = Path(__file__).resolve().parents[2]

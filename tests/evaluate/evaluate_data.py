@@ -12,8 +12,8 @@ import numpy as np
 from steps.base.tiny import write_tiny
 from steps.settings.catalog import RandomModel
 from steps.evaluate.measure import load_model
-from steps.prepared import HELD_OUT, MANIFEST, ORDER, ROWS, VALIDATION, digest_files
-from steps.records import Adapter, BaseModel, MergedModel, PreparedData, digest_of
+from steps.protocol.prepared import (HELD_OUT, MANIFEST, ORDER, ROWS, VALIDATION, digest_files)
+from steps.protocol.records import Adapter, BaseModel, MergedModel, PreparedData, digest_of
 
 PREFIX = list(range(40, 60))
 """What a chat template and an instruction are to real prompts: the beginning that all of them share."""

@@ -13,8 +13,8 @@ from steps.settings.config import parse_options, parse_settings
 from steps.errors import DataError, ModelError
 from steps.evaluate.stage import evaluate, judge, read_samples
 from steps.settings.resolve import resolve
-from steps.records import PreparedData, Report
-from steps.rundir import RunDir
+from steps.protocol.records import PreparedData, Report
+from steps.protocol.rundir import RunDir
 
 ANSWERS = ['{"item": "apple", "quantity": 3}', '{"item": "pear", "quantity": 5}', '{"item": "fig", "quantity": 1}']
 

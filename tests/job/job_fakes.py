@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from steps.checkpoints import Claim, checkpoint_path, commit
-from steps.events import EventWriter
-from steps.failure_record import FailureRecord, write_record
+from steps.protocol.checkpoints import Claim, checkpoint_path, commit
+from steps.protocol.events import EventWriter
+from steps.protocol.failure_record import FailureRecord, write_record
 from steps.job.job import Job
 from steps.job.status import JobSnapshot, Phase, Reason, WorkerState
-from steps.rundir import TrainDir
+from steps.protocol.rundir import TrainDir
 
 
 @dataclass

@@ -18,10 +18,10 @@ import sys
 import time
 from pathlib import Path
 
-from steps.checkpoints import checkpoint_path, commit, newest_step, take_claim
-from steps.events import EventWriter
-from steps.failure_record import EXIT_STOPPED, FailureRecord, record_of, write_record
-from steps.rundir import TrainDir
+from steps.protocol.checkpoints import checkpoint_path, commit, newest_step, take_claim
+from steps.protocol.events import EventWriter
+from steps.protocol.failure_record import EXIT_STOPPED, FailureRecord, record_of, write_record
+from steps.protocol.rundir import TrainDir
 
 MEET_S = 3.0
 """A rank that is to stop waits for the others for so long (`meet_s`)."""

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steps.events import KINDS, Event
+from steps.protocol.events import KINDS, Event
 from steps.job.account import PIECES, Span, account
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from steps.events import PREFIX
-from steps.failure_record import FailureRecord
+from steps.protocol.events import PREFIX
+from steps.protocol.failure_record import FailureRecord
 from steps.job.cluster_status import View, has_conditions, is_hopeless, snapshot_of_cluster
 from steps.job.status import JobSnapshot, Phase, Reason
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from steps.settings.config import Deadlines
-from steps.events import KINDS, Event
+from steps.protocol.events import KINDS, Event
 from steps.job.deadlines import (
     AFTER,
     REMEMBERED_STEPS,

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from steps.failure_record import CLASS_OF_EXIT, FailureRecord
+from steps.protocol.failure_record import CLASS_OF_EXIT, FailureRecord
 from steps.job.deadlines import Passed, Progress, Work, begin
 from steps.job.failures import classify, of_hardware
 from steps.job.status import JobSnapshot, Phase, Reason, WorkerState

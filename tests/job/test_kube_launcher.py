@@ -18,7 +18,7 @@ from steps.job.job import Job
 from steps.job.kube_launcher import KubeLauncher
 from steps.job.request import Code
 from steps.job.status import Phase, Reason
-from steps.rundir import TrainDir
+from steps.protocol.rundir import TrainDir
 
 
 @dataclass

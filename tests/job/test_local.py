@@ -20,14 +20,14 @@ import pytest
 
 from steps.settings.config import Settings
 from steps.errors import JobCancelled, JobRetriesExhausted
-from steps.events import Event
+from steps.protocol.events import Event
 from steps.job import processes
 from steps.job.job import Job
 from steps.job.leftovers import cancel_running, describe, end_running, running_jobs, train_directories
 from steps.job.local import LocalLauncher
 from steps.job.status import Phase, Reason
 from steps.job.supervise import supervise
-from steps.rundir import TrainDir, read_json
+from steps.protocol.rundir import TrainDir, read_json
 
 HERE = Path(__file__).parent
 SETTINGS = {"retry": {"delay_s": 0.0}, "deadlines": {"grace_s": 5.0}}

@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from steps.events import PREFIX
-from steps.failure_record import FailureRecord, parse_record, write_record
+from steps.protocol.events import PREFIX
+from steps.protocol.failure_record import FailureRecord, parse_record, write_record
 from steps.job import pod
 from steps.job.node import Node, claim_folder, last_words, recreated, unresolved, wait_for_name
 

@@ -18,7 +18,7 @@ from steps.job import pod
 from steps.job.job import Job
 from steps.job.pytorchjob import LONGEST_NAME, build, label_value, name_of
 from steps.job.request import Code
-from steps.rundir import TrainDir
+from steps.protocol.rundir import TrainDir
 
 HERE = Path(__file__).parent
 GOLDEN = HERE / "golden"

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from steps.settings.config import Retry
-from steps.failure_record import FailureClass
+from steps.protocol.failure_record import FailureClass
 from steps.job.history import Attempt, History, Verdict
 from steps.job.retry import GiveUp, Resubmit, attempts_without_progress, decide, excluded_nodes
 

@@ -18,7 +18,7 @@ from steps.job import cancel
 from steps.job.job import Job
 from steps.job.status import JobSnapshot, Phase
 from steps.job.supervise import JobResult, supervise
-from steps.rundir import read_json
+from steps.protocol.rundir import read_json
 
 
 class Stage:

@@ -8,7 +8,7 @@ import pytest
 from job_fakes import make_job
 
 from steps.errors import JobPermanentError, JobRetriesExhausted, JobTimeout
-from steps.failure_record import FailureClass
+from steps.protocol.failure_record import FailureClass
 from steps.job import words
 from steps.job.failures import Failure
 from steps.job.history import Verdict

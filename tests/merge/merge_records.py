@@ -9,8 +9,8 @@ from steps.settings.config import Settings, parse_options
 from steps.merge import stage
 from steps.settings.plan import Plan
 from steps.settings.resolve import resolve
-from steps.records import Adapter, BaseModel, MergedModel, digest_file, digest_of
-from steps.rundir import RunDir
+from steps.protocol.records import Adapter, BaseModel, MergedModel, digest_file, digest_of
+from steps.protocol.rundir import RunDir
 
 LINEAGE: dict[str, Any] = {"run": "LoraFlow/7", "data": {"name": "orders", "digest": "d" * 64}}
 

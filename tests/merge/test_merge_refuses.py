@@ -16,7 +16,7 @@ from merge_records import merge
 from steps.errors import CheckpointError, ModelError
 from steps.merge.delta import changes_of
 from steps.merge.folder import merge_folders
-from steps.merge.safetensors_file import lay_out
+from steps.protocol.safetensors_header import lay_out
 from steps.merge.sources import ADAPTER_CONFIG, ADAPTER_WEIGHTS, INDEX
 from tests.merge.conftest import Workshop
 

@@ -9,7 +9,7 @@ import pytest
 
 from steps.errors import StorageError
 from steps.merge import stream
-from steps.merge.safetensors_file import StoredTensor
+from steps.protocol.safetensors_header import StoredTensor
 from steps.merge.stream import Task, Worker
 
 

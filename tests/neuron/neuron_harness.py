@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 from prepared_rows import write_manifest, write_rows
 
-from steps.checkpoints import directories
-from steps.events import Event, EventTail
-from steps.failure_record import FailureRecord, read_records
-from steps.prepared import HELD_OUT, ORDER, ROWS, VALIDATION
+from steps.protocol.checkpoints import directories
+from steps.protocol.events import Event, EventTail
+from steps.protocol.failure_record import FailureRecord, read_records
+from steps.protocol.prepared import HELD_OUT, ORDER, ROWS, VALIDATION
 from steps.train.spec import TrainSpec
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -13,8 +13,8 @@ from merge_records import adapter_record, base_record, plan
 from neuron_harness import EXACT, PATIENCE_S, Training
 
 from steps.merge import stage
-from steps.prepared import PreparedRow, PreparedRows
-from steps.rundir import RunDir
+from steps.protocol.prepared import PreparedRow, PreparedRows
+from steps.protocol.rundir import RunDir
 
 
 def plain_loss(model: Any, rows: Iterable[PreparedRow]) -> float:

@@ -12,7 +12,7 @@ from neuron_harness import EXACT, PATIENCE_S, Training, write_base
 from test_neuron_learns import last_validation, plain_loss, plain_model, tuned_loss
 from test_neuron_parallel import adapter_weights, gradients, largest_difference
 
-from steps.prepared import PreparedRows
+from steps.protocol.prepared import PreparedRows
 from steps.train.neuron_consolidate import ADAPTER, consolidate_checkpoint
 
 SUBGROUPS = pytest.mark.skipif(

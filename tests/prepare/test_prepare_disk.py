@@ -12,8 +12,8 @@ from steps.errors import StorageError
 from steps.settings.plan import Plan
 from steps.prepare import stage
 from steps.prepare.stage import prepare
-from steps.records import BaseModel
-from steps.rundir import RunDir
+from steps.protocol.records import BaseModel
+from steps.protocol.rundir import RunDir
 
 
 def test_a_disk_that_fills_anywhere_leaves_nothing_and_says_so(

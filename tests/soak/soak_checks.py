@@ -8,9 +8,9 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from steps import checkpoints
-from steps.events import Event, EventTail
-from steps.rundir import TrainDir, read_json
+from steps.protocol import checkpoints
+from steps.protocol.events import Event, EventTail
+from steps.protocol.rundir import TrainDir, read_json
 
 
 @dataclass(frozen=True, slots=True)

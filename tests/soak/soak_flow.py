@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 from soak import ADAPTER, Soak, examine
 
-from steps.rundir import TrainDir
+from steps.protocol.rundir import TrainDir
 
 PROJECT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(PROJECT / "tests"), str(PROJECT / "tests" / "flow")]

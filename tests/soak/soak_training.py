@@ -20,8 +20,8 @@ from steps.job.supervise import Job, supervise
 from steps.settings.plan import Plan
 from steps.prepare import stage as prepare_stage
 from steps.settings.resolve import resolve
-from steps.records import BaseModel, PreparedData
-from steps.rundir import RunDir, read_json, write_json
+from steps.protocol.records import BaseModel, PreparedData
+from steps.protocol.rundir import RunDir, read_json, write_json
 from steps.train import stage as train_stage
 
 STEP_GAP_S = 20.0

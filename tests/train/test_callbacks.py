@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from train_harness import Trainings
 
-from steps.checkpoints import choose, take_claim
-from steps.events import Event, EventTail, EventWriter
-from steps.failure_record import EXIT_DIVERGED, record_of
+from steps.protocol.checkpoints import choose, take_claim
+from steps.protocol.events import Event, EventTail, EventWriter
+from steps.protocol.failure_record import EXIT_DIVERGED, record_of
 from steps.train.backend import Listener, ModelSize, StepDone
 from steps.train.callbacks import Callbacks, DivergedError
 from steps.train.spec import TrainSpec

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from steps.errors import LoraFlowError
-from steps.prepared import IGNORED_LABEL, PreparedRow
+from steps.protocol.prepared import IGNORED_LABEL, PreparedRow
 from steps.train.neuron_batch import device_seed, fix_shape
 from steps.train.neuron_replicas import Copies, ReplicaError, require_equal, require_rate
 from steps.train.rows import collate, without_first_targets

@@ -14,12 +14,12 @@ import pytest
 from test_neuron_layout import make_spec
 
 from steps.settings.config import Settings
-from steps.events import EventTail
-from steps.failure_record import read_records
+from steps.protocol.events import EventTail
+from steps.protocol.failure_record import read_records
 from steps.job.job import Job
 from steps.job.publish import publish, result_damage
 from steps.neuron_jobs import patient, precompile, precompile_job
-from steps.rundir import TrainDir, read_json
+from steps.protocol.rundir import TrainDir, read_json
 from steps.train.neuron_cache import finished_graphs
 from steps.train.neuron_precompile import main, precompile_spec
 from steps.train.spec import TrainSpec

@@ -10,7 +10,7 @@ import pytest
 import torch
 from train_harness import VOCABULARY, Trainings
 
-from steps.prepared import PreparedRow
+from steps.protocol.prepared import PreparedRow
 from steps.train.rows import collate
 from steps.train.spec import TrainSpec
 from steps.train.torch_attention import choose_attention

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from steps.errors import ConfigError
-from steps.prepared import IGNORED_LABEL, PreparedRow
+from steps.protocol.prepared import IGNORED_LABEL, PreparedRow
 from steps.train.rows import RowCounts, Slicing, collate, seed_of
 
 

@@ -13,12 +13,12 @@ from train_harness import write_prepared
 
 from steps.settings.config import Checkpoints, Launcher, Settings, Validation
 from steps.errors import CheckpointError, ConfigError, StorageError
-from steps.events import EventWriter
+from steps.protocol.events import EventWriter
 from steps.settings.options import Options
-from steps.prepared import ROWS, read_record
+from steps.protocol.prepared import ROWS, read_record
 from steps.settings.resolve import resolve
-from steps.records import BaseModel
-from steps.rundir import RunDir
+from steps.protocol.records import BaseModel
+from steps.protocol.rundir import RunDir
 from steps.train.spec import TrainSpec, read_spec
 from steps.train.stage import build, checkpoint_interval, collect, validation_interval
 

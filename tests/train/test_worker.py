@@ -8,7 +8,7 @@ import signal
 import pytest
 from train_harness import Training, Trainings
 
-from steps.failure_record import EXIT_CONFIG, EXIT_DIVERGED, EXIT_NETWORK, EXIT_STOPPED, read_records
+from steps.protocol.failure_record import EXIT_CONFIG, EXIT_DIVERGED, EXIT_NETWORK, EXIT_STOPPED, read_records
 
 pytestmark = pytest.mark.timeout(900)  # seconds when alone; the machine may be shared
 

@@ -8,9 +8,9 @@ import pytest
 from small_disk import PAGE, disk_of, fill
 from train_harness import Training, Trainings
 
-from steps import checkpoints
-from steps.events import EventTail
-from steps.failure_record import EXIT_STORAGE, read_records
+from steps.protocol import checkpoints
+from steps.protocol.events import EventTail
+from steps.protocol.failure_record import EXIT_STORAGE, read_records
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -13,15 +13,15 @@ import psutil
 import pytest
 from train_harness import Training, Trainings, finish
 
-from steps import checkpoints
+from steps.protocol import checkpoints
 from steps.settings.config import Settings
-from steps.events import Event, EventTail
-from steps.failure_record import read_records
+from steps.protocol.events import Event, EventTail
+from steps.protocol.failure_record import read_records
 from steps.job.job import Job
 from steps.job.local import LocalLauncher
 from steps.job.supervise import supervise
-from steps.prepared import ORDER, ROWS
-from steps.records import digest_file
+from steps.protocol.prepared import ORDER, ROWS
+from steps.protocol.records import digest_file
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 HERE = Path(__file__).parent

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from test_neuron_layout import make_spec
 
-from steps.failure_record import EXIT_STORAGE, read_records
+from steps.protocol.failure_record import EXIT_STORAGE, read_records
 
 ROOT = Path(__file__).parents[2]
 HANDLER = """

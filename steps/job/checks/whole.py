@@ -18,7 +18,7 @@ from steps.job.checks.question import Answer, Question
 from steps.job.job import Job
 from steps.job.pytorchjob import build
 from steps.job.request import Code, Request
-from steps.rundir import TrainDir
+from steps.protocol.rundir import TrainDir
 
 AWAY = "api"
 """The check that fails when the API server does not answer at all."""

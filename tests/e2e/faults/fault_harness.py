@@ -20,10 +20,10 @@ from typing import Any
 
 import pytest
 
-from steps import checkpoints
-from steps.events import Event, parse_line
+from steps.protocol import checkpoints
+from steps.protocol.events import Event, parse_line
 from steps.job.pytorchjob import label_value
-from steps.rundir import TrainDir, read_json
+from steps.protocol.rundir import TrainDir, read_json
 
 PROGRAM = Path(__file__).parents[1] / "supervise_on_cluster.py"
 NAMESPACE = "hyperpod-ns-faults"

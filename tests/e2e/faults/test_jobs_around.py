@@ -15,7 +15,7 @@ from conftest import MakeTrial
 from fault_harness import Trial, eventually
 from test_training import PATIENT, TINY
 
-from steps.rundir import read_json
+from steps.protocol.rundir import read_json
 from steps.train.neuron_cache import finished_graphs
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(1500)]

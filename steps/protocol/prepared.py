@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from steps.errors import StorageError
-from steps.records import PreparedData, digest_file, digest_of
-from steps.rundir import read_json, storage_errors
+from steps.protocol.records import PreparedData, digest_file, digest_of
+from steps.protocol.rundir import read_json, storage_errors
 
 if TYPE_CHECKING:
     import numpy as np

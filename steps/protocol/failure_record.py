@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from steps.errors import CheckpointError, ConfigError, DataError, LoraFlowError, ModelError, StorageError
-from steps.failure_class import FailureClass as FailureClass  # the class of a record; taken from here by the job room
-from steps.neuron_codes import NeuronCode, find_neuron_code
-from steps.rundir import write_json
+from steps.protocol.failure_class import FailureClass  # the class of a record; taken from here by the job room
+from steps.protocol.neuron_codes import NeuronCode, find_neuron_code
+from steps.protocol.rundir import write_json
 
 SCHEMA = "hyperpod-lora/failure/1"
 TERMINATION_MESSAGE_LIMIT = 4096

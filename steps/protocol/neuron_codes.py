@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from steps.failure_class import FailureClass as F
+from steps.protocol.failure_class import FailureClass as F
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from steps.errors import CheckpointError
-from steps.rundir import storage_errors
+from steps.protocol.rundir import storage_errors
 
 
 @dataclass(frozen=True, slots=True, order=True)
