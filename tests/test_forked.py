@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from steps.forked import fork_pool
+from steps.fork_pool import fork_pool
 
 ROOT = Path(__file__).resolve().parents[1]
 given: list[object] = []
@@ -45,7 +45,7 @@ def test_a_killed_process_is_told() -> None:
 
 def test_no_process_outlives_the_one_that_forked_it() -> None:
     code = (
-        "import os, time; from steps.forked import fork_pool\n"
+        "import os, time; from steps.fork_pool import fork_pool\n"
         "pool = fork_pool(2, lambda: None)\n"
         "print(*{pool.submit(os.getpid).result() for _ in range(50)}, flush=True)\n"
         "time.sleep(60)\n"

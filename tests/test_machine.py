@@ -99,7 +99,7 @@ BLAS_THREADS = """
 import json
 import numpy
 from threadpoolctl import threadpool_info
-from steps.forked import fork_pool
+from steps.fork_pool import fork_pool
 def start(): pass
 def threads(): return [pool["num_threads"] for pool in threadpool_info()]
 numpy.ones((64, 64)) @ numpy.ones((64, 64))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from steps.errors import DataError, StorageError
-from steps.objects import download, list_objects, split_address
+from steps.s3 import download, list_objects, split_address
 from steps.train.neuron_cache import count_graphs
 
 

@@ -18,7 +18,7 @@ from steps.protocol.failure_record import read_records, record_of, write_record
 from steps.job.job import Job
 from steps.job.local import LocalLauncher
 from steps.job.supervise import supervise
-from steps.objects import list_objects
+from steps.s3 import list_objects
 from steps.protocol.rundir import TrainDir
 
 PLANTED = {
@@ -38,7 +38,7 @@ import json, os, signal, sys, time
 from pathlib import Path
 from steps.protocol.events import EventWriter
 from steps.protocol.failure_record import record_of, write_record
-from steps.objects import list_objects
+from steps.s3 import list_objects
 from steps.protocol.rundir import TrainDir
 
 def fail(how):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from steps import objects
+from steps import s3
 from steps.base import tiny, wheel
 from steps.base.folder import is_model_file, read_config
 from steps.base.hub import Hub
@@ -115,24 +115,24 @@ class S3Source:
 
     def describe(self, scratch: Path) -> dict[str, Any]:
         self._listing()
-        objects.download(f"{self.address.rstrip('/')}/config.json", scratch)
+        s3.download(f"{self.address.rstrip('/')}/config.json", scratch)
         return read_config(scratch)
 
     def fill(self, folder: Path, *, room: Room, say: Say) -> str:
         listing = self._listing()
         total = sum(int(item["Size"]) for item in listing)
         room(total)
-        bucket, _ = objects.split_address(self.address)
+        bucket, _ = s3.split_address(self.address)
         with watched(folder, total, say, f"fetching {self.address}"):
             for item in listing:
-                objects.download(f"s3://{bucket}/{item['Key']}", folder)
+                s3.download(f"s3://{bucket}/{item['Key']}", folder)
         return digest_of(self.key)
 
     def _listing(self) -> list[dict[str, Any]]:
         """The objects directly below the prefix that are files of the model."""
-        _, prefix = objects.split_address(self.address)
+        _, prefix = s3.split_address(self.address)
         depth = len(Path(prefix).parts) + 1
-        found = [item for item in objects.list_objects(self.address) if len(Path(item["Key"]).parts) == depth]
+        found = [item for item in s3.list_objects(self.address) if len(Path(item["Key"]).parts) == depth]
         wanted = [item for item in found if is_model_file(Path(item["Key"]).name)]
         if "config.json" not in {Path(item["Key"]).name for item in wanted}:
             names = ", ".join(Path(item["Key"]).name for item in found[:6]) or "only folders"

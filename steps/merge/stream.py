@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from steps.errors import ModelError
-from steps.forked import fork_pool, killed_in_words
+from steps.fork_pool import fork_pool, killed_in_words
 from steps.merge.arithmetic import Arithmetic, Bytes, Floats, LoadedLowRank, aligned, narrow, to_fp32, widen
 from steps.merge.delta import LowRank
 from steps.protocol.safetensors_header import ITEM_BYTES, StoredTensor

@@ -13,7 +13,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from steps import objects
+from steps import s3
 from steps.settings.catalog import DatasetPreset
 from steps.errors import DataError
 from steps.prepare import orders
@@ -110,9 +110,9 @@ def _data_files(path: Path) -> list[Path]:
 def _open_s3(address: str, cache: Path) -> Source:
     folder = cache / "data" / hashlib.sha256(address.encode()).hexdigest()[:16]
     # An object that changed in place, keeping its size, has another ETag: the folder's name follows all of them.
-    found = [(item["Key"], item["Size"], item["ETag"]) for item in objects.list_objects(address)]
+    found = [(item["Key"], item["Size"], item["ETag"]) for item in s3.list_objects(address)]
     folder = folder / digest_of(found)[:16]
-    paths = objects.download(address, folder)
+    paths = s3.download(address, folder)
     return _open_files(address, paths[0] if len(paths) == 1 else folder)
 
 

@@ -14,7 +14,7 @@ from concurrent.futures import Future
 from itertools import islice
 
 from steps import machine
-from steps.forked import fork_pool, killed_in_words
+from steps.fork_pool import fork_pool, killed_in_words
 from steps.prepare.files import Row
 from steps.prepare.samples import Made, SampleMaker
 

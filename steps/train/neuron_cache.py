@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from steps.errors import DataError, StorageError
-from steps.objects import list_objects
+from steps.s3 import list_objects
 from steps.protocol.rundir import storage_errors
 from steps.train.backend import Listener, StepDone
 from steps.train.neuron_environment import LOCAL_CACHE
