@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from metaflow.exception import MetaflowException
 from mistake_words import NOT_FOR_PEOPLE
 
-from steps.base.folder import inspect
-from steps.base.tiny import write_tiny
+from steps.base.inspect import inspect
+from steps.base.sources.source.random import write_tiny
 from steps.settings.catalog import DatasetPreset, ModelPreset, RandomModel, read_preset
 from steps.decorator import read_config
 from steps.errors import CheckpointError, LoraFlowError, ModelError

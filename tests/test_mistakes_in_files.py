@@ -15,9 +15,9 @@ import pytest
 from mistake_words import assert_tells
 from sample_records import ADAPTER, BASE, plan_of
 
-from steps.base.folder import inspect
-from steps.base.tiny import write_tiny
-from steps.base.weights import Tensor, write_file
+from steps.base.inspect import inspect
+from steps.base.sources.source.random import write_tiny
+from steps.base.sources.source.weights import Tensor, write_file
 from steps.settings.catalog import RandomModel
 from steps.merge.stage import merge
 from steps.prepare.stage import prepare

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from steps.base.folder import Contents, inspect, model_files
+from steps.base.inspect import Contents, inspect, model_files
 from steps.errors import ModelError, StorageError
 from steps.protocol.records import BaseModel, digest_file, digest_of
 from steps.protocol.rundir import read_json, sync_directory, sync_tree, write_json

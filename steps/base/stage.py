@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from steps.base import cache as store
-from steps.base.folder import read_config
+from steps.base.inspect import read_config
 from steps.base.progress import Say, silent
-from steps.base.sources import RandomSource, S3Source, Source, WheelSource, find_source
+from steps.base.sources.source.source import RandomSource, S3Source, Source, WheelSource, find_source
 from steps.settings.catalog import ModelPreset
 from steps.protocol.records import BaseModel, identity_of
 from steps.protocol.rundir import held_lock, require_space

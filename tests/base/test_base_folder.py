@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 
-from steps.base.folder import inspect
-from steps.base.weights import Tensor, read_header, round_to_bf16, write_file
+from steps.base.inspect import inspect
+from steps.base.sources.source.weights import Tensor, read_header, round_to_bf16, write_file
 from steps.errors import ModelError
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from steps.base.tiny import write_tiny
+from steps.base.sources.source.random import write_tiny
 from steps.settings.catalog import RandomModel
 from steps.evaluate.measure import load_model
 from steps.protocol.prepared import (HELD_OUT, MANIFEST, ORDER, ROWS, VALIDATION, digest_files)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from steps.base.folder import inspect, is_model_file
+from steps.base.inspect import inspect, is_model_file
 from steps.base.progress import Room, Say, watched
 from steps.errors import ModelError
 

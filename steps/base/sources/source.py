@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from steps import s3
-from steps.base import tiny, wheel
-from steps.base.folder import is_model_file, read_config
-from steps.base.hub import Hub
+from steps.base.sources.source import random, wheel
+from steps.base.inspect import is_model_file, read_config
+from steps.base.sources.source.hub import Hub
 from steps.base.progress import Room, Say, watched
 from steps.settings.catalog import ModelPreset, RandomModel, Wheel
 from steps.errors import ModelError
@@ -89,10 +89,10 @@ class RandomSource:
         return None
 
     def describe(self, scratch: Path) -> dict[str, Any]:
-        return tiny.tiny_config(self.preset)
+        return random.tiny_config(self.preset)
 
     def fill(self, folder: Path, *, room: Room, say: Say) -> str:
-        tiny.write_tiny(folder, self.preset)
+        random.write_tiny(folder, self.preset)
         return digest_of(self.key)
 
 

@@ -14,8 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from steps.base.tiny import write_tokenizer_config
-from steps.base.weights import Tensor, write_file
+from steps.base.sources.source.random import write_tokenizer_config
+from steps.base.sources.source.weights import Tensor, write_file
 from steps.settings.catalog import Wheel
 from steps.errors import ModelError
 from steps.protocol.records import digest_file
