@@ -24,7 +24,7 @@ from steps.settings.config import Settings
 from steps.evaluate.generate import end_tokens, generate
 from steps.evaluate.loss import IGNORED, Sample, mean_loss
 from steps.evaluate.measure import load_model
-from steps.prepare.orders import generate_orders
+from steps.prepare.read.orders import generate_orders
 
 MAX_NEW_TOKENS = 96
 """As config/datasets/orders.yaml has it."""

@@ -35,8 +35,8 @@ from steps.protocol import records, rundir
 from steps.base import stage as base_stage
 from steps.settings.options import Options
 from steps.prepare import stage as prepare_stage
-from steps.prepare.conversations import find_layout, to_conversation
-from steps.prepare.tokens import ChatTokenizer
+from steps.prepare.chat.conversations import find_layout, to_conversation
+from steps.prepare.tokenize.tokens import ChatTokenizer
 
 SEQUENCE_LENGTH = 1024
 COMPARED_ROWS = 300

@@ -21,14 +21,14 @@ import numpy.typing as npt
 from steps.settings.catalog import DatasetPreset
 from steps.errors import DataError
 from steps.settings.plan import Plan
-from steps.prepare import conversations
-from steps.prepare.conversations import Layout
-from steps.prepare.files import Row
-from steps.prepare.samples import SCORED_ANSWERS, TOO_LONG, Made, Recipe, SampleMaker, Text, Unusable
-from steps.prepare.sources import Source
-from steps.prepare.tokens import ChatTokenizer
-from steps.prepare.words import ID_BYTES
-from steps.prepare.workers import make_samples
+from steps.prepare.chat import conversations
+from steps.prepare.chat.conversations import Layout
+from steps.prepare.read.files import Row
+from steps.prepare.tokenize.samples import (SCORED_ANSWERS, TOO_LONG, Made, Recipe, SampleMaker, Text, Unusable)
+from steps.prepare.read.sources import Source
+from steps.prepare.tokenize.tokens import ChatTokenizer
+from steps.prepare.tokenize.words import ID_BYTES
+from steps.prepare.tokenize.workers import make_samples
 
 logger = logging.getLogger(__name__)
 

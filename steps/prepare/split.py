@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from steps.errors import DataError
-from steps.prepare.conversations import Conversation
+from steps.prepare.chat.conversations import Conversation
 
 BLOCK = 65_536
 """Keys compared at a time."""

@@ -11,7 +11,7 @@ from evaluate_data import write_model
 from steps.errors import ModelError
 from steps.evaluate.measure import load_model
 from steps.evaluate.talk import PLAIN_TEMPLATE, answer
-from steps.prepare.template import FALLBACK
+from steps.prepare.chat.template import FALLBACK
 
 
 def ask(folder: Path, *, base: Path | None = None, prompt: str = "Hello", most: int = 12) -> tuple[str, list[str]]:

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from steps.prepare.conversations import Conversation, Turn
-from steps.prepare.frames import NAME
-from steps.prepare.template import FALLBACK, ChatTemplate, Refused
+from steps.prepare.chat.conversations import Conversation, Turn
+from steps.prepare.chat.frames import NAME
+from steps.prepare.chat.template import FALLBACK, ChatTemplate, Refused
 
 TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
 CHATML = (
@@ -127,7 +127,7 @@ def test_a_blank_turn_is_left_to_jinja() -> None:
 
 
 def test_frames_of_many_lengths_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    from steps.prepare import template as module
+    from steps.prepare.chat import template as module
 
     monkeypatch.setattr(module, "MOST_FRAMES", 3)
     template = ChatTemplate(CHATML, TOKENS, [])

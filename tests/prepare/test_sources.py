@@ -13,9 +13,9 @@ from prepare_data import questions, write_lines
 
 from steps.settings.catalog import DatasetPreset
 from steps.errors import DataError
-from steps.prepare import orders
-from steps.prepare.files import READERS, Row, read_rows
-from steps.prepare.sources import open_source
+from steps.prepare.read import orders
+from steps.prepare.read.files import READERS, Row, read_rows
+from steps.prepare.read.sources import open_source
 
 ROWS = [{"question": "Wie spät, “bitte”?", "answer": "zwei\nUhr"}, {"question": "b,c", "answer": 'say "d"'}]
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from steps.errors import DataError
 from steps.prepare import split
-from steps.prepare.conversations import Turn
+from steps.prepare.chat.conversations import Turn
 from steps.prepare.pack import count_steps, one_each, pack, run_order
 from steps.prepare.split import compare, content_key, held_out, position
 

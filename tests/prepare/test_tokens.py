@@ -12,10 +12,10 @@ from prepare_data import TEMPLATE, write_tokenizer
 from tokenizers import Tokenizer
 
 from steps.errors import ModelError
-from steps.prepare.conversations import Conversation, Turn
-from steps.prepare.template import FALLBACK, Refused
-from steps.prepare.tokens import ChatTokenizer
-from steps.prepare.words import KNOWN_PATTERNS, LATIN, SYMBOLS, find_words
+from steps.prepare.chat.conversations import Conversation, Turn
+from steps.prepare.chat.template import FALLBACK, Refused
+from steps.prepare.tokenize.tokens import ChatTokenizer
+from steps.prepare.tokenize.words import KNOWN_PATTERNS, LATIN, SYMBOLS, find_words
 
 CONVERSATIONS: dict[str, Conversation] = {
     "one question": (Turn("user", "What is it?"), Turn("assistant", "It is the fox.")),

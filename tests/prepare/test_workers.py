@@ -8,10 +8,10 @@ import pytest
 from prepare_data import questions
 
 from steps.errors import StorageError
-from steps.prepare.conversations import find_layout
-from steps.prepare.files import Row
-from steps.prepare.samples import Made, Recipe, SampleMaker
-from steps.prepare.workers import ALONE_CHUNKS, make_samples
+from steps.prepare.chat.conversations import find_layout
+from steps.prepare.read.files import Row
+from steps.prepare.tokenize.samples import Made, Recipe, SampleMaker
+from steps.prepare.tokenize.workers import ALONE_CHUNKS, make_samples
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from steps.errors import ModelError
-from steps.prepare.conversations import Conversation
-from steps.prepare.frames import Frame, find_frame, only_prints
+from steps.prepare.chat.conversations import Conversation
+from steps.prepare.chat.frames import Frame, find_frame, only_prints
 
 FALLBACK = (
     "{% for message in messages %}{% if message['role'] == 'system' %}{{ message['content'] + '\n\n' }}"

@@ -15,8 +15,8 @@ from itertools import islice
 
 from steps import machine
 from steps.fork_pool import fork_pool, killed_in_words
-from steps.prepare.files import Row
-from steps.prepare.samples import Made, SampleMaker
+from steps.prepare.read.files import Row
+from steps.prepare.tokenize.samples import Made, SampleMaker
 
 ALONE_CHUNKS = 4
 """Chunks made in this process before others are started; what it learned of the words, they inherit."""

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from steps.errors import ModelError
-from steps.prepare.conversations import Conversation
-from steps.prepare.template import ChatTemplate, Rendered, read_template
-from steps.prepare.words import ID_BYTES, find_words
+from steps.prepare.chat.conversations import Conversation
+from steps.prepare.chat.template import ChatTemplate, Rendered, read_template
+from steps.prepare.tokenize.words import ID_BYTES, find_words
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from steps.prepare import split
-from steps.prepare.conversations import Conversation, Layout, Skip, to_conversation
-from steps.prepare.files import Row
-from steps.prepare.template import Refused, Rendered
-from steps.prepare.tokens import ChatTokenizer, Tokens
-from steps.prepare.words import ID_BYTES
+from steps.prepare.chat.conversations import Conversation, Layout, Skip, to_conversation
+from steps.prepare.read.files import Row
+from steps.prepare.chat.template import Refused, Rendered
+from steps.prepare.tokenize.tokens import ChatTokenizer, Tokens
+from steps.prepare.tokenize.words import ID_BYTES
 
 TOO_LONG = "no token of an answer within the sequence length"
 SCORED_ANSWERS = 200

@@ -16,8 +16,8 @@ from typing import Any
 from steps import s3
 from steps.settings.catalog import DatasetPreset
 from steps.errors import DataError
-from steps.prepare import orders
-from steps.prepare.files import READERS, Row, file_size, read_rows
+from steps.prepare.read import orders
+from steps.prepare.read.files import READERS, Row, file_size, read_rows
 from steps.protocol.records import digest_file, digest_of
 
 BUILTIN = {"orders": (orders.VERSION, orders.generate_orders)}
