@@ -17,8 +17,8 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from steps.train.ranks import Ranks
-from steps.train.torch_trainer import Gradients
+from steps.train.loop.ranks import Ranks
+from steps.train.pytorch.trainer import Gradients
 
 TENSORS = 420
 """LoRA's matrices in a model of 30 layers: the same number of values in as many pieces."""

@@ -2,7 +2,7 @@
 
     python -m bench tree [--steps 10]
 
-The tree is why 1, 2 and 4 processes end with equal bits (`steps/train/tree.py`). Both sides sum gradients that cost next to
+The tree is why 1, 2 and 4 processes end with equal bits (`steps/train/loop/tree.py`). Both sides sum gradients that cost next to
 nothing to compute, of as many values as LoRA has on a small and on a large model, one thread a process, over gloo. So the
 difference is milliseconds a step, to be held against steps of seconds; what DDP hides behind a real backward it cannot hide here.
 The quickest of the steps on each side: other work on the machine can only add.

@@ -32,7 +32,7 @@ ENV PATH=/opt/lora/bin:${PATH}
 ENV METAFLOW_SKIP_INSTALL_DEPENDENCIES=1
 
 # Set before any process starts: optimum-neuron sets some of these too late for its own. The manifest may say otherwise;
-# steps/train/neuron_environment.py has each with its reason, and a test holds the two together. (The rule
+# steps/train/neuron/planning/environment.py has each with its reason, and a test holds the two together. (The rule
 # ignored is about tokens; it means the tokenizers.)
 # hadolint ignore=DL3064
 ENV NEURON_COMPILE_CACHE_URL=/var/tmp/neuron-compile-cache \

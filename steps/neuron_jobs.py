@@ -18,7 +18,7 @@ from steps.merge.compile import CompiledModel, CompileRequest
 from steps.settings.plan import Plan
 from steps.protocol.records import MergedModel, identity_of
 from steps.protocol.rundir import RunDir, TrainDir, read_json
-from steps.train import neuron_precompile
+from steps.train.neuron import precompile as neuron_precompile
 from steps.train import stage as train_stage
 from steps.train.spec import TrainSpec
 

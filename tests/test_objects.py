@@ -10,7 +10,7 @@ import pytest
 
 from steps.errors import DataError, StorageError
 from steps.s3 import download, list_objects, split_address
-from steps.train.neuron_cache import count_graphs
+from steps.train.neuron.cache import count_graphs
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,8 @@ from steps.settings.plan import LoraSettings, Plan
 from steps.protocol.prepared import verify
 from steps.protocol.records import (Adapter, BaseModel, PreparedData, digest_file, digest_of, identity_of)
 from steps.protocol.rundir import RunDir, TrainDir, read_json
-from steps.train import neuron_plan
-from steps.train.neuron_refusals import check_training
+from steps.train.neuron.planning import plan as neuron_plan
+from steps.train.neuron.planning.refusals import check_training
 from steps.train.spec import TrainSpec
 
 WORKER = "steps.train.worker"
@@ -30,7 +30,7 @@ PROCESS_ENVIRONMENT = {
 """Of ranks that compute on the CPU or a GPU: glibc would give each step's memory back and fault it in again. On Neuron a host's
 memory is what runs out (32 ranks load and save side by side), so there it is given back as usual."""
 
-PRECOMPILE_WRAPPER = "steps.train.neuron_precompile"
+PRECOMPILE_WRAPPER = "steps.train.neuron.precompile"
 """The module that runs torchrun's command line in the precompile job."""
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 

@@ -30,12 +30,12 @@ from steps.protocol.failure_record import EXIT_OK, EXIT_STOPPED, record_of, writ
 from steps.machine import quiet_threads
 from steps.protocol.records import digest_file
 from steps.protocol.rundir import storage_errors, sync_tree, write_json
-from steps.train.callbacks import Callbacks
-from steps.train.ranks import Ranks
+from steps.train.loop.callbacks import Callbacks
+from steps.train.loop.ranks import Ranks
 from steps.train.spec import TrainSpec, read_spec, require_data
 
 if TYPE_CHECKING:
-    from steps.train.backend import Backend
+    from steps.train.loop.backend import Backend
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ class Worker:
     def _load(self) -> tuple[Backend, Claim, EventWriter | None]:
         """Meet the other ranks, find out where to begin, bring the model there; rank 0 tells."""
         if self.spec.backend == "neuron":
-            from steps.train.neuron_ranks import NeuronRanks
+            from steps.train.neuron.ranks import NeuronRanks
 
             self.ranks = NeuronRanks.of(
                 self.ranks,
@@ -121,14 +121,14 @@ class Worker:
 
     def _backend(self) -> Backend:
         from steps.protocol.prepared import PreparedRows
-        from steps.train.feed import Feed
+        from steps.train.loop.feed import Feed
 
         prepared = PreparedRows.open(Path(self.spec.prepared_path))
         if self.spec.backend == "neuron":
-            from steps.train.neuron_backend import NeuronBackend
+            from steps.train.neuron.backend import NeuronBackend
 
             return NeuronBackend(self.spec, self.ranks, prepared, stop_asked=lambda: self.request.stop)
-        from steps.train.torch_backend import TorchBackend
+        from steps.train.pytorch.backend import TorchBackend
 
         feed = Feed(prepared, self.spec, self.ranks)
         return TorchBackend(self.spec, self.ranks, feed, stop_asked=lambda: self.request.stop)

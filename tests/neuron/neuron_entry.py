@@ -16,8 +16,8 @@ from steps.train.worker import main
 
 def undo(fix: str) -> None:
     """Take one of our fixes away, to see the guard speak. It happens where the worker first imports the trainer."""
-    import steps.train.neuron_model as neuron_model
-    from steps.train.neuron_state import Place
+    import steps.train.neuron.model as neuron_model
+    from steps.train.neuron.state import Place
 
     if fix == "place":  # as if the library laid out its ranks in another order than ours
         Place.of = classmethod(lambda cls, ranks, *sizes: cls(1 - ranks.rank, 0, 2))  # type: ignore[assignment]
@@ -25,7 +25,7 @@ def undo(fix: str) -> None:
     load = neuron_model.load_model
 
     def load_and_undo(*args: Any) -> Any:
-        from steps.train.neuron_trainer import LoraTrainer
+        from steps.train.neuron.trainer import LoraTrainer
 
         if fix == "sum":
             LoraTrainer._add_up_replicated = lambda self: None  # type: ignore[method-assign]

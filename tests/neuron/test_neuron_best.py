@@ -7,8 +7,8 @@ from pathlib import Path
 
 from neuron_harness import PATIENCE_S, Training
 
-from steps.train.neuron_consolidate import ADAPTER, consolidate_checkpoint
-from steps.train.neuron_precompile import precompile_spec
+from steps.train.neuron.consolidate import ADAPTER, consolidate_checkpoint
+from steps.train.neuron.precompile import precompile_spec
 
 
 def test_the_best_adapter_is_remembered_over_a_restart(new_training: Callable[..., Training], tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ from neuron_harness import EXACT, PATIENCE_S, Training
 from test_neuron_learns import last_validation, merged_loss, tuned_loss
 
 from steps.protocol.checkpoints import directories
-from steps.train.neuron_cache import count_graphs
-from steps.train.neuron_consolidate import ADAPTER, AdapterShape, consolidate, consolidate_checkpoint
+from steps.train.neuron.cache import count_graphs
+from steps.train.neuron.consolidate import ADAPTER, AdapterShape, consolidate, consolidate_checkpoint
 
 
 def adapter_weights(training: Training) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from test_neuron_learns import last_validation, plain_loss, plain_model, tuned_l
 from test_neuron_parallel import adapter_weights, gradients, largest_difference
 
 from steps.protocol.prepared import PreparedRows
-from steps.train.neuron_consolidate import ADAPTER, consolidate_checkpoint
+from steps.train.neuron.consolidate import ADAPTER, consolidate_checkpoint
 
 SUBGROUPS = pytest.mark.skipif(
     os.environ.get("PJRT_DEVICE") == "CPU" and not os.environ.get("NEURON_TEST_SUBGROUPS"),

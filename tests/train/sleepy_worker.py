@@ -22,7 +22,7 @@ def fall_asleep() -> None:
 
 def make_sleepy() -> None:
     """Put the sleep into the forward pass."""
-    from steps.train.torch_model import TargetLoss
+    from steps.train.pytorch.model import TargetLoss
 
     forward, passed = TargetLoss.__call__, iter(range(FORWARDS_BEFORE))
 

@@ -13,8 +13,8 @@ from train_harness import Trainings
 from steps.protocol.checkpoints import choose, take_claim
 from steps.protocol.events import Event, EventTail, EventWriter
 from steps.protocol.failure_record import EXIT_DIVERGED, record_of
-from steps.train.backend import Listener, ModelSize, StepDone
-from steps.train.callbacks import Callbacks, DivergedError
+from steps.train.loop.backend import Listener, ModelSize, StepDone
+from steps.train.loop.callbacks import Callbacks, DivergedError
 from steps.train.spec import TrainSpec
 
 

@@ -21,7 +21,7 @@ from steps.errors import ConfigError
 from steps.job import pytorchjob
 from steps.settings.plan import Plan
 from steps.settings.resolve import resolve
-from steps.train.neuron_environment import neuron_environment
+from steps.train.neuron.planning.environment import neuron_environment
 from steps.train.stage import PROCESS_ENVIRONMENT, lay_out
 
 ROOT = Path(__file__).parents[2]

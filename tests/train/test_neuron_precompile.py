@@ -20,8 +20,8 @@ from steps.job.job import Job
 from steps.job.publish import publish, result_damage
 from steps.neuron_jobs import patient, precompile, precompile_job
 from steps.protocol.rundir import TrainDir, read_json
-from steps.train.neuron_cache import finished_graphs
-from steps.train.neuron_precompile import main, precompile_spec
+from steps.train.neuron.cache import finished_graphs
+from steps.train.neuron.precompile import main, precompile_spec
 from steps.train.spec import TrainSpec
 
 TOOL = f"""#!{sys.executable}
@@ -147,7 +147,7 @@ def test_the_job_is_the_trainings_with_a_wrapper_and_a_place_of_its_own() -> Non
         "steps.train.worker", spec.to_dict(), TrainDir(Path("/d")), "i", 10, processes=32, nodes=2, node_choices=(2, 1)
     )
     job = precompile_job(training)
-    assert (job.step, job.wrapper) == ("precompile", "steps.train.neuron_precompile")
+    assert (job.step, job.wrapper) == ("precompile", "steps.train.neuron.precompile")
     assert (job.identity, job.node_choices) == ("i-precompile", ())
     assert (job.processes, job.nodes, job.total_steps) == (32, 2, 3)
     assert job.directory.path == Path("/d-precompile")

@@ -11,10 +11,10 @@ import torch
 from train_harness import VOCABULARY, Trainings
 
 from steps.protocol.prepared import PreparedRow
-from steps.train.rows import collate
+from steps.train.loop.rows import collate
 from steps.train.spec import TrainSpec
-from steps.train.torch_attention import choose_attention
-from steps.train.torch_model import TargetLoss, load_model
+from steps.train.pytorch.attention import choose_attention
+from steps.train.pytorch.model import TargetLoss, load_model
 
 CPU = torch.device("cpu")
 
@@ -37,7 +37,7 @@ def spec(trainings: Trainings) -> TrainSpec:
 def attention(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Our attention, and transformers' own for the models that ours does not know."""
     if request.param == "sdpa":
-        monkeypatch.setattr("steps.train.torch_attention.PLAIN_CAUSAL", frozenset())
+        monkeypatch.setattr("steps.train.pytorch.attention.PLAIN_CAUSAL", frozenset())
     return str(request.param)
 
 

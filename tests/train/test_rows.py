@@ -7,7 +7,7 @@ import pytest
 
 from steps.errors import ConfigError
 from steps.protocol.prepared import IGNORED_LABEL, PreparedRow
-from steps.train.rows import RowCounts, Slicing, collate, seed_of
+from steps.train.loop.rows import RowCounts, Slicing, collate, seed_of
 
 
 def row_of(*samples: list[int], without_loss: int = 1) -> PreparedRow:

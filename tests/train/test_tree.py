@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from steps.train.tree import TreeSum, odd_part, sum_over_ranks
+from steps.train.loop.tree import TreeSum, odd_part, sum_over_ranks
 
 
 def total_on(world: int, leaves: torch.Tensor) -> list[torch.Tensor]:

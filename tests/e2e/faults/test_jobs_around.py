@@ -16,7 +16,7 @@ from fault_harness import Trial, eventually
 from test_training import PATIENT, TINY
 
 from steps.protocol.rundir import read_json
-from steps.train.neuron_cache import finished_graphs
+from steps.train.neuron.cache import finished_graphs
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(1500)]
 

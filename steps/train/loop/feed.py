@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from steps.errors import DataError
 from steps.protocol.prepared import PreparedRows
-from steps.train.ranks import Ranks
-from steps.train.rows import Batch, RowCounts, Slicing, collate
+from steps.train.loop.ranks import Ranks
+from steps.train.loop.rows import Batch, RowCounts, Slicing, collate
 from steps.train.spec import TrainSpec
 
 

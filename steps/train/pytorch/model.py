@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from steps.settings.catalog import ALL_LINEAR
 from steps.errors import ConfigError, ModelError, Problem
-from steps.train.rows import Batch
+from steps.train.loop.rows import Batch
 from steps.train.spec import TrainSpec
-from steps.train.torch_attention import NAME, choose_attention
+from steps.train.pytorch.attention import NAME, choose_attention
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from steps.errors import CheckpointError
 from steps.protocol.rundir import read_json, write_atomic, write_json
-from steps.train.ranks import Ranks
+from steps.train.loop.ranks import Ranks
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from steps.protocol.rundir import storage_errors, write_json
-from steps.train.backend import Listener, ModelSize
-from steps.train.feed import Feed
-from steps.train.ranks import Ranks
+from steps.train.loop.backend import Listener, ModelSize
+from steps.train.loop.feed import Feed
+from steps.train.loop.ranks import Ranks
 from steps.train.spec import TrainSpec
 
 if TYPE_CHECKING:
@@ -56,8 +56,8 @@ class TorchBackend:
         """Model and adapter on this rank's device; a checkpoint's weights when there is one."""
         import torch
 
-        import steps.train.torch_trainer  # noqa: F401  # Trainer's import takes seconds: part of loading, not of step 1
-        from steps.train.torch_model import TargetLoss, load_model, shard, trainable
+        import steps.train.pytorch.trainer  # noqa: F401  # Trainer's import takes seconds: part of loading, not of step 1
+        from steps.train.pytorch.model import TargetLoss, load_model, shard, trainable
 
         self._device = (
             torch.device("cuda", self._ranks.local_rank) if torch.cuda.is_available() else torch.device("cpu")
@@ -83,7 +83,7 @@ class TorchBackend:
 
     def train(self, *, done: int, listener: Listener) -> None:
         """Run Trainer from step `done` on."""
-        from steps.train.torch_trainer import Course, OrderedTrainer, training_arguments
+        from steps.train.pytorch.trainer import Course, OrderedTrainer, training_arguments
 
         arguments = training_arguments(
             self._spec, accumulation=self._feed.slicing.accumulation, on_cpu=self._device.type == "cpu"
@@ -95,8 +95,8 @@ class TorchBackend:
         self._trainer.follow(Course(done, restore, listener, self._stop_asked))
 
     def _restore(self, optimizer: Any, scheduler: Any) -> None:
-        from steps.train.torch_model import trainable
-        from steps.train.torch_state import restore
+        from steps.train.pytorch.model import trainable
+        from steps.train.pytorch.state import restore
 
         assert self._checkpoint is not None
         restore(self._checkpoint, optimizer, scheduler, trainable(self._model))
@@ -116,7 +116,7 @@ class TorchBackend:
 
     def remember_best(self) -> None:
         """Copy the adapter's weights to the CPU."""
-        from steps.train.torch_model import adapter_weights
+        from steps.train.pytorch.model import adapter_weights
 
         self._best = adapter_weights(self._model)
 
@@ -124,8 +124,8 @@ class TorchBackend:
         """Adapter, optimizer and schedule; written by rank 0, gathered from all when sharded."""
         from safetensors.torch import save
 
-        from steps.train.torch_model import adapter_weights, trainable, write_adapter
-        from steps.train.torch_state import NUMBERS, OPTIMIZER, numbers, optimizer_tensors
+        from steps.train.pytorch.model import adapter_weights, trainable, write_adapter
+        from steps.train.pytorch.state import NUMBERS, OPTIMIZER, numbers, optimizer_tensors
 
         optimizer, scheduler = self._trainer.optimizer.optimizer, self._trainer.lr_scheduler
         weights = adapter_weights(self._model)
@@ -141,7 +141,7 @@ class TorchBackend:
 
     def export(self, folder: Path, *, best: bool) -> None:
         """The adapter, written by rank 0; the last one where none was remembered as best."""
-        from steps.train.torch_model import adapter_weights, write_adapter
+        from steps.train.pytorch.model import adapter_weights, write_adapter
 
         weights = self._best if best and self._best is not None else adapter_weights(self._model)
         if self._ranks.rank == 0:

@@ -2,7 +2,7 @@
 
 Used by `neuron_backend` at the end of training, and by hand on any checkpoint:
 
-    python -m steps.train.neuron_consolidate CHECKPOINT OUT
+    python -m steps.train.neuron.consolidate CHECKPOINT OUT
 
 optimum-neuron's own consolidation takes rank 0's copy of replicated weights unseen, and raises KeyError for adapters that leave
 out gate_proj and up_proj. Here: sharded weights are joined along their dimension; replicated ones must be equal on all ranks;
@@ -174,7 +174,7 @@ def consolidate_checkpoint(checkpoint: Path, out: Path, *, best: bool = False) -
 def main(argv: Sequence[str] | None = None) -> int:
     """Consolidate one checkpoint from the command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m steps.train.neuron_consolidate", description="Make a PEFT adapter of a neuron checkpoint."
+        prog="python -m steps.train.neuron.consolidate", description="Make a PEFT adapter of a neuron checkpoint."
     )
     parser.add_argument("checkpoint", type=Path, help="a directory train-…/checkpoints/step-…")
     parser.add_argument("out", type=Path, help="directory for the adapter, made if missing")

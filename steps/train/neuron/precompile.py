@@ -1,6 +1,6 @@
 """The precompile job: a few steps collect the graphs, all are compiled at once, and the shared cache must have grown.
 
-    python -m steps.train.neuron_precompile torchrun … -m steps.train.worker <directory>/spec.json --attempt 1
+    python -m steps.train.neuron.precompile torchrun … -m steps.train.worker <directory>/spec.json --attempt 1
 
 Run in torchrun's place on every node (`Job.wrapper`). Under `neuron_parallel_compile` the device is replaced: every result is a
 zero, so the spec says `graphs_only` and the worker saves and exports nothing. Graphs are collected and compiled by two commands:
@@ -25,7 +25,7 @@ from steps.protocol.events import EventWriter
 from steps.protocol.failure_record import EXIT_TRANSIENT, record_of, write_record
 from steps.protocol.records import digest_file
 from steps.protocol.rundir import write_json
-from steps.train.neuron_cache import VARIABLE, count_graphs, fetch_graphs, keep_graphs, local_cache
+from steps.train.neuron.cache import VARIABLE, count_graphs, fetch_graphs, keep_graphs, local_cache
 from steps.train.spec import TrainSpec, read_spec
 
 TOOL = "neuron_parallel_compile"

@@ -15,22 +15,22 @@ from typing import TYPE_CHECKING, Any
 
 from steps.protocol.prepared import PreparedRows
 from steps.protocol.rundir import storage_errors, write_atomic, write_json
-from steps.train.backend import Listener, ModelSize
-from steps.train.feed import Feed
-from steps.train.neuron_cache import STEADY, KeepsGraphs, fetch_graphs, keep_graphs
-from steps.train.neuron_consolidate import SHAPE, AdapterShape, consolidate_checkpoint, shard_name
-from steps.train.neuron_layout import has_fused_qkv
-from steps.train.neuron_ranks import by_replica
-from steps.train.neuron_refusals import attention_of, check_training
-from steps.train.neuron_replicas import Copies, require_equal
-from steps.train.neuron_state import Place
-from steps.train.ranks import Ranks
+from steps.train.loop.backend import Listener, ModelSize
+from steps.train.loop.feed import Feed
+from steps.train.neuron.cache import STEADY, KeepsGraphs, fetch_graphs, keep_graphs
+from steps.train.neuron.consolidate import SHAPE, AdapterShape, consolidate_checkpoint, shard_name
+from steps.train.neuron.planning.layout import has_fused_qkv
+from steps.train.neuron.ranks import by_replica
+from steps.train.neuron.planning.refusals import attention_of, check_training
+from steps.train.neuron.replicas import Copies, require_equal
+from steps.train.neuron.state import Place
+from steps.train.loop.ranks import Ranks
 from steps.train.spec import TrainSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from steps.train.neuron_state import OptimizerState
+    from steps.train.neuron.state import OptimizerState
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ class NeuronBackend:
         Raises:
             ConfigError: spec, model and processes do not go together here.
         """
-        from steps.train.neuron_model import read_config
+        from steps.train.neuron.model import read_config
 
         self._config = read_config(spec.base_path)
         check_training(spec, self._config, world=ranks.world)
@@ -81,8 +81,8 @@ class NeuronBackend:
 
     def load(self, checkpoint: Path | None) -> ModelSize:
         """This rank's share of the model; a checkpoint's weights come with its optimizer, in `train`."""
-        from steps.train.neuron_model import load_model, trainable, training_arguments
-        from steps.train.neuron_trainer import LoraTrainer, require_place
+        from steps.train.neuron.model import load_model, trainable, training_arguments
+        from steps.train.neuron.trainer import LoraTrainer, require_place
 
         self._fetch_graphs()
         arguments = training_arguments(self._spec, accumulation=self._feed.slicing.accumulation)
@@ -113,7 +113,7 @@ class NeuronBackend:
 
     def train(self, *, done: int, listener: Listener) -> None:
         """Run the library's loop from step `done` on."""
-        from steps.train.neuron_trainer import Course
+        from steps.train.neuron.trainer import Course
 
         restore = self._restore if self._checkpoint is not None else None
         self._is_at_end = False
@@ -138,7 +138,7 @@ class NeuronBackend:
 
     def remember_best(self) -> None:
         """Copy this rank's weights to the CPU."""
-        from steps.train.neuron_model import local_weights
+        from steps.train.neuron.model import local_weights
 
         self._best = local_weights(self._model)
 
@@ -148,7 +148,7 @@ class NeuronBackend:
         Raises:
             ReplicaError: they do not; the directory stays without its COMPLETE.json.
         """
-        from steps.train.neuron_model import local_weights
+        from steps.train.neuron.model import local_weights
 
         weights = local_weights(self._model)
         self._require_equal(weights)  # also the point at which rank 0 has made the directory
@@ -158,7 +158,7 @@ class NeuronBackend:
         self._keep_graphs()  # those of validation too
 
     def _require_equal(self, weights: dict[str, Tensor]) -> None:
-        from steps.train.neuron_model import partition_dims
+        from steps.train.neuron.model import partition_dims
 
         dims = partition_dims(self._model)
         digests = {name: _digest(tensor) for name, tensor in weights.items()}
@@ -173,7 +173,7 @@ class NeuronBackend:
 
     def _shape(self) -> AdapterShape:
         """Of all stages; asks them."""
-        from steps.train.neuron_model import partition_dims
+        from steps.train.neuron.model import partition_dims
 
         stages = self._ranks.gather(partition_dims(self._model))
         heads = int(self._config["num_attention_heads"])
@@ -189,7 +189,7 @@ class NeuronBackend:
     def _write_weights(self, folder: Path, weights: dict[str, Tensor], best: dict[str, Tensor] | None) -> None:
         from safetensors.torch import save
 
-        from steps.train.neuron_model import lora_config
+        from steps.train.neuron.model import lora_config
 
         shape = self._shape()
         if self._at.dp == 0:
@@ -211,7 +211,7 @@ class NeuronBackend:
         """
         import shutil
 
-        from steps.train.neuron_model import local_weights
+        from steps.train.neuron.model import local_weights
 
         if self._is_at_end and self._checkpoint is not None:
             if self._ranks.rank == 0:

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 import torch_xla.core.xla_model as xm
 
-from steps.train.feed import Feed, MicroBatch
-from steps.train.neuron_batch import fix_shape
-from steps.train.rows import Batch
+from steps.train.loop.feed import Feed, MicroBatch
+from steps.train.neuron.batch import fix_shape
+from steps.train.loop.rows import Batch
 from steps.train.spec import TrainSpec
 
 Inputs = dict[str, torch.Tensor]

@@ -13,7 +13,7 @@ from steps.settings.catalog import ALL_LINEAR
 from steps.settings.checks import LLAMA_LINEAR
 from steps.errors import ConfigError, Problem
 from steps.settings.plan import LoraSettings
-from steps.train.neuron_layout import has_fused_qkv, why_not_split
+from steps.train.neuron.planning.layout import has_fused_qkv, why_not_split
 
 MODEL_TYPES = ("llama", "granite", "qwen3")
 PIPELINED = ("llama", "qwen3")

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from steps.errors import ConfigError, Problem
-from steps.train.ranks import Ranks, ValueT
+from steps.train.loop.ranks import Ranks, ValueT
 
 
 class Sizes(Protocol):
@@ -69,7 +69,7 @@ class NeuronRanks(Ranks):
         import torch_xla.distributed.xla_backend  # noqa: F401  # registers the backend
         from neuronx_distributed.parallel_layers import parallel_state
 
-        from steps.train.ranks import peers
+        from steps.train.loop.ranks import peers
 
         with peers():
             dist.init_process_group("xla")

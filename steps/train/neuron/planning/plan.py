@@ -12,10 +12,10 @@ from typing import Any
 from steps.errors import ConfigError, Problem
 from steps.settings.instances import find_instance
 from steps.settings.plan import Plan
-from steps.train.neuron_cache import is_remote
-from steps.train.neuron_environment import LOCAL_CACHE, neuron_environment
-from steps.train.neuron_layout import Asked, Layout, choose_layout
-from steps.train.neuron_refusals import attention_of, check_training
+from steps.train.neuron.cache import is_remote
+from steps.train.neuron.planning.environment import LOCAL_CACHE, neuron_environment
+from steps.train.neuron.planning.layout import Asked, Layout, choose_layout
+from steps.train.neuron.planning.refusals import attention_of, check_training
 
 
 def lay_out(plan: Plan, config: Mapping[str, Any]) -> Plan:

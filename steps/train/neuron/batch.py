@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steps.protocol.prepared import IGNORED_LABEL
-from steps.train.rows import PAD_ID, Batch, seed_of
+from steps.train.loop.rows import PAD_ID, Batch, seed_of
 
 
 @dataclass(frozen=True, slots=True)

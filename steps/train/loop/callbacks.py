@@ -17,7 +17,7 @@ from steps.errors import LoraFlowError
 from steps.protocol.events import EventWriter
 from steps.protocol.failure_record import EXIT_DIVERGED
 from steps.protocol.rundir import read_json, storage_errors, write_json
-from steps.train.backend import Backend, StepDone
+from steps.train.loop.backend import Backend, StepDone
 from steps.train.spec import TrainSpec
 
 MEMORY = "progress.json"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from steps.errors import ModelError
-from steps.train.neuron_refusals import attention_of, check_sequence_parallel, linear_targets
+from steps.train.neuron.planning.refusals import attention_of, check_sequence_parallel, linear_targets
 from steps.train.spec import TrainSpec
 
 if TYPE_CHECKING:

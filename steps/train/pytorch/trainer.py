@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
-from steps.train.backend import Listener, StepDone
-from steps.train.feed import Feed, MicroBatch
-from steps.train.ranks import Ranks, peers_may_vanish
-from steps.train.rows import seed_of
+from steps.train.loop.backend import Listener, StepDone
+from steps.train.loop.feed import Feed, MicroBatch
+from steps.train.loop.ranks import Ranks, peers_may_vanish
+from steps.train.loop.rows import seed_of
 from steps.train.spec import TrainSpec
-from steps.train.torch_model import TargetLoss, trainable
-from steps.train.tree import TreeSum, sum_over_ranks
+from steps.train.pytorch.model import TargetLoss, trainable
+from steps.train.loop.tree import TreeSum, sum_over_ranks
 
 
 class Replica(torch.nn.Module):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from steps.errors import CheckpointError
 from steps.protocol.rundir import read_json
-from steps.train.torch_model import whole
+from steps.train.pytorch.model import whole
 
 if TYPE_CHECKING:
     from torch import Tensor

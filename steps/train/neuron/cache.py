@@ -7,7 +7,7 @@ finished when it holds `model.done`; one without `model.neff` beside it is the m
 
 Used by `neuron_backend`, `neuron_precompile` and, by hand:
 
-    python -m steps.train.neuron_cache /fsx/compile-cache /var/tmp/neuron-compile-cache
+    python -m steps.train.neuron.cache /fsx/compile-cache /var/tmp/neuron-compile-cache
 
 Knows nothing of Neuron but these names.
 """
@@ -25,8 +25,8 @@ from pathlib import Path
 from steps.errors import DataError, StorageError
 from steps.s3 import list_objects
 from steps.protocol.rundir import storage_errors
-from steps.train.backend import Listener, StepDone
-from steps.train.neuron_environment import LOCAL_CACHE
+from steps.train.loop.backend import Listener, StepDone
+from steps.train.neuron.planning.environment import LOCAL_CACHE
 
 DONE, GRAPH = "model.done", "model.neff"
 VARIABLE = "NEURON_COMPILE_CACHE_URL"
@@ -135,7 +135,7 @@ def _copy_entry(source: Path, target: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Copy finished graphs from one cache to another, and say what it holds then; 1 if it holds none."""
-    parser = argparse.ArgumentParser(prog="python -m steps.train.neuron_cache", description="Copy compiled graphs.")
+    parser = argparse.ArgumentParser(prog="python -m steps.train.neuron.cache", description="Copy compiled graphs.")
     parser.add_argument("source", type=Path)
     parser.add_argument("target", type=Path)
     given = parser.parse_args(argv)
