@@ -35,7 +35,7 @@ LOOK_S = 0.1
 OURS = """
 import sys
 from pathlib import Path
-from steps.merge.folder import merge_folders
+from steps.merge.outputs import merge_folders
 merge_folders(*map(Path, sys.argv[1:]))
 """
 PEFT = """

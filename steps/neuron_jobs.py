@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from steps.settings.config import Settings
 from steps.job.job import Job
-from steps.merge import compile as compiling
-from steps.merge.compile import CompiledModel, CompileRequest
+from steps.export import compile as compiling
+from steps.export.compile import CompiledModel, CompileRequest
 from steps.settings.plan import Plan
 from steps.protocol.records import MergedModel, identity_of
 from steps.protocol.rundir import RunDir, TrainDir, read_json
@@ -25,7 +25,7 @@ from steps.train.spec import TrainSpec
 if TYPE_CHECKING:
     from steps.decorator import JobHandle
 
-COMPILE_MODULE = "steps.merge.compile_worker"
+COMPILE_MODULE = "steps.export.worker"
 
 
 def precompile(handle: JobHandle, training: Job, settings: Settings, facts: Mapping[str, object]) -> str:

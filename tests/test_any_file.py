@@ -25,7 +25,7 @@ from steps.errors import CheckpointError, LoraFlowError, ModelError
 from steps.protocol.failure_record import read_records
 from steps.job.history import load
 from steps.protocol.safetensors_header import read_header
-from steps.merge.sources import read_adapter, read_base
+from steps.merge.inputs import read_adapter, read_base
 from steps.prepare.chat.template import read_template
 from steps.protocol.prepared import verify
 from steps.train.spec import read_spec

@@ -25,7 +25,7 @@ ENTRIES: dict[str, tuple[list[str], list[str]]] = {
         ["nowhere/spec.json", "StorageError"],
     ),
     "the compiler, no instance named": (
-        ["-m", "steps.merge.compile", "merged", "out"],
+        ["-m", "steps.export.compile", "merged", "out"],
         ["the following arguments are required: --tensor-parallel, --instance-type"],
     ),
 }

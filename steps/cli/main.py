@@ -92,7 +92,7 @@ def main() -> None:
 @click.option("--max-new-tokens", type=click.IntRange(min=1), default=256, show_default=True, help="Longest answer.")
 def generate(model: Path, prompt: str, base: Path | None, system: str, max_new_tokens: int) -> None:
     """Answer PROMPT with the model in MODEL: a merged folder, or an adapter with --base."""
-    from steps.evaluate.talk import answer
+    from steps.evaluate.chat import answer
 
     answer(
         model,

@@ -30,7 +30,7 @@ from steps.job import pod  # noqa: E402
 from steps.job.job import Job  # noqa: E402
 from steps.job.request import Code  # noqa: E402
 from steps.job.supervise import supervise  # noqa: E402
-from steps.merge.compile import CompileRequest  # noqa: E402
+from steps.export.compile import CompileRequest  # noqa: E402
 from steps.settings.resolve import resolve  # noqa: E402
 from steps.protocol.records import BaseModel, PreparedData  # noqa: E402
 from steps.protocol.rundir import RunDir, TrainDir, read_json, write_json  # noqa: E402

@@ -10,7 +10,7 @@ from evaluate_data import write_model
 
 from steps.errors import ModelError
 from steps.evaluate.measure import load_model
-from steps.evaluate.talk import PLAIN_TEMPLATE, answer
+from steps.evaluate.chat import PLAIN_TEMPLATE, answer
 from steps.prepare.chat.template import FALLBACK
 
 
@@ -50,7 +50,7 @@ def test_an_adapter_on_its_base_answers_as_the_merged_model_does(tiny: Path, ada
 
 
 def test_a_character_in_several_tokens_is_shown_whole(loaded: tuple[Any, Any]) -> None:
-    from steps.evaluate.talk import _Writer
+    from steps.evaluate.chat import _Writer
 
     _, tokenizer = loaded
     pieces: list[str] = []

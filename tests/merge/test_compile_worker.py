@@ -17,8 +17,8 @@ from steps.protocol.events import EventTail
 from steps.protocol.failure_record import read_records
 from steps.job.job import Job
 from steps.job.publish import result_damage
-from steps.merge import compile_worker
-from steps.merge.compile import CompiledModel
+from steps.export import worker
+from steps.export.compile import CompiledModel
 from steps.neuron_jobs import check_inference, compile_job, compile_merged, describe, request_of
 from steps.settings.plan import Plan
 from steps.protocol.records import MergedModel
@@ -89,7 +89,7 @@ def test_the_job_is_one_process_that_leaves_a_record(merged: MergedModel, tmp_pa
 def start(directory: TrainDir, spec: dict[str, Any]) -> int:
     directory.attempt(1).mkdir(parents=True)
     directory.spec.write_text(json.dumps(spec))
-    return compile_worker.main([str(directory.spec), "--attempt", "1"])
+    return worker.main([str(directory.spec), "--attempt", "1"])
 
 
 class Node:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from steps.errors import ConfigError, ModelError
-from steps.merge.compile import CompiledModel, CompileRequest, compile_model, export_command, main
+from steps.export.compile import CompiledModel, CompileRequest, compile_model, export_command, main
 
 REQUEST = CompileRequest(batch_size=4, sequence_length=4096, tensor_parallel=8, instance_type="ml.trn1.32xlarge")
 CONFIG = {"model_type": "llama", "dtype": "bfloat16", "num_attention_heads": 32, "max_position_embeddings": 131072}

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from steps.merge.folder import merge_folders
+from steps.merge.outputs import merge_folders
 from tests.merge.conftest import Workshop, adapted, load, merged_by_peft, stored
 
 NUMBER = itertools.count()

@@ -17,7 +17,7 @@ from small_disk import disk_of
 
 from steps.errors import CheckpointError, StorageError
 from steps.merge import stage
-from steps.merge.sources import read_base
+from steps.merge.inputs import read_base
 from steps.protocol.records import MergedModel
 from steps.protocol.rundir import RunDir
 from tests.merge.conftest import Workshop, adapted, load, stored

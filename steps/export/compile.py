@@ -1,6 +1,6 @@
 r"""A merged model compiled for inference on Neuron cores, by optimum-neuron's own exporter. Run by a job, or by hand:
 
-    python -m steps.merge.compile MERGED OUT --batch-size 4 --sequence-length 4096 --tensor-parallel 8 \
+    python -m steps.export.compile MERGED OUT --batch-size 4 --sequence-length 4096 --tensor-parallel 8 \
         --instance-type trn1.32xlarge
 
 Needs the Neuron compiler and an hour, but no Neuron device: a CPU host will do. Where there is no compiler nothing fails: the
@@ -173,7 +173,7 @@ def compile_model(
 def main(argv: Sequence[str] | None = None) -> int:
     """Compile from the command line; prints the record as JSON."""
     parser = argparse.ArgumentParser(
-        prog="python -m steps.merge.compile", description="Compile a merged model for Neuron."
+        prog="python -m steps.export.compile", description="Compile a merged model for Neuron."
     )
     parser.add_argument("merged", type=Path)
     parser.add_argument("out", type=Path)

@@ -1,4 +1,4 @@
-"""The program of the compile job, one process: `python -m steps.merge.compile_worker <directory>/spec.json --attempt 1`.
+"""The program of the compile job, one process: `python -m steps.export.worker <directory>/spec.json --attempt 1`.
 
 The compiled model goes to its own place, whole or not at all; the job's result is the record alone. Says nothing while the
 compiler works: the supervisor's deadline for a first step applies.
@@ -18,7 +18,7 @@ from pathlib import Path
 from steps.errors import LoraFlowError, StorageError
 from steps.protocol.events import EventWriter
 from steps.protocol.failure_record import EXIT_OK, record_of, write_record
-from steps.merge.compile import RECORD, CompileRequest, compile_model
+from steps.export.compile import RECORD, CompileRequest, compile_model
 from steps.protocol.records import digest_file
 from steps.protocol.rundir import TrainDir, read_json, write_json
 
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Compile; returns the exit code, never raises."""
-    parser = argparse.ArgumentParser(prog="python -m steps.merge.compile_worker", description="Compile as a job.")
+    parser = argparse.ArgumentParser(prog="python -m steps.export.worker", description="Compile as a job.")
     parser.add_argument("spec", type=Path, help="spec.json in the job's directory")
     parser.add_argument("--attempt", type=int, required=True, help="number of this attempt, from 1")
     given = parser.parse_args(argv)
