@@ -26,7 +26,7 @@ from steps.settings.options import OPTIONS
 from steps.progress import say
 
 if TYPE_CHECKING:
-    from steps.job.checks.cloud import Datastore
+    from steps.preflight.cloud import Datastore
     from steps.protocol.rundir import RunDir
 
 EXIT_NO_RETRY: int = METAFLOW_EXIT_DISALLOW_RETRY
@@ -88,7 +88,7 @@ def metaflow_datastore(kind: str = "") -> Datastore:
     """Metaflow's datastore as this process is configured; `kind` of the running flow, where there is one."""
     from metaflow import metaflow_config
 
-    from steps.job.checks.cloud import Datastore
+    from steps.preflight.cloud import Datastore
 
     kind = kind or str(metaflow_config.DEFAULT_DATASTORE)
     root = getattr(metaflow_config, f"DATASTORE_SYSROOT_{kind.upper()}", None)

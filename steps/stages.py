@@ -95,8 +95,8 @@ def check_cluster(plan: Plan) -> None:
     """
     if not plan.settings.is_on_cluster or not plan.settings.cluster.preflight:
         return
-    from steps.job.checks.whole import Target
-    from steps.job.preflight import require
+    from steps.preflight.survey import Target
+    from steps.preflight.run import require
 
     target = Target(plan.settings, plan.processes, codepackage.metaflow_datastore(), is_inside=codepackage.is_in_pod())
     require(target, notice=say)

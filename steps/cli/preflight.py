@@ -27,9 +27,9 @@ from steps.launch import read_settings
 def preflight(config: Path, datastore: str, as_json: bool) -> None:
     """Check the cluster that a config describes, and change nothing. Exit code 1 if a run could not work."""
     from steps.codepackage import is_in_pod, metaflow_datastore
-    from steps.job.checks.finding import errors, table
-    from steps.job.checks.whole import Target
-    from steps.job.preflight import findings
+    from steps.preflight.finding import errors, table
+    from steps.preflight.survey import Target
+    from steps.preflight.run import findings
 
     begun_s = time.monotonic()
     target = Target(cluster_settings(config), datastore=metaflow_datastore(datastore), is_inside=is_in_pod())

@@ -17,9 +17,9 @@ from kubernetes import config
 from kubernetes.client import ApiClient
 
 from steps.settings.config import Settings, parse_settings
-from steps.job.checks.finding import Finding
-from steps.job.checks.whole import Target
-from steps.job.preflight import findings
+from steps.preflight.finding import Finding
+from steps.preflight.survey import Target
+from steps.preflight.run import findings
 
 PROJECT = Path(__file__).resolve().parents[2]
 EXAMPLE = "hyperpod-ns-research"

@@ -6,11 +6,11 @@ import copy
 from typing import Any
 
 from steps.settings.config import Settings, parse_settings
-from steps.job.checks import queue, whole
-from steps.job.checks.cloud import Datastore
-from steps.job.checks.finding import Finding
-from steps.job.checks.question import Answer
-from steps.job.checks.whole import Target
+from steps.preflight import queue, survey
+from steps.preflight.cloud import Datastore
+from steps.preflight.finding import Finding
+from steps.preflight.question import Answer
+from steps.preflight.survey import Target
 
 SPACE = "hyperpod-ns-research"
 ACCOUNT = f"system:serviceaccount:{SPACE}:hyperpod-lora"
@@ -126,7 +126,7 @@ GOOD: dict[str, Answer] = {
 def answers(aim: Target, spoiled: dict[str, Answer] | None = None) -> dict[str, Answer]:
     """Of the perfect cluster, to all that is asked for this target, but for the spoiled ones."""
     spoiled = spoiled or {}
-    asked = {**whole.questions(aim, whole.sample(aim)), "version": whole.VERSION}
+    asked = {**survey.questions(aim, survey.sample(aim)), "version": survey.VERSION}
     known = {key: spoiled.get(key, _good(key)) for key in asked}
     while more := queue.questions(aim.settings.cluster, known):
         known |= {key: spoiled.get(key, _good(key)) for key in more}
@@ -148,7 +148,7 @@ DENIED = Answer(201, {"status": {"allowed": False}})
 
 
 def judge(aim: Target, spoiled: dict[str, Answer] | None = None) -> list[Finding]:
-    return whole.judge(aim, whole.sample(aim), answers(aim, spoiled))
+    return survey.judge(aim, survey.sample(aim), answers(aim, spoiled))
 
 
 def not_ok(found: list[Finding]) -> list[Finding]:

@@ -15,10 +15,10 @@ from job_fakes import FakeClock
 from kubernetes.client import ApiClient, Configuration
 
 from steps.errors import ClusterError
-from steps.job.checks import whole
-from steps.job.checks.finding import Finding
-from steps.job.checks.question import Answer, Question
-from steps.job.preflight import findings, require
+from steps.preflight import survey
+from steps.preflight.finding import Finding
+from steps.preflight.question import Answer, Question
+from steps.preflight.run import findings, require
 
 Respond = Callable[[str, str, Any], tuple[int, Any]]
 
@@ -71,9 +71,9 @@ def handler(respond: Respond) -> type[BaseHTTPRequestHandler]:
     return Handler
 
 
-def perfect(aim: whole.Target) -> Respond:
+def perfect(aim: survey.Target) -> Respond:
     """The API server of the cluster in perfect order."""
-    asked = {**whole.questions(aim, whole.sample(aim)), "version": whole.VERSION}
+    asked = {**survey.questions(aim, survey.sample(aim)), "version": survey.VERSION}
     answers = good.answers(aim)
     known = {(question.path, json.dumps(question.body)): answers[key] for key, question in asked.items()}
 
@@ -84,9 +84,9 @@ def perfect(aim: whole.Target) -> Respond:
     return respond
 
 
-def plain() -> whole.Target:
+def plain() -> survey.Target:
     """With a local datastore, so that nothing but the server is asked."""
-    return whole.Target(good.settings(), is_inside=True)
+    return survey.Target(good.settings(), is_inside=True)
 
 
 def look(api: ApiClient, *, limit_s: float = 60.0) -> list[Finding]:
@@ -156,7 +156,7 @@ def test_a_configuration_that_cannot_be_loaded_is_a_finding() -> None:
 
 
 def test_mistakes_outside_of_the_cluster_are_told_even_when_it_is_away() -> None:
-    laptop = whole.Target(good.settings())
+    laptop = survey.Target(good.settings())
     checks = {item.check: item.severity for item in findings(laptop, connect=lambda context: client(1))}
     assert checks == {"api": "error", "datastore": "error"}
 

@@ -19,7 +19,7 @@ from preflight_answers import (
     not_ok,
 )
 
-from steps.job.checks.question import Answer
+from steps.preflight.question import Answer
 
 
 @pytest.mark.parametrize(

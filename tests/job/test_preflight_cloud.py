@@ -13,12 +13,12 @@ import pytest
 from botocore.exceptions import EndpointConnectionError, NoCredentialsError
 from botocore.stub import Stubber
 
-from steps.job import aws
-from steps.job.checks import cloud, storage, whole
-from steps.job.checks.cloud import Datastore
-from steps.job.checks.finding import Finding
-from steps.job.checks.question import Answer
-from steps.job.checks.storage import Mount
+from steps.preflight import aws
+from steps.preflight import cloud, storage, survey
+from steps.preflight.cloud import Datastore
+from steps.preflight.finding import Finding
+from steps.preflight.question import Answer
+from steps.preflight.storage import Mount
 
 NAME = "research"
 IN_SERVICE = {"ClusterStatus": "InService", "NodeRecovery": "Automatic"}
@@ -168,7 +168,7 @@ def test_no_credentials_and_no_network_are_answers_and_no_crash(ask: Callable[..
 
 
 def test_nothing_of_aws_is_asked_where_nothing_is_configured() -> None:
-    aim = whole.Target(good.settings())
+    aim = survey.Target(good.settings())
     never = failing(AssertionError("asked"))
     assert {ask(aim, client=never).reason for ask in (aws.describe, aws.list_nodes, aws.head_bucket)} == {
         "not configured"

@@ -9,7 +9,7 @@ from typing import Any
 import preflight_answers as good
 import pytest
 
-from steps.job.checks import manifest, whole
+from steps.preflight import manifest, survey
 
 Change = Callable[[dict[str, Any]], object]
 
@@ -40,7 +40,7 @@ WRONG: dict[str, tuple[Change, str]] = {
 
 @pytest.mark.parametrize(("change", "words"), WRONG.values(), ids=WRONG)
 def test_a_manifest_that_would_never_start_is_refused(change: Change, words: str) -> None:
-    made = copy.deepcopy(dict(whole.sample(good.target())))
+    made = copy.deepcopy(dict(survey.sample(good.target())))
     change(made)
     (found,) = manifest.judge_manifest(made)
     assert (found.check, found.severity) == ("job", "error")

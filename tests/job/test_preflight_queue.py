@@ -20,7 +20,7 @@ from preflight_answers import (
     not_ok,
 )
 
-from steps.job.checks.question import Answer
+from steps.preflight.question import Answer
 
 QUEUE: dict[str, Case] = {
     "no Kueue": (QUEUED, {"kueue": MISSING}, "error", "Kueue is not installed", "task governance"),

@@ -14,7 +14,7 @@ from preflight_answers import (
     not_ok,
 )
 
-from steps.job.checks import whole
+from steps.preflight import survey
 
 RIGHTS: list[tuple[str, str, str]] = [
     *((f"{verb} pytorchjobs", "error", "") for verb in ("create", "get", "list", "delete")),
@@ -58,7 +58,7 @@ def test_from_a_laptop_the_rights_that_count_are_the_steps_account_s() -> None:
 
 def test_who_may_not_ask_about_the_steps_account_gets_only_warnings_about_the_own_one() -> None:
     aim = good.target(is_inside=False)
-    known = whole.questions(aim, whole.sample(aim))
+    known = survey.questions(aim, survey.sample(aim))
     spoiled = {key: FORBIDDEN for key in known if key.startswith("their ")}
     (found,) = not_ok(judge(aim, {**ADMIN, **spoiled, "own create pytorchjobs": DENIED}))
     assert (found.severity, "admin may not create pytorchjobs" in found.message) == ("warning", True)

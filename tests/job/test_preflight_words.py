@@ -6,9 +6,9 @@ from decimal import Decimal
 
 import pytest
 
-from steps.job.checks.amount import amount, asked_by, lacking, show
-from steps.job.checks.finding import error, errors, note, ok, table, warning
-from steps.job.checks.question import Answer, Question, unread
+from steps.preflight.quantity import amount, asked_by, lacking, show
+from steps.preflight.finding import (error, errors, note, ok, table, warning)
+from steps.preflight.question import Answer, Question, unread
 
 FOUND = [ok("api", "Kubernetes v1.32"), warning("quota", "no room now", "wait"), error("claim", "none", "make it")]
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from steps.settings.cluster import Cluster
 from steps.settings.instances import find_instance
-from steps.job.checks.finding import Finding, error, ok, warning
-from steps.job.checks.question import Answer
+from steps.preflight.finding import Finding, error, ok, warning
+from steps.preflight.question import Answer
 
 ALLOW = "allow sagemaker:DescribeCluster and sagemaker:ListClusterNodes"
 COMING_AND_GOING = frozenset({"Updating", "SystemUpdating", "RollingBack", "Creating"})

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
 
-from steps.job.checks.finding import Finding, warning
+from steps.preflight.finding import Finding, warning
 
 LONGEST_MESSAGE = 600
 ROLE = "config/cluster/rbac.yaml"

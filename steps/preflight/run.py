@@ -21,11 +21,11 @@ from kubernetes.client.rest import ApiException
 from urllib3.exceptions import HTTPError
 
 from steps.errors import ClusterError
-from steps.job import aws
-from steps.job.checks import cloud, finding, queue, storage, whole
-from steps.job.checks.finding import Finding
-from steps.job.checks.question import Answer, Question
-from steps.job.checks.whole import Target
+from steps.preflight import aws
+from steps.preflight import cloud, finding, queue, storage, survey
+from steps.preflight.finding import Finding
+from steps.preflight.question import Answer, Question
+from steps.preflight.survey import Target
 from steps.job.kube_link import load_client
 
 LIMIT_S = 9.0
@@ -64,7 +64,7 @@ def require(
         ClusterError: with every error that was found, and what to do about each.
     """
     until_s = clock() + PATIENCE_S
-    while whole.is_away(found := look(target)) and clock() < until_s:
+    while survey.is_away(found := look(target)) and clock() < until_s:
         notice(f"preflight: {found[0].message}; looking again in {PAUSE_S:g} s")
         sleep(PAUSE_S)
     for item in found:
@@ -82,14 +82,14 @@ def _inside(target: Target, pool: _Pool, connect: Callable[[str], ApiClient]) ->
         ask = _asker(connect(target.settings.cluster.context), pool.until_s)
     except ClusterError as error:
         return [finding.error("login", str(error), "set KUBECONFIG or cluster.context, or: aws eks update-kubeconfig")]
-    version = ask(whole.VERSION)
+    version = ask(survey.VERSION)
     if not version.is_ok:
-        return [whole.unreachable(version)]
-    made = whole.sample(target)
-    known = pool.ask(ask, whole.questions(target, made))
+        return [survey.unreachable(version)]
+    made = survey.sample(target)
+    known = pool.ask(ask, survey.questions(target, made))
     while more := queue.questions(target.settings.cluster, known):
         known |= pool.ask(ask, more)
-    return whole.judge(target, made, {**known, "version": version})
+    return survey.judge(target, made, {**known, "version": version})
 
 
 def _outside(target: Target, known: Mapping[str, Answer]) -> list[Finding]:

@@ -10,9 +10,9 @@ from decimal import Decimal
 from typing import Any
 
 from steps.settings.cluster import Cluster
-from steps.job.checks.amount import Amounts, amount, lacking
-from steps.job.checks.finding import Finding, error, ok, warning
-from steps.job.checks.question import Answer, Question, condition, unread
+from steps.preflight.quantity import Amounts, amount, lacking
+from steps.preflight.finding import Finding, error, ok, warning
+from steps.preflight.question import Answer, Question, condition, unread
 from steps.job.pod import EFA
 
 KUEUE = "kueue.x-k8s.io"

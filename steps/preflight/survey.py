@@ -10,11 +10,11 @@ from typing import Any
 
 from steps.settings.config import Settings
 from steps.settings.instances import find_instance
-from steps.job.checks import access, finding, manifest, nodes, operator, queue, quota, storage
-from steps.job.checks.amount import asked_by, times
-from steps.job.checks.cloud import LOCAL, Datastore
-from steps.job.checks.finding import Finding
-from steps.job.checks.question import Answer, Question
+from steps.preflight import (access, finding, manifest, nodes, operator, queue, quota, storage)
+from steps.preflight.quantity import asked_by, times
+from steps.preflight.cloud import LOCAL, Datastore
+from steps.preflight.finding import Finding
+from steps.preflight.question import Answer, Question
 from steps.job.job import Job
 from steps.job.pytorchjob import build
 from steps.job.request import Code, Request

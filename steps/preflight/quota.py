@@ -10,9 +10,9 @@ from decimal import Decimal
 from typing import Any
 
 from steps.settings.cluster import Cluster
-from steps.job.checks.amount import Amounts, amounts, asked_by, lacking, times
-from steps.job.checks.finding import Finding, error, ok, warning
-from steps.job.checks.question import Answer, Question, unread
+from steps.preflight.quantity import Amounts, amounts, asked_by, lacking, times
+from steps.preflight.finding import Finding, error, ok, warning
+from steps.preflight.question import Answer, Question, unread
 
 OTHER_PODS = frozenset({"BestEffort", "NotTerminating"})
 """Scopes that our pods are not in: they have requests and a deadline."""

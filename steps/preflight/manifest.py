@@ -8,8 +8,8 @@ from http import HTTPStatus
 from typing import Any
 
 from steps.settings.cluster import Cluster
-from steps.job.checks.finding import Finding, error, ok, warning
-from steps.job.checks.question import Answer, Question
+from steps.preflight.finding import Finding, error, ok, warning
+from steps.preflight.question import Answer, Question
 from steps.job.pod import CONTAINER
 from steps.job.pytorchjob import LONGEST_NAME
 

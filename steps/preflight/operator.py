@@ -10,8 +10,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from steps.job.checks.finding import Finding, error, ok, warning
-from steps.job.checks.question import Answer, Question, unread
+from steps.preflight.finding import Finding, error, ok, warning
+from steps.preflight.question import Answer, Question, unread
 
 GROUP = Question("/apis/kubeflow.org/v1", resource="/apis/kubeflow.org/v1")
 CRD = Question(

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from steps.settings.cluster import Cluster
-from steps.job.checks.finding import Finding, error, note, ok, warning
-from steps.job.checks.question import Answer, Question, unread
+from steps.preflight.finding import Finding, error, note, ok, warning
+from steps.preflight.question import Answer, Question, unread
 from steps.job.pod import TOKEN_KEY
 
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from steps.job.checks.amount import Amounts, amounts, asked_by, lacking, show
-from steps.job.checks.finding import Finding, error, ok, warning
-from steps.job.checks.question import Answer, Question, condition, unread
+from steps.preflight.quantity import Amounts, amounts, asked_by, lacking, show
+from steps.preflight.finding import Finding, error, ok, warning
+from steps.preflight.question import Answer, Question, condition, unread
 from steps.job.pod import HEALTH, INSTANCE_TYPE
 
 NODES = Question("/api/v1/nodes", "list", "nodes", query=(("limit", "2000"),))

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from steps.settings.cluster import Cluster
-from steps.job.checks.finding import Finding, error, ok, warning
-from steps.job.checks.question import ROLE, Answer, Question, rule
+from steps.preflight.finding import Finding, error, ok, warning
+from steps.preflight.question import ROLE, Answer, Question, rule
 
 KUEUE = "kueue.x-k8s.io"
 CRD = "pytorchjobs.kubeflow.org"

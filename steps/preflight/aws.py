@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from steps.job.checks.question import Answer
+from steps.preflight.question import Answer
 
 if TYPE_CHECKING:
-    from steps.job.checks.whole import Target
+    from steps.preflight.survey import Target
 
 NOT_ASKED = Answer(0, reason="not configured")
 CONNECT_S, READ_S = 3, 5
