@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from bench._report import report
-from steps.job.kube import Kube
-from steps.job.sight import Sight
+from steps.pytorchjob.client import Kube
+from steps.pytorchjob.informer import Sight
 from steps.protocol.rundir import read_json
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -130,8 +130,8 @@ def _on_cluster(job: Job, settings: Settings, notice: Callable[[str], None]) -> 
         StorageError: the shared directory cannot be written.
     """
     from steps import launch
-    from steps.job.request import Code
-    from steps.owner import find_owner
+    from steps.pytorchjob.spec import Code
+    from steps.pytorchjob.owner import find_owner
     from steps.protocol.rundir import RunDir
 
     run = RunDir(job.directory.path.parent)

@@ -10,10 +10,10 @@ from steps.settings.config import Settings, parse_settings
 from steps.errors import ConfigError, Problem
 from steps.job.launcher import Launcher
 from steps.job.local import LocalLauncher
-from steps.job.request import Code, Request
+from steps.pytorchjob.spec import Code, Request
 
 if TYPE_CHECKING:
-    from steps.job.kube import Kube
+    from steps.pytorchjob.client import Kube
 
 
 def local_launcher(settings: Settings) -> Launcher:
@@ -42,7 +42,7 @@ def connect(settings: Settings, *, notice: Callable[[str], None], patience_s: fl
     Raises:
         ClusterError: there is no usable Kubernetes configuration.
     """
-    from steps.job.kube import Kube
+    from steps.pytorchjob.client import Kube
 
     cluster = settings.cluster
     patience_s = cluster.api_patience_s if patience_s is None else patience_s
@@ -59,6 +59,6 @@ def request_of(
 
 def cluster_launcher(kube: Kube, request: Request, *, notice: Callable[[str], None]) -> Launcher:
     """PyTorchJobs in the configured namespace."""
-    from steps.job.kube_launcher import KubeLauncher
+    from steps.pytorchjob.launcher import KubeLauncher
 
     return KubeLauncher(request, kube, notice=notice)

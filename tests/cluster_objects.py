@@ -10,7 +10,7 @@ from typing import Any
 
 from steps.errors import ClusterError
 from steps.protocol.events import PREFIX, Event
-from steps.job.kube import Listing
+from steps.pytorchjob.client import Listing
 
 BORN_S = 1_700_000_000.0
 

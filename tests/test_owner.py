@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from steps.owner import find_owner
+from steps.pytorchjob.owner import find_owner
 
 INSIDE = {"METAFLOW_KUBERNETES_POD_NAME": "loraflow-x1-train-1"}
 

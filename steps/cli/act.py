@@ -15,7 +15,7 @@ from steps.errors import ClusterError, StorageError
 
 if TYPE_CHECKING:
     from steps.cli.seen_jobs import SeenJob
-    from steps.job.kube import Kube
+    from steps.pytorchjob.client import Kube
     from steps.job.leftovers import RunningJob
 
 LOCAL_GRACE_S = 60.0

@@ -21,7 +21,7 @@ from steps.errors import ClusterError, StorageError
 
 if TYPE_CHECKING:
     from steps.cli.seen_jobs import SeenJob
-    from steps.job.kube import Kube
+    from steps.pytorchjob.client import Kube
 
 EVENT_LINES = 2000
 """Of worker 0's log, looked through for events."""

@@ -13,7 +13,7 @@ from steps.cli.runs import NEWEST, storage_root
 if TYPE_CHECKING:
     from steps.cli.seen_jobs import SeenJob
     from steps.settings.config import Settings
-    from steps.job.kube import Kube
+    from steps.pytorchjob.client import Kube
 
 CONFIG = click.option(
     "--config",

@@ -17,9 +17,9 @@ from steps.errors import ClusterError
 from steps.protocol.events import PREFIX, Event, parse_line
 from steps.job import deadlines
 from steps.job.account import Span, account
-from steps.job.cluster_status import View, index_of, snapshot_of_cluster
+from steps.pytorchjob.snapshot import View, index_of, snapshot_of_cluster
 from steps.job.failures import classify
-from steps.job.pytorchjob import AUTO_RESUME, LABEL, MANAGED_BY
+from steps.pytorchjob.manifest import AUTO_RESUME, LABEL, MANAGED_BY
 from steps.job.status import JobSnapshot, Phase
 from steps.job.words import describe_failure
 from steps.progress import ProgressPrinter, seconds_in_words

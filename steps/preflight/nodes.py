@@ -10,7 +10,7 @@ from typing import Any
 from steps.preflight.quantity import Amounts, amounts, asked_by, lacking, show
 from steps.preflight.finding import Finding, error, ok, warning
 from steps.preflight.question import Answer, Question, condition, unread
-from steps.job.pod import HEALTH, INSTANCE_TYPE
+from steps.pytorchjob.pod_template import HEALTH, INSTANCE_TYPE
 
 NODES = Question("/api/v1/nodes", "list", "nodes", query=(("limit", "2000"),))
 RUNNING = (("fieldSelector", "status.phase!=Succeeded,status.phase!=Failed"), ("limit", "3000"))

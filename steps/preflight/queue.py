@@ -13,7 +13,7 @@ from steps.settings.cluster import Cluster
 from steps.preflight.quantity import Amounts, amount, lacking
 from steps.preflight.finding import Finding, error, ok, warning
 from steps.preflight.question import Answer, Question, condition, unread
-from steps.job.pod import EFA
+from steps.pytorchjob.pod_template import EFA
 
 KUEUE = "kueue.x-k8s.io"
 GROUP = Question(f"/apis/{KUEUE}", resource=f"/apis/{KUEUE}")

@@ -26,7 +26,7 @@ from steps.preflight import cloud, finding, queue, storage, survey
 from steps.preflight.finding import Finding
 from steps.preflight.question import Answer, Question
 from steps.preflight.survey import Target
-from steps.job.kube_link import load_client
+from steps.pytorchjob.connection import load_client
 
 LIMIT_S = 9.0
 """All questions together."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from steps.settings.cluster import Cluster
 from steps.preflight.finding import Finding, error, note, ok, warning
 from steps.preflight.question import Answer, Question, unread
-from steps.job.pod import TOKEN_KEY
+from steps.pytorchjob.pod_template import TOKEN_KEY
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,8 +16,8 @@ from steps.preflight.cloud import LOCAL, Datastore
 from steps.preflight.finding import Finding
 from steps.preflight.question import Answer, Question
 from steps.job.job import Job
-from steps.job.pytorchjob import build
-from steps.job.request import Code, Request
+from steps.pytorchjob.manifest import build
+from steps.pytorchjob.spec import Code, Request
 from steps.protocol.rundir import TrainDir
 
 AWAY = "api"

@@ -23,7 +23,7 @@ from steps.cli.main import main
 from steps.errors import ConfigError, StorageError
 from steps.inputs import Inputs, read_inputs
 from steps.job import history as memory
-from steps.job import pytorchjob
+from steps.pytorchjob import manifest as pytorchjob
 from steps.job.history import Attempt, Verdict
 from steps.job.keeper import DETACHED
 from steps.protocol.prepared import DATA_FILES, MANIFEST, digest_files, sealed

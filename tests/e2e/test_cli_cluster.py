@@ -25,10 +25,10 @@ from steps import launch
 from steps.base import stage as base_stage
 from steps.settings.config import Settings, parse_options, parse_settings
 from steps.inputs import Inputs
-from steps.job import pytorchjob
+from steps.pytorchjob import manifest as pytorchjob
 from steps.job.job import Job
 from steps.job.lease import Lease
-from steps.job.request import Code
+from steps.pytorchjob.spec import Code
 from steps.job.supervise import supervise
 from steps.prepare import stage as prepare_stage
 from steps.settings.resolve import resolve

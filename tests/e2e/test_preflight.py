@@ -31,7 +31,7 @@ from preflight_cluster import (
 
 from steps.errors import ClusterError
 from steps.preflight.survey import Target
-from steps.job.kube_link import load_client
+from steps.pytorchjob.connection import load_client
 from steps.preflight.run import findings, require
 
 pytestmark = pytest.mark.cluster

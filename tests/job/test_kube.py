@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from steps.errors import ClusterError, ClusterForbidden
-from steps.job.kube import Kube
+from steps.pytorchjob.client import Kube
 
 DEFAULT = "kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION"
 """The client reads KUBECONFIG once, when it is imported."""

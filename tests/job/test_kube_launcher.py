@@ -15,8 +15,8 @@ from steps import launch
 from steps.settings.config import parse_settings
 from steps.errors import ClusterError, ClusterForbidden
 from steps.job.job import Job
-from steps.job.kube_launcher import KubeLauncher
-from steps.job.request import Code
+from steps.pytorchjob.launcher import KubeLauncher
+from steps.pytorchjob.spec import Code
 from steps.job.status import Phase, Reason
 from steps.protocol.rundir import TrainDir
 

@@ -18,7 +18,7 @@ import pytest
 
 from steps.protocol.events import PREFIX
 from steps.protocol.failure_record import FailureRecord, parse_record, write_record
-from steps.job import pod
+from steps.pytorchjob import pod_template
 from steps.job.node import Node, claim_folder, last_words, recreated, unresolved, wait_for_name
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -252,7 +252,7 @@ def bootstrap(path: Path, digest: str) -> subprocess.CompletedProcess[str]:
     command = [
         sys.executable,
         "-c",
-        Path(pod.__file__).with_name("bootstrap.py").read_text(),
+        Path(pod_template.__file__).with_name("bootstrap.py").read_text(),
         str(path),
         digest,
         "hello",

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from steps.job.onlooker import Onlooker
+from steps.pytorchjob.onlooker import Onlooker
 
 
 @pytest.fixture

@@ -14,10 +14,10 @@ import yaml
 
 from steps import launch
 from steps.settings.config import Settings, parse_settings
-from steps.job import pod
+from steps.pytorchjob import pod_template
 from steps.job.job import Job
-from steps.job.pytorchjob import LONGEST_NAME, build, label_value, name_of
-from steps.job.request import Code
+from steps.pytorchjob.manifest import LONGEST_NAME, build, label_value, name_of
+from steps.pytorchjob.spec import Code
 from steps.protocol.rundir import TrainDir
 
 HERE = Path(__file__).parent
@@ -219,7 +219,7 @@ def test_without_anything_said_about_size_nothing_is_asked_for() -> None:
 
 def test_an_instance_without_adapters_asks_for_devices_alone() -> None:
     raw = {**CPU, "cluster": {**CPU["cluster"], "instance_type": "trn1.2xlarge"}}  # type: ignore[dict-item]
-    assert set(container(manifest(settings_of(raw)))["resources"]["limits"]) == {"memory", pod.NEURON}
+    assert set(container(manifest(settings_of(raw)))["resources"]["limits"]) == {"memory", pod_template.NEURON}
 
 
 def test_neither_label_nor_affinity_where_hyperpod_does_not_manage() -> None:

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from steps.errors import ClusterError, ClusterForbidden
-from steps.job import sight as module
-from steps.job.sight import Sight
+from steps.pytorchjob import informer as module
+from steps.pytorchjob.informer import Sight
 
 
 @dataclass

@@ -18,7 +18,7 @@ import yaml
 from steps.cli.job_text import planned
 from steps.settings.config import parse_options, parse_settings
 from steps.errors import ConfigError
-from steps.job import pytorchjob
+from steps.pytorchjob import manifest as pytorchjob
 from steps.settings.plan import Plan
 from steps.settings.resolve import resolve
 from steps.train.neuron.planning.environment import neuron_environment

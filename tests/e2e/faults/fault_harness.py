@@ -22,7 +22,7 @@ import pytest
 
 from steps.protocol import checkpoints
 from steps.protocol.events import Event, parse_line
-from steps.job.pytorchjob import label_value
+from steps.pytorchjob.manifest import label_value
 from steps.protocol.rundir import TrainDir, read_json
 
 PROGRAM = Path(__file__).parents[1] / "supervise_on_cluster.py"

@@ -13,9 +13,9 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from steps.job import pod
+from steps.pytorchjob import pod_template
 from steps.job.job import Job
-from steps.job.request import Request
+from steps.pytorchjob.spec import Request
 
 API_VERSION, KIND = "kubeflow.org/v1", "PyTorchJob"
 LONGEST_NAME = 50
@@ -44,7 +44,7 @@ def build(request: Request, job: Job, attempt: int, *, exclude_nodes: Sequence[s
     worker = {
         "replicas": job.nodes,
         "restartPolicy": "OnFailure" if cluster.recovery == "hyperpod" else "Never",
-        "template": pod.template(request, job, attempt, name=metadata["name"], labels=labels, exclude=exclude_nodes),
+        "template": pod_template.template(request, job, attempt, name=metadata["name"], labels=labels, exclude=exclude_nodes),
     }
     spec = {
         "nprocPerNode": str(job.processes),

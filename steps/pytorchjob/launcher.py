@@ -13,28 +13,20 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from steps.errors import ClusterError
-from steps.job import pytorchjob
-from steps.job.cluster_status import (
-    GONE_WITH_NODE,
-    View,
-    has_conditions,
-    has_ended,
-    index_of,
-    is_suspended,
-    snapshot_of_cluster,
-)
+from steps.pytorchjob import manifest as pytorchjob
+from steps.pytorchjob.snapshot import (GONE_WITH_NODE, View, has_conditions, has_ended, index_of, is_suspended, snapshot_of_cluster)
 from steps.job.job import Job
 from steps.job.keeper import STOP
 from steps.job.local import tail
-from steps.job.onlooker import Onlooker
-from steps.job.pytorchjob import LABEL
-from steps.job.request import Request
-from steps.job.sight import Sight
+from steps.pytorchjob.onlooker import Onlooker
+from steps.pytorchjob.manifest import LABEL
+from steps.pytorchjob.spec import Request
+from steps.pytorchjob.informer import Sight
 from steps.job.status import JobSnapshot, Phase, Reason
 from steps.protocol.rundir import write_json
 
 if TYPE_CHECKING:
-    from steps.job.kube import Kube
+    from steps.pytorchjob.client import Kube
 
 NOTICE_S = 60.0
 """Within this time the operator has taken notice of a job, or never will: 1.7.0 has no webhook that would refuse one."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from steps.job.cluster_status import has_conditions, is_suspended
+from steps.pytorchjob.snapshot import has_conditions, is_suspended
 
 AWAY_S = 15.0
 """An API, or an operator, that says nothing for so long is worth a sentence."""

@@ -9,7 +9,7 @@ from typing import Any
 from steps.settings.cluster import Cluster, Volume
 from steps.settings.instances import Instance, find_instance
 from steps.job.job import Job
-from steps.job.request import Request
+from steps.pytorchjob.spec import Request
 
 CONTAINER = "pytorch"
 """The operator looks for exactly this name."""

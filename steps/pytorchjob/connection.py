@@ -16,7 +16,7 @@ from kubernetes.client.rest import ApiException
 from urllib3.exceptions import HTTPError
 
 from steps.errors import ClusterError
-from steps.job.kube_words import LONGEST_MESSAGE, delay_s, may_pass, refused, unreachable
+from steps.pytorchjob.api_errors import LONGEST_MESSAGE, delay_s, may_pass, refused, unreachable
 
 TIMEOUT_S = (10, 30)
 """To connect, and to read."""
