@@ -21,7 +21,7 @@ from pathlib import Path
 from bench._report import report
 from steps.settings.config import Settings
 from steps.job.job import Job
-from steps.job.local import LocalLauncher
+from steps.job.local_launcher import LocalLauncher
 from steps.job.supervise import supervise
 from steps.protocol.rundir import TrainDir
 

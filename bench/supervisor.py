@@ -21,7 +21,7 @@ from bench._report import report
 from steps.settings.config import Settings
 from steps.protocol.events import Event
 from steps.job.job import Job
-from steps.job.status import JobSnapshot, Phase, WorkerState
+from steps.job.snapshot import JobSnapshot, Phase, WorkerState
 from steps.job.supervise import supervise
 from steps.protocol.rundir import TrainDir
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from steps.settings.config import Settings, parse_settings
 from steps.errors import ConfigError, Problem
 from steps.job.launcher import Launcher
-from steps.job.local import LocalLauncher
+from steps.job.local_launcher import LocalLauncher
 from steps.pytorchjob.spec import Code, Request
 
 if TYPE_CHECKING:

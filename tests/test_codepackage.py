@@ -214,7 +214,7 @@ if __name__ == "__main__":
     Archiving()
 """
 INSIDE = """
-import steps.job.node, steps.train.worker, steps.settings.catalog, sys
+import steps.job.agent.pod_main, steps.train.worker, steps.settings.catalog, sys
 print(steps.__file__, steps.settings.catalog.config_root(), steps.settings.catalog.find_model("tiny").name)
 """
 
@@ -243,7 +243,7 @@ def test_workers_run_the_code_of_the_run_from_the_shared_file_system_alone(
     assert told.stdout.split() == [f"{unpacked}/steps/__init__.py", f"{unpacked}/config", "tiny"], told.stderr
 
     bootstrap = (project_root() / "steps" / "job" / "bootstrap.py").read_text()
-    words = [sys.executable, "-c", bootstrap, path, digest, "steps.job.node", "--help"]
+    words = [sys.executable, "-c", bootstrap, path, digest, "steps.job.agent.pod_main", "--help"]
     helped = subprocess.run(words, env=elsewhere | {"PYTHONPATH": ""}, cwd="/", capture_output=True, text=True)
     assert "Run one node of a job" in helped.stdout, helped.stderr
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from steps.protocol.failure_record import CLASS_OF_EXIT, classify_exception, read_records, record_of
-from steps.job.deadlines import begin
-from steps.job.failures import classify
-from steps.job.runtime_log import LAST_BYTES, find_broken_hardware, record_silent_deaths
-from steps.job.status import JobSnapshot, Phase, WorkerState
+from steps.job.progress import begin
+from steps.job.classify import classify
+from steps.job.agent.runtime_log import LAST_BYTES, find_broken_hardware, record_silent_deaths
+from steps.job.snapshot import JobSnapshot, Phase, WorkerState
 from steps.protocol.neuron_codes import CODES, find_neuron_code
 
 WORDS = [

@@ -16,7 +16,7 @@ from steps.settings.config import parse_settings
 from steps.errors import JobError, LoraFlowError
 from steps.protocol.failure_record import read_records, record_of, write_record
 from steps.job.job import Job
-from steps.job.local import LocalLauncher
+from steps.job.local_launcher import LocalLauncher
 from steps.job.supervise import supervise
 from steps.s3 import list_objects
 from steps.protocol.rundir import TrainDir

@@ -16,7 +16,7 @@ from steps.errors import ClusterError, StorageError
 if TYPE_CHECKING:
     from steps.cli.seen_jobs import SeenJob
     from steps.pytorchjob.client import Kube
-    from steps.job.leftovers import RunningJob
+    from steps.job.local_jobs import RunningJob
 
 LOCAL_GRACE_S = 60.0
 SETTLE_S = 60.0
@@ -83,7 +83,7 @@ def named(jobs: Sequence[SeenJob], run: str) -> list[SeenJob]:
 
 def cancel_here(run: Path, given: str, *, is_agreed: bool) -> None:
     """End the processes of a run on this machine."""
-    from steps.job.leftovers import cancel_running, running_in
+    from steps.job.local_jobs import cancel_running, running_in
 
     trainings = trainings_of(run)
     supervised = supervised_of(trainings)

@@ -61,7 +61,7 @@ def local_status(root: Path, run: str) -> list[str]:
 
 def story_in(path: Path, **known: object) -> list[str]:
     """A training directory's story; what is `known` is known better than there."""
-    from steps.job.leftovers import describe
+    from steps.job.local_jobs import describe
 
     return story({**describe(path), **known})
 
@@ -139,7 +139,7 @@ def local_log(root: Path, run: str, rank: int, lines: int, *, follow: bool) -> I
 def directory_log(directory: Path, rank: int, lines: int, *, follow: bool) -> Iterable[str]:
     """From a training directory."""
     from steps.cli import run_logs
-    from steps.job.leftovers import is_watched, running_in
+    from steps.job.local_jobs import is_watched, running_in
 
     if not follow:
         return run_logs.last_lines(run_logs.log_file(directory, run_logs.newest_attempt(directory), rank), lines)

@@ -117,7 +117,7 @@ ROOT = click.option(
 @click.option("--yes", is_flag=True, help="Remove; without it, only show.")
 def clean(root: str, older_than_days: float, damaged: bool, yes: bool) -> None:
     """Show what runs left behind, and remove it with --yes: processes without a launcher, run directories."""
-    from steps.job.leftovers import end_running, is_watched, running_jobs, set_aside_below
+    from steps.job.local_jobs import end_running, is_watched, running_jobs, set_aside_below
 
     base = storage_root(root)
     if damaged:
@@ -141,7 +141,7 @@ def clean(root: str, older_than_days: float, damaged: bool, yes: bool) -> None:
 
 def clear(folders: Iterable[Path], *, yes: bool, included: str = "") -> None:
     """Show folders with their sizes; with `yes`, remove them."""
-    from steps.job.leftovers import size_of
+    from steps.job.local_jobs import size_of
 
     for path in folders:
         click.echo(f"{size_of(path) / 2**20:10,.1f} MiB  {path}")

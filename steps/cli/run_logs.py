@@ -13,7 +13,7 @@ from typing import Protocol
 from steps.cli.seen_jobs import SeenJob, lines_of_rank
 from steps.errors import ClusterError, StorageError
 from steps.protocol.events import PREFIX, parse_line
-from steps.job.status import Phase
+from steps.job.snapshot import Phase
 from steps.progress import ProgressPrinter, seconds_in_words
 from steps.protocol.rundir import TrainDir
 

@@ -71,7 +71,7 @@ def trainings_of(run: Path) -> list[Path]:
 
 def newest_trainings(root: Path) -> list[Path]:
     """The newest training directories below `root`, the newest last."""
-    from steps.job.leftovers import train_directories
+    from steps.job.local_jobs import train_directories
 
     return sorted(train_directories(root), key=lambda path: path.stat().st_mtime)[-NEWEST:]
 

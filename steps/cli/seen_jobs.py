@@ -15,13 +15,13 @@ from typing import Any
 from steps.cli.runs import nearest
 from steps.errors import ClusterError
 from steps.protocol.events import PREFIX, Event, parse_line
-from steps.job import deadlines
-from steps.job.account import Span, account
+from steps.job import progress as deadlines
+from steps.job.goodput import Span, account
 from steps.pytorchjob.snapshot import View, index_of, snapshot_of_cluster
-from steps.job.failures import classify
+from steps.job.classify import classify
 from steps.pytorchjob.manifest import AUTO_RESUME, LABEL, MANAGED_BY
-from steps.job.status import JobSnapshot, Phase
-from steps.job.words import describe_failure
+from steps.job.snapshot import JobSnapshot, Phase
+from steps.job.messages import describe_failure
 from steps.progress import ProgressPrinter, seconds_in_words
 
 SELECTOR = f"{MANAGED_BY}=hyperpod-lora"

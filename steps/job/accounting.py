@@ -8,7 +8,7 @@ from typing import Any
 
 from steps.settings.config import Launcher
 from steps.protocol.events import Event, parse_line
-from steps.job.account import Span, account
+from steps.job.goodput import Span, account
 from steps.job.history import History
 from steps.protocol.rundir import TrainDir
 

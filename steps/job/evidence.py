@@ -11,10 +11,10 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from steps.job.failures import Failure
+from steps.job.classify import Failure
 from steps.job.job import Job
 from steps.job.launcher import Launcher
-from steps.job.status import JobSnapshot
+from steps.job.snapshot import JobSnapshot
 from steps.protocol.rundir import storage_errors, write_json
 
 STACKS_WANTED = "stacks-wanted"

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from steps.job.job import Job
-from steps.job.status import JobSnapshot
+from steps.job.snapshot import JobSnapshot
 
 
 class Launcher(Protocol):

@@ -19,10 +19,10 @@ from filelock import FileLock, Timeout
 
 from steps.errors import JobTimeout, StorageError
 from steps.protocol.events import Event, EventTail
-from steps.job import words
+from steps.job import messages
 from steps.job.job import Job
-from steps.job.keeper import DETACHED
-from steps.job.processes import identify
+from steps.job.agent.agent import DETACHED
+from steps.job.agent.processes import identify
 from steps.protocol.rundir import read_json, storage_errors, write_atomic, write_json
 
 LEASE = "lease"
@@ -95,7 +95,7 @@ def acting(
     until_s = clock() + patience_s
     while not _try(lock):
         if not follower.has_begun:
-            notice(words.describe_holder(job, holder_of(directory.path)))
+            notice(messages.describe_holder(job, holder_of(directory.path)))
         follower.pass_on()
         if clock() > until_s:
             raise JobTimeout(f"{job.label}: another supervisor has held {directory.lock} for {patience_s:.0f} s")

@@ -8,10 +8,10 @@ from typing import Any
 
 from steps.protocol import checkpoints
 from steps.errors import JobError
-from steps.job import cancel, words
+from steps.job import cancel, messages
 from steps.job import history as memory
 from steps.job.attempt import Ending
-from steps.job.failures import Failure
+from steps.job.classify import Failure
 from steps.job.history import Attempt, History, Verdict
 from steps.job.job import Job
 from steps.job.retry import GiveUp, resume_step
@@ -71,11 +71,11 @@ class Logbook:
 
     def give_up(self, number: int, failure: Failure, decision: GiveUp) -> JobError:
         """Remember the verdict, by which a wish to cancel is fulfilled; the error that tells it."""
-        text = words.final_message(self.job, number, failure, decision, resume_step(self.history))
+        text = messages.final_message(self.job, number, failure, decision, resume_step(self.history))
         verdict = Verdict(decision.kind, failure.failure_class.value, number, text)
         self._remember(replace(self.history, verdict=verdict))
         cancel.forget(self.job.directory)
-        return words.error_of(verdict)
+        return messages.error_of(verdict)
 
     def forgive(self) -> None:
         """A person resumes: what was decided before binds no longer."""

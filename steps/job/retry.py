@@ -15,7 +15,7 @@ from typing import Literal
 
 from steps.settings.config import Retry
 from steps.protocol.failure_record import FailureClass
-from steps.job.failures import PERMANENT
+from steps.job.classify import PERMANENT
 from steps.job.history import Attempt, History
 
 NODE_FAILURES = 2

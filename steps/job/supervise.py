@@ -16,18 +16,18 @@ from typing import Any
 from steps.settings.config import Settings
 from steps.protocol.events import Event
 from steps.protocol.failure_record import FailureClass
-from steps.job import cancel, words
+from steps.job import cancel, messages
 from steps.job.accounting import account_of
 from steps.job.attempt import Ending, Watch
-from steps.job.failures import Failure
+from steps.job.classify import Failure
 from steps.job.history import History
 from steps.job.job import Job
 from steps.job.launcher import Launcher
 from steps.job.lease import Lease, acting
 from steps.job.logbook import Logbook
-from steps.job.publish import publish
+from steps.job.result import publish
 from steps.job.retry import GiveUp, Resubmit, decide, excluded_nodes, fewer_nodes
-from steps.job.status import Phase, Reason
+from steps.job.snapshot import Phase, Reason
 from steps.protocol.rundir import write_json
 
 __all__ = ["Job", "JobResult", "Launcher", "supervise"]
@@ -106,7 +106,7 @@ class _Supervisor:
         if self.job.directory.adapter.is_dir():
             return self._reuse()
         if self.history.verdict and not retry_permanent:
-            raise words.error_of(self.history.verdict, remembered=True)
+            raise messages.error_of(self.history.verdict, remembered=True)
         if retry_permanent:
             self.book.forgive()
             cancel.forget(self.job.directory)  # of an earlier supervisor: whoever starts it now does not want it to end
@@ -200,7 +200,7 @@ class _Supervisor:
         decision = self._decide(ending, nodes)
         if isinstance(decision, GiveUp):
             raise self.book.give_up(number, failure, decision)
-        self.notice(words.describe_retry(self.job, number, failure, decision))
+        self.notice(messages.describe_retry(self.job, number, failure, decision))
         self._use_nodes(nodes)
         if self._is_cancelled_within(decision.delay_s):
             raise self.book.give_up(number, failure, CANCELLED)

@@ -16,13 +16,13 @@ from steps.errors import ClusterError
 from steps.pytorchjob import manifest as pytorchjob
 from steps.pytorchjob.snapshot import (GONE_WITH_NODE, View, has_conditions, has_ended, index_of, is_suspended, snapshot_of_cluster)
 from steps.job.job import Job
-from steps.job.keeper import STOP
-from steps.job.local import tail
+from steps.job.agent.agent import STOP
+from steps.job.local_launcher import tail
 from steps.pytorchjob.onlooker import Onlooker
 from steps.pytorchjob.manifest import LABEL
 from steps.pytorchjob.spec import Request
 from steps.pytorchjob.informer import Sight
-from steps.job.status import JobSnapshot, Phase, Reason
+from steps.job.snapshot import JobSnapshot, Phase, Reason
 from steps.protocol.rundir import write_json
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ from typing import Any
 
 from steps.protocol.events import PREFIX
 from steps.protocol.failure_record import parse_record
-from steps.job.status import REASONS, JobSnapshot, Phase, Reason, WorkerState, reason_of
+from steps.job.snapshot import (REASONS, JobSnapshot, Phase, Reason, WorkerState, reason_of)
 
 CONTAINER = "pytorch"
 INDEX = "training.kubeflow.org/replica-index"

@@ -20,7 +20,7 @@ from steps.cli.main import ELSEWHERE, Words, main, remove
 from steps.cli.runs import find_run, run_folders, storage_root, story
 from steps.errors import StorageError
 from steps.job.lease import HOLDER
-from steps.job.processes import MARKER, identify, marker_of
+from steps.job.agent.processes import MARKER, identify, marker_of
 from steps.protocol.rundir import TrainDir, write_json
 
 

@@ -25,7 +25,7 @@ from steps.inputs import Inputs, read_inputs
 from steps.job import history as memory
 from steps.pytorchjob import manifest as pytorchjob
 from steps.job.history import Attempt, Verdict
-from steps.job.keeper import DETACHED
+from steps.job.agent.agent import DETACHED
 from steps.protocol.prepared import DATA_FILES, MANIFEST, digest_files, sealed
 from steps.protocol.records import digest_of
 from steps.protocol.rundir import RunDir, held_lock, read_json, write_json
@@ -149,7 +149,7 @@ def test_its_code_is_the_newest_archive_of_the_run_or_made_of_the_sources(run: R
     code = by_hand(run).request.code
     with tarfile.open(code.path) as packed:
         names = packed.getnames()
-    assert {"steps/job/node.py", "config/hyperpod.yaml"} < set(names)
+    assert {"steps/job/agent/pod_main.py", "config/hyperpod.yaml"} < set(names)
     assert archive_sources(run) == code
     newer = run.path / "code" / "newer.tgz"
     newer.write_bytes(b"an archive")

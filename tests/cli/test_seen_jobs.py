@@ -9,7 +9,7 @@ from cluster_objects import BORN_S, event_lines, make_job, make_pod
 
 from steps.cli.seen_jobs import SeenJob, by_training, choose, describe, lines_of_rank, listen, see, see_all
 from steps.errors import ClusterError
-from steps.job.status import Phase
+from steps.job.snapshot import Phase
 
 FIRST = make_job()
 SECOND = make_job("tiny-orders-train-0a1b2c3d-a2", attempt=2, born=100.0)

@@ -12,7 +12,7 @@ from steps.protocol.checkpoints import Claim, checkpoint_path, commit
 from steps.protocol.events import EventWriter
 from steps.protocol.failure_record import FailureRecord, write_record
 from steps.job.job import Job
-from steps.job.status import JobSnapshot, Phase, Reason, WorkerState
+from steps.job.snapshot import JobSnapshot, Phase, Reason, WorkerState
 from steps.protocol.rundir import TrainDir
 
 

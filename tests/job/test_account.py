@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from steps.protocol.events import KINDS, Event
-from steps.job.account import PIECES, Span, account
+from steps.job.goodput import PIECES, Span, account
 
 
 def events(*told: tuple[float, str, int]) -> list[Event]:

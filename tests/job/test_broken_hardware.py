@@ -9,7 +9,7 @@ import pytest
 from job_fakes import Attempt, Script
 from test_supervise import Stage, succeed
 
-from steps.job.status import JobSnapshot, Phase, Reason, WorkerState
+from steps.job.snapshot import JobSnapshot, Phase, Reason, WorkerState
 
 WORDS = "(FATAL-RT-UNDEFINED-STATE) Uncorrectable HBM memory error is detected. Execution results may be invalid."
 

@@ -6,7 +6,7 @@ import io
 import time
 from pathlib import Path
 
-from steps.job.echo import LONGEST_LINE, Echo
+from steps.job.agent.log_forwarder import LONGEST_LINE, Echo
 
 
 def echo(folder: Path, ranks: range) -> tuple[Echo, io.StringIO]:

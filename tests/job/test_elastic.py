@@ -11,7 +11,7 @@ from test_supervise import Stage, succeed
 
 from steps.errors import JobCancelled, JobRetriesExhausted
 from steps.job.retry import fewer_nodes
-from steps.job.status import JobSnapshot, Phase, Reason, WorkerState
+from steps.job.snapshot import JobSnapshot, Phase, Reason, WorkerState
 
 NO_ROOM = "0/4 nodes are available: 2 Insufficient aws.amazon.com/neuron"
 

@@ -17,7 +17,7 @@ from steps.errors import ClusterError, ClusterForbidden
 from steps.job.job import Job
 from steps.pytorchjob.launcher import KubeLauncher
 from steps.pytorchjob.spec import Code
-from steps.job.status import Phase, Reason
+from steps.job.snapshot import Phase, Reason
 from steps.protocol.rundir import TrainDir
 
 

@@ -21,11 +21,11 @@ import pytest
 from steps.settings.config import Settings
 from steps.errors import JobCancelled, JobRetriesExhausted
 from steps.protocol.events import Event
-from steps.job import processes
+from steps.job.agent import processes
 from steps.job.job import Job
-from steps.job.leftovers import cancel_running, describe, end_running, running_jobs, train_directories
-from steps.job.local import LocalLauncher
-from steps.job.status import Phase, Reason
+from steps.job.local_jobs import cancel_running, describe, end_running, running_jobs, train_directories
+from steps.job.local_launcher import LocalLauncher
+from steps.job.snapshot import Phase, Reason
 from steps.job.supervise import supervise
 from steps.protocol.rundir import TrainDir, read_json
 
@@ -108,7 +108,7 @@ sys.path[:0] = [{root!r}, {here!r}]
 from pathlib import Path
 from test_local import SETTINGS, play_job
 from steps.settings.config import Settings
-from steps.job.local import LocalLauncher
+from steps.job.local_launcher import LocalLauncher
 from steps.job.supervise import supervise
 supervise(play_job(Path({folder!r}), steps=60), LocalLauncher(grace_s=5), Settings.model_validate(SETTINGS))
 """

@@ -19,7 +19,7 @@ import pytest
 from steps.protocol.events import PREFIX
 from steps.protocol.failure_record import FailureRecord, parse_record, write_record
 from steps.pytorchjob import pod_template
-from steps.job.node import Node, claim_folder, last_words, recreated, unresolved, wait_for_name
+from steps.job.agent.pod_main import (Node, claim_folder, last_words, recreated, unresolved, wait_for_name)
 
 PROJECT = Path(__file__).resolve().parents[2]
 NODE = Node(1, "j-worker-1", "uid-2", "node-7", "j-worker-0", 23456)
@@ -232,7 +232,7 @@ def test_a_shared_directory_that_cannot_be_used_is_storages_failure(tmp_path: Pa
 
 def test_a_worker_0_that_never_comes_is_told_with_its_name(tmp_path: Path) -> None:
     directory = play(tmp_path)
-    command = [sys.executable, "-m", "steps.job.node", *arguments(directory, nodes=2)]
+    command = [sys.executable, "-m", "steps.job.agent.pod_main", *arguments(directory, nodes=2)]
     given = environment(NODE_RANK="1", MASTER_ADDR="no-such-host.invalid")
     done = subprocess.run(command, env=given, capture_output=True, text=True, timeout=60)
     assert done.returncode == 77

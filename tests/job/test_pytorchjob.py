@@ -23,7 +23,7 @@ from steps.protocol.rundir import TrainDir
 HERE = Path(__file__).parent
 GOLDEN = HERE / "golden"
 CONFIG = HERE.parents[1] / "config" / "hyperpod.yaml"
-BOOTSTRAP = "<steps/job/bootstrap.py>"
+BOOTSTRAP = "<steps/job/agent/bootstrap.py>"
 CPU = {
     "storage": {"root": "/shared/runs", "cache": "/shared/cache"},
     "launcher": {"kind": "pytorchjob"},

@@ -16,7 +16,7 @@ from steps.settings.config import Settings
 from steps.errors import JobCancelled, JobError, JobPermanentError, JobRetriesExhausted, JobTimeout, StorageError
 from steps.job import cancel
 from steps.job.job import Job
-from steps.job.status import JobSnapshot, Phase
+from steps.job.snapshot import JobSnapshot, Phase
 from steps.job.supervise import JobResult, supervise
 from steps.protocol.rundir import read_json
 

@@ -9,8 +9,8 @@ from job_fakes import make_job
 
 from steps.errors import JobPermanentError, JobRetriesExhausted, JobTimeout
 from steps.protocol.failure_record import FailureClass
-from steps.job import words
-from steps.job.failures import Failure
+from steps.job import messages
+from steps.job.classify import Failure
 from steps.job.history import Verdict
 from steps.job.retry import GiveUp, Resubmit
 
@@ -18,7 +18,7 @@ from steps.job.retry import GiveUp, Resubmit
 @pytest.mark.parametrize("kind", list(FailureClass))
 def test_every_class_has_advice(kind: FailureClass, tmp_path: Path) -> None:
     failure = Failure(kind, "it broke\nsecond line", 1, "node-a", 30, ("the trace",))
-    text = words.final_message(make_job(tmp_path), 2, failure, GiveUp("exhausted", "enough"), 20)
+    text = messages.final_message(make_job(tmp_path), 2, failure, GiveUp("exhausted", "enough"), 20)
     for part in (
         "tiny-orders",
         "attempt 2",
@@ -34,7 +34,7 @@ def test_every_class_has_advice(kind: FailureClass, tmp_path: Path) -> None:
 
 
 def test_message_before_any_checkpoint_says_so(tmp_path: Path) -> None:
-    text = words.final_message(make_job(tmp_path), 1, Failure(FailureClass.USER, ""), GiveUp("permanent", "no"), 0)
+    text = messages.final_message(make_job(tmp_path), 1, Failure(FailureClass.USER, ""), GiveUp("permanent", "no"), 0)
     assert "user: no message" in text
     assert "no checkpoint was complete yet" in text
 
@@ -47,7 +47,7 @@ def test_message_before_any_checkpoint_says_so(tmp_path: Path) -> None:
     ],
 )
 def test_retry_says_when_where_and_without_what(decision: Resubmit, part: str, tmp_path: Path) -> None:
-    assert part in words.describe_retry(make_job(tmp_path), 1, Failure(FailureClass.NODE, "x"), decision)
+    assert part in messages.describe_retry(make_job(tmp_path), 1, Failure(FailureClass.NODE, "x"), decision)
 
 
 @pytest.mark.parametrize(
@@ -60,13 +60,13 @@ def test_retry_says_when_where_and_without_what(decision: Resubmit, part: str, t
     ],
 )
 def test_verdict_becomes_its_exception(kind: str, error: type[Exception]) -> None:
-    made = words.error_of(Verdict(kind, "user", 3, "words"))
+    made = messages.error_of(Verdict(kind, "user", 3, "words"))
     assert type(made) is error
     assert (str(made), made.failure_class, made.attempt) == ("words", "user", 3)
-    assert "nothing was started" in str(words.error_of(Verdict(kind, "user", 3, "words"), remembered=True))
+    assert "nothing was started" in str(messages.error_of(Verdict(kind, "user", 3, "words"), remembered=True))
 
 
 def test_holder_is_named_when_known(tmp_path: Path) -> None:
     job = make_job(tmp_path)
-    assert "process 7 on here already watches" in words.describe_holder(job, {"pid": 7, "node": "here"})
-    assert "another process already watches" in words.describe_holder(job, {})
+    assert "process 7 on here already watches" in messages.describe_holder(job, {"pid": 7, "node": "here"})
+    assert "another process already watches" in messages.describe_holder(job, {})

@@ -16,7 +16,7 @@ from steps.errors import ConfigError
 from steps.protocol.events import EventTail
 from steps.protocol.failure_record import read_records
 from steps.job.job import Job
-from steps.job.publish import result_damage
+from steps.job.result import result_damage
 from steps.export import worker
 from steps.export.compile import CompiledModel
 from steps.neuron_jobs import check_inference, compile_job, compile_merged, describe, request_of

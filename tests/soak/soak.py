@@ -32,13 +32,13 @@ from soak_checks import Kill, Watched, count, newest_attempt, recovery_told, ste
 from soak_training import STEP_GAP_S, prepare  # noqa: E402
 
 from steps.protocol import checkpoints  # noqa: E402
-from steps.job.processes import find_marked, send  # noqa: E402
+from steps.job.agent.processes import find_marked, send  # noqa: E402
 from steps.protocol.rundir import TrainDir, read_json  # noqa: E402
 
 PROGRAM = Path(__file__).with_name("soak_training.py")
 ADAPTER = "adapter_model.safetensors"
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGSTOP)
-ROLES = {"rank": "steps.job.rank", "torchrun": "torch.distributed.run", "keeper": "steps.job.keeper"}
+ROLES = {"rank": "steps.job.agent.rank", "torchrun": "torch.distributed.run", "keeper": "steps.job.agent.agent"}
 """A word in the command line of each of the job's processes."""
 STEPS_PER_KILL = 8
 """Each kill comes at the latest when its share of the steps is done."""

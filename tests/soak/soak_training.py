@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from steps.base import stage as base_stage
 from steps.settings.config import parse_options, parse_settings
 from steps.errors import JobError
-from steps.job.local import LocalLauncher
+from steps.job.local_launcher import LocalLauncher
 from steps.job.supervise import Job, supervise
 from steps.settings.plan import Plan
 from steps.prepare import stage as prepare_stage

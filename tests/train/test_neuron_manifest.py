@@ -74,7 +74,7 @@ def test_the_whole_manifest_is_the_golden_one() -> None:
     """UPDATE_GOLDEN=1 writes it anew: then read the difference."""
     manifest = manifest_of(laid_out())
     (container,) = manifest["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]["containers"]
-    container["command"][-1] = "<steps/job/bootstrap.py>"
+    container["command"][-1] = "<steps/job/agent/bootstrap.py>"
     raw = yaml.safe_dump(manifest, sort_keys=False, width=120).replace(str(ROOT), "<project>")
     if os.environ.get("UPDATE_GOLDEN"):
         GOLDEN.write_text(raw)

@@ -17,7 +17,7 @@ from steps.settings.config import Settings
 from steps.protocol.events import EventTail
 from steps.protocol.failure_record import read_records
 from steps.job.job import Job
-from steps.job.publish import publish, result_damage
+from steps.job.result import publish, result_damage
 from steps.neuron_jobs import patient, precompile, precompile_job
 from steps.protocol.rundir import TrainDir, read_json
 from steps.train.neuron.cache import finished_graphs

@@ -18,7 +18,7 @@ from steps.settings.config import Settings
 from steps.protocol.events import Event, EventTail
 from steps.protocol.failure_record import read_records
 from steps.job.job import Job
-from steps.job.local import LocalLauncher
+from steps.job.local_launcher import LocalLauncher
 from steps.job.supervise import supervise
 from steps.protocol.prepared import ORDER, ROWS
 from steps.protocol.records import digest_file

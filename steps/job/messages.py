@@ -7,7 +7,7 @@ from typing import Any
 
 from steps.errors import JobCancelled, JobError, JobPermanentError, JobRetriesExhausted, JobTimeout
 from steps.protocol.failure_record import FailureClass
-from steps.job.failures import Failure
+from steps.job.classify import Failure
 from steps.job.history import Verdict
 from steps.job.job import Job
 from steps.job.retry import GiveUp, Resubmit

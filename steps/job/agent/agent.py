@@ -1,6 +1,6 @@
 """The keeper: a small process that outlives the supervisor, starts torchrun for one attempt, and records how it ended.
 
-    python -m steps.job.keeper <attempt directory>
+    python -m steps.job.agent.agent <attempt directory>
 
 Started by `local`; in a pod, `node` is the same keeper, one on each node, with a directory of its own. It is the workers'
 subreaper: a rank whose torchrun is killed becomes its child, so none is ever lost from sight. It sends SIGTERM to the ranks
@@ -25,7 +25,7 @@ from typing import Any
 
 import psutil
 
-from steps.job import processes
+from steps.job.agent import processes
 
 POLL_S = 0.1
 ORPHAN_GRACE_S = 5.0
@@ -97,7 +97,7 @@ class Keeper:
         if not report["exit_code"] or report["reason"]:
             return
         from steps.errors import StorageError  # imported here, since a keeper that sees no failure needs neither
-        from steps.job.runtime_log import record_silent_deaths
+        from steps.job.agent.runtime_log import record_silent_deaths
 
         try:
             record_silent_deaths(self._shared, report["ranks"])
@@ -110,7 +110,7 @@ class Keeper:
             *((sys.executable, "-m", plan["wrapper"]) if plan.get("wrapper") else ()),
             *(sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={plan['processes']}"),
             *rendezvous(plan),
-            *("--max-restarts=0", "--event-log-handler=console", "-m", "steps.job.rank"),
+            *("--max-restarts=0", "--event-log-handler=console", "-m", "steps.job.agent.rank"),
             *(str(self._folder), str(self._shared), plan["module"], plan["spec"], "--attempt", str(plan["attempt"])),
         ]
         with (self._folder / "torchrun.log").open("ab") as log:

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import steps
 from steps import machine
-from steps.job import processes
+from steps.job.agent import processes
 from steps.job.job import Job
-from steps.job.keeper import read_or_empty
-from steps.job.status import JobSnapshot, snapshot_of_local
+from steps.job.agent.agent import read_or_empty
+from steps.job.snapshot import JobSnapshot, snapshot_of_local
 from steps.protocol.rundir import storage_errors, write_json
 
 TORCHRUN_SHUTDOWN_S = 10
@@ -57,7 +57,7 @@ class LocalLauncher:
             "lease_s": self._lease_s,
         }
         write_json(folder / "keeper.json", plan)
-        command = [sys.executable, "-m", "steps.job.keeper", str(folder)]
+        command = [sys.executable, "-m", "steps.job.agent.agent", str(folder)]
         with storage_errors(f"writing {folder}"), (folder / "keeper.log").open("ab") as log:
             self._keepers[folder] = subprocess.Popen(
                 command,

@@ -1,6 +1,6 @@
 """The entry program of a pod (its PID 1): a keeper for this node of the job, with what only a pod needs around it.
 
-    python -m steps.job.node --directory <train directory> --module steps.train.worker --attempt 1 --nodes 2 --processes 32 …
+    python -m steps.job.agent.pod_main --directory <train directory> --module steps.train.worker --attempt 1 --nodes 2 --processes 32 …
 
 Started by `bootstrap` with the arguments of `pod`. It waits for worker 0's name, copies the ranks' logs to the pod's log, and
 ends with the failing rank's exit code and a termination message that says why. Of other nodes and attempts it knows nothing.
@@ -24,9 +24,9 @@ from typing import Any
 from steps import machine
 from steps.protocol.events import PREFIX
 from steps.protocol.failure_record import (EXIT_NETWORK, EXIT_STOPPED, FailureClass, FailureRecord, read_records, record_of)
-from steps.job import processes
-from steps.job.echo import Echo
-from steps.job.keeper import PEER, Keeper, read_or_empty
+from steps.job.agent import processes
+from steps.job.agent.log_forwarder import Echo
+from steps.job.agent.agent import PEER, Keeper, read_or_empty
 from steps.protocol.rundir import TrainDir, storage_errors
 
 SHARED_POLL_S = 1.0
@@ -96,7 +96,7 @@ def run(given: argparse.Namespace, node: Node, termination: Path) -> int:
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m steps.job.node", description="Run one node of a job.")
+    parser = argparse.ArgumentParser(prog="python -m steps.job.agent.pod_main", description="Run one node of a job.")
     parser.add_argument(
         "--directory", type=Path, required=True, help="the training's directory, on the shared file system"
     )

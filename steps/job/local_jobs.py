@@ -19,10 +19,11 @@ from steps.protocol import checkpoints
 from steps.settings.config import Launcher
 from steps.errors import StorageError
 from steps.protocol.events import EventTail
-from steps.job import deadlines, processes
+from steps.job import progress as deadlines
+from steps.job.agent import processes
 from steps.job.accounting import account_of
 from steps.job.history import History
-from steps.job.keeper import STOP, read_or_empty
+from steps.job.agent.agent import STOP, read_or_empty
 from steps.job.lease import holder_of
 from steps.protocol.rundir import TrainDir, read_json, write_json
 

@@ -14,7 +14,7 @@ from typing import Any
 from steps.settings.config import Deadlines
 from steps.protocol.events import Event
 from steps.protocol.failure_record import FailureClass
-from steps.job.status import Phase
+from steps.job.snapshot import Phase
 
 REMEMBERED_STEPS = 31
 """Step durations kept for the median: enough to ignore a slow one, few enough to follow a change of pace."""

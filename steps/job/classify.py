@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from steps.protocol.failure_record import CLASS_OF_EXIT, FailureClass, FailureRecord
-from steps.job.deadlines import Passed, Progress, Work
-from steps.job.status import JobSnapshot, Phase, Reason, WorkerState, signal_name
+from steps.job.progress import Passed, Progress, Work
+from steps.job.snapshot import JobSnapshot, Phase, Reason, WorkerState, signal_name
 
 TRACEBACK_LINES = 12
 """Last lines of a worker's traceback that a message quotes."""
