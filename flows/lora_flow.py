@@ -18,9 +18,9 @@ sys.path.insert(0, str(ROOT))  # `python flows/lora_flow.py` works without insta
 
 from metaflow import Config, FlowSpec, card, current, package_sources, step  # noqa: E402
 
-from steps.codepackage import run_command_line  # noqa: E402
-from steps.decorator import clean_errors, option, pytorchjob, read_config  # noqa: E402
-from steps.step_pods import step_pods  # noqa: E402
+from steps.flow.metaflow_internals import run_command_line  # noqa: E402
+from steps.flow.decorator import clean_errors, option, pytorchjob, read_config  # noqa: E402
+from steps.flow.step_pods import step_pods  # noqa: E402
 
 
 @step_pods
@@ -63,7 +63,7 @@ class LoraFlow(FlowSpec):
     @step
     def start(self) -> None:
         """Decide every setting, check it against the model, bring the base model here."""
-        from steps import stages
+        from steps.flow import stages
 
         with clean_errors():
             self.plan, self.base, self.run_dir = stages.start(self, self.config.to_dict())
@@ -72,7 +72,7 @@ class LoraFlow(FlowSpec):
     @step
     def prepare(self) -> None:
         """Turn the data set into tokenised rows and a fixed order; say what training will cost."""
-        from steps import stages
+        from steps.flow import stages
 
         with clean_errors():
             self.prepared = stages.prepare(self.plan, self.base, self.run_dir)
@@ -83,7 +83,7 @@ class LoraFlow(FlowSpec):
     @step
     def train(self) -> None:
         """Train the adapter, on however many workers, through whatever happens."""
-        from steps import stages
+        from steps.flow import stages
 
         self.adapter, self.adapter_files = stages.train(
             current.pytorchjob, self.plan, self.base, self.prepared, self.run_dir
@@ -93,7 +93,7 @@ class LoraFlow(FlowSpec):
     @step
     def merge(self) -> None:
         """Add the adapter to the base model's weights."""
-        from steps import stages
+        from steps.flow import stages
 
         with clean_errors():
             self.lineage = stages.lineage(self.plan, self.base, self.prepared, self.adapter)
@@ -104,7 +104,7 @@ class LoraFlow(FlowSpec):
     @step
     def evaluate(self) -> None:
         """Compare base and tuned model on samples that training never saw."""
-        from steps import stages
+        from steps.flow import stages
 
         with clean_errors():
             self.report = stages.evaluate(
@@ -121,7 +121,7 @@ class LoraFlow(FlowSpec):
     @step
     def compile(self) -> None:
         """Compile the merged model for Neuron cores, or say why not."""
-        from steps import stages
+        from steps.flow import stages
 
         self.compiled = stages.compile_merged(current.pytorchjob, self.plan, self.merged, self.run_dir)
         self.next(self.end)
@@ -129,7 +129,7 @@ class LoraFlow(FlowSpec):
     @step
     def end(self) -> None:
         """Say in plain words what was learned and where it lies."""
-        from steps import stages
+        from steps.flow import stages
 
         stages.conclude(self)
 

@@ -20,7 +20,7 @@ from mistake_words import NOT_FOR_PEOPLE
 from steps.base.inspect import inspect
 from steps.base.sources.source.random import write_tiny
 from steps.settings.catalog import DatasetPreset, ModelPreset, RandomModel, read_preset
-from steps.decorator import read_config
+from steps.flow.decorator import read_config
 from steps.errors import CheckpointError, LoraFlowError, ModelError
 from steps.protocol.failure_record import read_records
 from steps.job.history import load

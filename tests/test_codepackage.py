@@ -17,17 +17,9 @@ from metaflow import Run, current
 from metaflow._vendor import click
 from metaflow.client.core import MetaflowObject
 
-from steps import codepackage
+from steps.flow import metaflow_internals
 from steps.settings.catalog import project_root
-from steps.codepackage import (
-    code_version,
-    lacks_cards,
-    name_user,
-    pathspec,
-    run_command_line,
-    set_current,
-    sources_digest,
-)
+from steps.flow.metaflow_internals import (code_version, lacks_cards, name_user, pathspec, run_command_line, set_current, sources_digest)
 
 
 def make_project(root: Path) -> Path:
@@ -58,7 +50,7 @@ def test_a_pathspec_is_flow_and_run() -> None:
 
 
 def test_the_exit_code_of_no_retry_is_metaflow_s() -> None:
-    assert codepackage.EXIT_NO_RETRY == 202
+    assert metaflow_internals.EXIT_NO_RETRY == 202
 
 
 def test_tagging_a_run_needs_what_the_client_still_has() -> None:
@@ -69,15 +61,15 @@ def test_tagging_a_run_needs_what_the_client_still_has() -> None:
 def test_where_nobody_keeps_the_run_s_record_its_tags_are_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(codepackage, "pathspec", lambda: "LoraFlow/1795660289178064")
+    monkeypatch.setattr(metaflow_internals, "pathspec", lambda: "LoraFlow/1795660289178064")
     monkeypatch.setenv("USERNAME", "tester")
     monkeypatch.chdir(tmp_path)
-    codepackage.tag_run(["model:tiny", "gate:passed"])
+    metaflow_internals.tag_run(["model:tiny", "gate:passed"])
     assert "LoraFlow/1795660289178064: model:tiny, gate:passed" in capsys.readouterr().out
 
 
 TAG = """
-from steps.codepackage import tag_run, pathspec, set_current
+from steps.flow.metaflow_internals import tag_run, pathspec, set_current
 from metaflow import FlowSpec, step
 class Tagged(FlowSpec):
     @step
@@ -192,7 +184,7 @@ import os
 from pathlib import Path
 from metaflow import FlowSpec, package_sources, step
 from metaflow.system_context import system_context
-from steps.codepackage import archive
+from steps.flow.metaflow_internals import archive
 from steps.protocol.rundir import RunDir
 @package_sources([os.environ["PROJECT"] + "/steps", os.environ["PROJECT"] + "/config"], suffixes=[".py", ".yaml", ".json"])
 class Archiving(FlowSpec):

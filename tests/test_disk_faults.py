@@ -18,7 +18,7 @@ from steps.protocol import checkpoints, rundir
 from steps.protocol.checkpoints import (COMPLETE, Claim, checkpoint_path, choose, commit, prune, set_aside)
 from steps.protocol.writer import take_claim
 from steps.errors import StorageError
-from steps.estimate import FILE
+from steps.flow.estimate import FILE
 from steps.protocol.events import EventTail, EventWriter
 from steps.protocol.failure_record import FailureClass, classify_exception, record_of, write_record
 from steps.protocol.rundir import held_lock, new_directory, write_atomic, write_json

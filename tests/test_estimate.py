@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from sample_records import BASE, plan_of, prepared_of
 
-from steps.estimate import FILE, plan_line, recall, remember, tokens_of_run
+from steps.flow.estimate import FILE, plan_line, recall, remember, tokens_of_run
 from steps.settings.plan import Plan
 
 ACCOUNT = {"productive_s": 12.0, "attempts": 1}

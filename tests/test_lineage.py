@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sample_records import ADAPTER, BASE, REPORT, plan_of, prepared_of
 
-from steps.lineage import build, example_prompt, flat, plan_facts, tags
+from steps.flow.lineage import build, example_prompt, flat, plan_facts, tags
 
 
 def build_from(**options: Any) -> dict[str, Any]:

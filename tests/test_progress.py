@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from steps.protocol.events import KINDS, Event
-from steps.progress import ProgressPrinter, StageProgress, number, say, seconds_in_words
+from steps.flow.terminal import ProgressPrinter, StageProgress, number, say, seconds_in_words
 
 
 class Clock:

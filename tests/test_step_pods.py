@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from steps.settings.config import Settings, parse_settings
-from steps.step_pods import pod_of, step_pods
+from steps.flow.step_pods import pod_of, step_pods
 
 
 def settings(**cluster: Any) -> dict[str, Any]:

@@ -52,7 +52,7 @@ def jobspec(config: Path | None, run: str, root: str | None, **options: str | No
     from steps.cli.job_text import by_hand, planned, text_of
     from steps.cli.runs import find_run, storage_root
     from steps.settings.config import parse_options
-    from steps.launch import read_settings
+    from steps.flow.launchers import read_settings
     from steps.settings.resolve import resolve
     from steps.protocol.rundir import RunDir
 

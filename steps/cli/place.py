@@ -43,7 +43,7 @@ def place_of(root: str | None, config: Path | None) -> Place:
     """
     if config is None:
         return Place(storage_root(root or ".lora"), None)
-    from steps.launch import read_settings
+    from steps.flow.launchers import read_settings
 
     settings = read_settings(config)
     return Place(storage_root(root or settings.storage.root), settings if settings.is_on_cluster else None)
@@ -55,7 +55,7 @@ def open_cluster(settings: Settings) -> Kube:
     Raises:
         ClusterError: there is no usable Kubernetes configuration.
     """
-    from steps.launch import connect
+    from steps.flow.launchers import connect
 
     return connect(settings, patience_s=PATIENCE_S, notice=say_aside)
 

@@ -12,7 +12,7 @@ import click
 
 from steps.settings.config import Settings
 from steps.errors import ConfigError, Problem
-from steps.launch import read_settings
+from steps.flow.launchers import read_settings
 
 
 @click.command()
@@ -26,7 +26,7 @@ from steps.launch import read_settings
 @click.option("--json", "as_json", is_flag=True, help="The findings as JSON, for a program.")
 def preflight(config: Path, datastore: str, as_json: bool) -> None:
     """Check the cluster that a config describes, and change nothing. Exit code 1 if a run could not work."""
-    from steps.codepackage import is_in_pod, metaflow_datastore
+    from steps.flow.metaflow_internals import is_in_pod, metaflow_datastore
     from steps.preflight.finding import errors, table
     from steps.preflight.survey import Target
     from steps.preflight.run import findings

@@ -14,7 +14,7 @@ from steps.cli.seen_jobs import SeenJob, lines_of_rank
 from steps.errors import ClusterError, StorageError
 from steps.protocol.events import PREFIX, parse_line
 from steps.job.snapshot import Phase
-from steps.progress import ProgressPrinter, seconds_in_words
+from steps.flow.terminal import ProgressPrinter, seconds_in_words
 from steps.protocol.rundir import TrainDir
 
 POLL_S = 2.0

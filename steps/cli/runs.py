@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from steps.errors import StorageError
-from steps.progress import seconds_in_words
+from steps.flow.terminal import seconds_in_words
 
 NEWEST = 10
 """Trainings shown when nobody says which."""

@@ -22,7 +22,7 @@ from steps.job.classify import classify
 from steps.pytorchjob.manifest import AUTO_RESUME, LABEL, MANAGED_BY
 from steps.job.snapshot import JobSnapshot, Phase
 from steps.job.messages import describe_failure
-from steps.progress import ProgressPrinter, seconds_in_words
+from steps.flow.terminal import ProgressPrinter, seconds_in_words
 
 SELECTOR = f"{MANAGED_BY}=hyperpod-lora"
 OTHER_RANK = re.compile(r"\[rank \d+\] ")

@@ -13,7 +13,7 @@ from metaflow import metaflow_config
 
 from steps.cli.main import Commands
 from steps.cli.preflight import cluster_settings, preflight
-from steps.codepackage import metaflow_datastore
+from steps.flow.metaflow_internals import metaflow_datastore
 from steps.errors import ConfigError
 
 CLUSTER = {"namespace": "team", "image": "r.io/lora:1", "steps": {"enabled": False}}

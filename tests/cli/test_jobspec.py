@@ -17,11 +17,11 @@ import yaml
 from click.testing import CliRunner
 from sample_records import BASE, plan_of, prepared_of
 
-from steps import launch
+from steps.flow import launchers
 from steps.cli.job_text import archive_sources, by_hand, text_of
 from steps.cli.main import main
 from steps.errors import ConfigError, StorageError
-from steps.inputs import Inputs, read_inputs
+from steps.flow.training import Inputs, read_inputs
 from steps.job import history as memory
 from steps.pytorchjob import manifest as pytorchjob
 from steps.job.history import Attempt, Verdict
@@ -135,7 +135,7 @@ def test_by_hand_it_is_the_job_that_the_flow_would_submit(run: RunDir) -> None:
     inputs = make_inputs(run)
     made = by_hand(run)
     _, job = inputs.job(run)
-    request = launch.request_of(inputs.plan.settings, run="LoraFlow/17", step="train", code=made.request.code)
+    request = launchers.request_of(inputs.plan.settings, run="LoraFlow/17", step="train", code=made.request.code)
     assert made.manifest == pytorchjob.build(request, job, 1)
     assert read_json(job.directory.spec) == dict(job.spec)
     assert (job.directory.attempt(1) / "lease").read_text() == DETACHED

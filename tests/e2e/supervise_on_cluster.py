@@ -22,7 +22,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "job")]
 
-from steps import launch, neuron_jobs  # noqa: E402
+from steps.flow import launchers, neuron_jobs  # noqa: E402
 from steps.settings.config import Settings, parse_options, parse_settings  # noqa: E402
 from steps.errors import LoraFlowError  # noqa: E402
 from steps.protocol.events import Event  # noqa: E402
@@ -127,7 +127,7 @@ def main(argv: list[str]) -> int:
     if "around" in plan:
         job, settings = job_around(plan, settings, job)
     run = f"E2e/{Path(plan['folder']).name}"
-    request = launch.request_of(settings, run=run, step="train", code=archive_code(Path(plan["folder"])))
+    request = launchers.request_of(settings, run=run, step="train", code=archive_code(Path(plan["folder"])))
 
     def say(text: str) -> None:
         print(f"{time.time():.2f} {text}", flush=True)
@@ -135,7 +135,7 @@ def main(argv: list[str]) -> int:
     def observe(event: Event) -> None:
         say(f"event {event.kind} {event.step} {json.dumps(event.data)[:300]}")
 
-    launcher = launch.cluster_launcher(launch.connect(settings, notice=say), request, notice=say)
+    launcher = launchers.cluster_launcher(launchers.connect(settings, notice=say), request, notice=say)
     say("begins")
     try:
         result = supervise(

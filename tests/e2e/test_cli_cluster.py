@@ -21,10 +21,10 @@ import pytest
 import yaml
 from supervise_on_cluster import archive_code
 
-from steps import launch
+from steps.flow import launchers
 from steps.base import stage as base_stage
 from steps.settings.config import Settings, parse_options, parse_settings
-from steps.inputs import Inputs
+from steps.flow.training import Inputs
 from steps.pytorchjob import manifest as pytorchjob
 from steps.job.job import Job
 from steps.job.lease import Lease
@@ -138,7 +138,7 @@ def start_playing(run: RunDir, settings: Settings) -> str:
     )
     write_json(directory.spec, dict(job.spec))
     Lease(job, 60.0, time.monotonic).detach(1)
-    request = launch.request_of(settings, run=named(run), step="train", code=archive_code(run.path / "code"))
+    request = launchers.request_of(settings, run=named(run), step="train", code=archive_code(run.path / "code"))
     manifest = pytorchjob.build(request, job, 1)
     kubectl("create", "-f", "-", given=json.dumps(manifest))
     return str(manifest["metadata"]["name"])
@@ -206,10 +206,10 @@ def test_a_manifest_applied_by_hand_trains_and_is_adopted(run: RunDir) -> None:
     assert "has begun" in call(run, "jobspec", "--run", run.path.name, code=1)
 
     notices: list[str] = []
-    kube = launch.connect(settings, notice=notices.append)
+    kube = launchers.connect(settings, notice=notices.append)
     code = Code("/not/used/by/an/adopted/job", "0" * 64)
-    request = launch.request_of(settings, run=named(run), step="train", code=code)
-    launcher = launch.cluster_launcher(kube, request, notice=notices.append)
+    request = launchers.request_of(settings, run=named(run), step="train", code=code)
+    launcher = launchers.cluster_launcher(kube, request, notice=notices.append)
     result = supervise(job, launcher, settings, notice=notices.append, retry_permanent=True, lease_s=60.0)
     assert (result.attempts, result.step) == (1, 10)
     assert (result.result_dir / "adapter_model.safetensors").is_file()

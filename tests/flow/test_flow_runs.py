@@ -136,7 +136,7 @@ def test_the_code_package_holds_steps_and_config_and_runs_elsewhere(place: Place
     for source in (*(PROJECT / "steps").rglob("*.py"), *(PROJECT / "config").rglob("*.yaml")):
         assert (elsewhere / source.relative_to(PROJECT)).read_bytes() == source.read_bytes()
     environment = {**place.environment, "PYTHONPATH": f"{elsewhere / '.mf_code'}:{elsewhere}"}
-    code = "import steps.settings.catalog as p, steps.decorator; print(p.__file__, *p.preset_names('models'))"
+    code = "import steps.settings.catalog as p, steps.flow.decorator; print(p.__file__, *p.preset_names('models'))"
     told = subprocess.run(
         [place.command()[0], "-c", code], cwd=elsewhere, env=environment, capture_output=True, text=True, check=False
     )

@@ -11,7 +11,7 @@ import pytest
 from test_cluster_status import disrupted, job, pod, terminated, unscheduled
 from test_sight import Listed
 
-from steps import launch
+from steps.flow import launchers
 from steps.settings.config import parse_settings
 from steps.errors import ClusterError, ClusterForbidden
 from steps.job.job import Job
@@ -100,7 +100,7 @@ class Scene:
                 "cluster": {**raw, "api_patience_s": 30},
             }
         )
-        self.request = launch.request_of(settings, run="F/1", step="train", code=Code("c", "d"))
+        self.request = launchers.request_of(settings, run="F/1", step="train", code=Code("c", "d"))
         self.launcher = KubeLauncher(self.request, self.cluster, clock=self.time)  # type: ignore[arg-type]
 
     def read(self, after_s: float = 0.0) -> Any:

@@ -12,7 +12,7 @@ import jsonschema
 import pytest
 import yaml
 
-from steps import launch
+from steps.flow import launchers
 from steps.settings.config import Settings, parse_settings
 from steps.pytorchjob import pod_template
 from steps.job.job import Job
@@ -89,7 +89,7 @@ def manifest(
     settings: Settings, *, exclude: tuple[str, ...] = (), owner: dict[str, Any] | None = None, **changes: Any
 ) -> Any:
     code = Code(f"{settings.storage.root}/LoraFlow/17/code.tgz", "ab" * 32)
-    request = launch.request_of(settings, run="LoraFlow/17", step="train", code=code, owner=owner)
+    request = launchers.request_of(settings, run="LoraFlow/17", step="train", code=code, owner=owner)
     return build(request, job_of(settings, **changes), 1, exclude_nodes=exclude)
 
 
@@ -189,7 +189,7 @@ def test_a_name_is_readable_and_short_enough_for_its_pods(label: str, expected: 
 
 def test_attempts_and_trainings_have_names_of_their_own() -> None:
     settings = settings_of(CPU)
-    request = launch.request_of(settings, run="LoraFlow/17", step="train", code=Code("c", "d"))
+    request = launchers.request_of(settings, run="LoraFlow/17", step="train", code=Code("c", "d"))
     job, other = job_of(settings), job_of(settings, identity="other")
     names = {name_of(request, job, 1), name_of(request, job, 2), name_of(request, other, 1)}
     assert len(names) == 3

@@ -19,7 +19,7 @@ from steps.job.job import Job
 from steps.job.result import result_damage
 from steps.export import worker
 from steps.export.compile import CompiledModel
-from steps.neuron_jobs import check_inference, compile_job, compile_merged, describe, request_of
+from steps.flow.neuron_jobs import check_inference, compile_job, compile_merged, describe, request_of
 from steps.settings.plan import Plan
 from steps.protocol.records import MergedModel
 from steps.protocol.rundir import RunDir, TrainDir, read_json

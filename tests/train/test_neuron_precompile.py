@@ -18,7 +18,7 @@ from steps.protocol.events import EventTail
 from steps.protocol.failure_record import read_records
 from steps.job.job import Job
 from steps.job.result import publish, result_damage
-from steps.neuron_jobs import patient, precompile, precompile_job
+from steps.flow.neuron_jobs import patient, precompile, precompile_job
 from steps.protocol.rundir import TrainDir, read_json
 from steps.train.neuron.cache import finished_graphs
 from steps.train.neuron.precompile import main, precompile_spec

@@ -12,7 +12,7 @@ from typing import Any
 
 from steps.errors import StorageError
 from steps.settings.plan import Plan
-from steps.progress import seconds_in_words
+from steps.flow.terminal import seconds_in_words
 from steps.protocol.records import BaseModel, PreparedData, identity_of
 from steps.protocol.rundir import read_json, write_json
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from metaflow import Parameter, StepMutator, UserStepDecorator, current
 from metaflow.exception import MetaflowException
 
-from steps import codepackage
+from steps.flow import metaflow_internals
 from steps.errors import ConfigError, JobCancelled, JobPermanentError, JobRetriesExhausted, LoraFlowError, Problem
 from steps.settings.options import Options, help_of
 
@@ -90,10 +90,10 @@ class JobHandle:
         Raises:
             JobError: it failed for good, too often, or took too long.
         """
-        from steps import launch
-        from steps.cards import TrainCard
+        from steps.flow import launchers
+        from steps.flow.cards import TrainCard
         from steps.job.supervise import supervise
-        from steps.progress import ProgressPrinter
+        from steps.flow.terminal import ProgressPrinter
 
         card = TrainCard(self._card, title=title, facts=facts)
         printer = ProgressPrinter()
@@ -106,7 +106,7 @@ class JobHandle:
             printer.observe(event)
             card.observe(event)
 
-        launcher = _on_cluster(job, settings, notice) if settings.is_on_cluster else launch.local_launcher(settings)
+        launcher = _on_cluster(job, settings, notice) if settings.is_on_cluster else launchers.local_launcher(settings)
         # Retry 0 is always a person's: a first run, `resume`, or `argo retry`, which begins to count anew in the same run.
         resumed = current.retry_count == 0
         result = supervise(
@@ -129,15 +129,15 @@ def _on_cluster(job: Job, settings: Settings, notice: Callable[[str], None]) -> 
         ClusterError: no usable Kubernetes configuration, or the API refused.
         StorageError: the shared directory cannot be written.
     """
-    from steps import launch
+    from steps.flow import launchers
     from steps.pytorchjob.spec import Code
     from steps.pytorchjob.owner import find_owner
     from steps.protocol.rundir import RunDir
 
     run = RunDir(job.directory.path.parent)
-    path, digest = codepackage.archive(run)
-    kube = launch.connect(settings, notice=notice)
-    request = launch.request_of(
+    path, digest = metaflow_internals.archive(run)
+    kube = launchers.connect(settings, notice=notice)
+    request = launchers.request_of(
         settings,
         # The directory keeps its name through `resume`, whose runs have ids of their own.
         run="/".join(run.path.parts[-2:]),
@@ -145,7 +145,7 @@ def _on_cluster(job: Job, settings: Settings, notice: Callable[[str], None]) -> 
         code=Code(str(path), digest),
         owner=find_owner(os.environ, kube.pod),
     )
-    return launch.cluster_launcher(kube, request, notice=notice)
+    return launchers.cluster_launcher(kube, request, notice=notice)
 
 
 class pytorchjob(StepMutator, UserStepDecorator):
@@ -170,11 +170,11 @@ class pytorchjob(StepMutator, UserStepDecorator):
 
     def pre_step(self, step_name: str, flow: Any, inputs: Any = None) -> None:
         """Offer `current.pytorchjob`; the step's body then runs."""
-        codepackage.set_current("pytorchjob", JobHandle(current.card[TRAIN_CARD]))
+        metaflow_internals.set_current("pytorchjob", JobHandle(current.card[TRAIN_CARD]))
 
     def post_step(self, step_name: str, flow: Any, exception: Exception | None = None) -> Exception | None:
         """Put errors into words; after a final one, keep Metaflow from starting the step again."""
         if isinstance(exception, FINAL):
             print(f"{exception.headline}:\n{exception}", file=sys.stderr, flush=True)
-            sys.exit(codepackage.EXIT_NO_RETRY)
+            sys.exit(metaflow_internals.EXIT_NO_RETRY)
         return FlowError(exception) if isinstance(exception, LoraFlowError) else exception

@@ -11,24 +11,24 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from steps import cards, codepackage, estimate, neuron_jobs
-from steps import lineage as lineages
+from steps.flow import cards, metaflow_internals, estimate, neuron_jobs
+from steps.flow import lineage as lineages
 from steps.settings.catalog import project_root
 from steps.settings.config import parse_options, parse_settings
 from steps.settings.checks import check_model
 from steps.errors import ConfigError, LoraFlowError, Problem
-from steps.inputs import Inputs
+from steps.flow.training import Inputs
 from steps.settings.libraries import check_libraries
 from steps.machine import has_fast_bf16
 from steps.settings.options import OPTIONS
 from steps.settings.plan import Plan
 from steps.settings.resolve import resolve
-from steps.progress import StageProgress, say
+from steps.flow.terminal import StageProgress, say
 from steps.protocol.records import Adapter, BaseModel, MergedModel, PreparedData, Report
 from steps.protocol.rundir import RunDir, read_json, run_directory
 
 if TYPE_CHECKING:
-    from steps.decorator import JobHandle
+    from steps.flow.decorator import JobHandle
 
 Artifact = dict[str, Any]
 
@@ -78,7 +78,7 @@ def start(flow: Any, raw_settings: Mapping[str, Any]) -> tuple[Artifact, Artifac
         run = find_run(plan, flow_name)
         say(f"continuing {run.path}")
     say(f"run directory: {run.path}")
-    if codepackage.lacks_cards():
+    if metaflow_internals.lacks_cards():
         say(NO_CARDS)
     base = base_stage.fetch(
         plan.model, cache=cache, min_free_gib=plan.settings.storage.min_free_gib, progress=StageProgress()
@@ -98,7 +98,7 @@ def check_cluster(plan: Plan) -> None:
     from steps.preflight.survey import Target
     from steps.preflight.run import require
 
-    target = Target(plan.settings, plan.processes, codepackage.metaflow_datastore(), is_inside=codepackage.is_in_pod())
+    target = Target(plan.settings, plan.processes, metaflow_internals.metaflow_datastore(), is_inside=metaflow_internals.is_in_pod())
     require(target, notice=say)
 
 
@@ -211,8 +211,8 @@ def lineage(raw_plan: Artifact, raw_base: Artifact, raw_prepared: Artifact, raw_
         BaseModel.from_dict(raw_base),
         PreparedData.from_dict(raw_prepared),
         Adapter.from_dict(raw_adapter),
-        code=codepackage.code_version(project_root()),
-        pathspec=codepackage.pathspec(),
+        code=metaflow_internals.code_version(project_root()),
+        pathspec=metaflow_internals.pathspec(),
     )
 
 
@@ -272,7 +272,7 @@ def evaluate(card: Any, raw_plan: Artifact, made: Sequence[Artifact], run_dir: s
         samples=evaluate_stage.read_samples(report)[: plan.settings.evaluation.samples],
         lineage=lineages.flat(made_from),
     )
-    codepackage.tag_run(lineages.tags(plan, report))
+    metaflow_internals.tag_run(lineages.tags(plan, report))
     if not report.gate_passed and plan.settings.evaluation.on_gate_failure == "fail":
         raise LoraFlowError(f"the gate is not passed: {report.gate}; the report is in {report.path}")
     record: Artifact = report.to_dict()

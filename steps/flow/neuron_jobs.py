@@ -23,7 +23,7 @@ from steps.train import stage as train_stage
 from steps.train.spec import TrainSpec
 
 if TYPE_CHECKING:
-    from steps.decorator import JobHandle
+    from steps.flow.decorator import JobHandle
 
 COMPILE_MODULE = "steps.export.worker"
 

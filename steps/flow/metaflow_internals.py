@@ -23,7 +23,7 @@ from metaflow.util import get_username
 
 from steps.machine import quiet_threads
 from steps.settings.options import OPTIONS
-from steps.progress import say
+from steps.flow.terminal import say
 
 if TYPE_CHECKING:
     from steps.preflight.cloud import Datastore

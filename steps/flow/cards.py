@@ -15,7 +15,7 @@ from typing import Any
 from metaflow.cards import Markdown, ProgressBar, Table, ValueBox, VegaChart
 
 from steps.protocol.events import Event
-from steps.progress import number, seconds_in_words
+from steps.flow.terminal import number, seconds_in_words
 from steps.protocol.records import Report
 
 MAX_POINTS = 400
