@@ -11,7 +11,7 @@ import click
 from steps.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
-    from steps.cli.job_text import Printable
+    from steps.cli.manifest_text import Printable
     from steps.settings.plan import Plan
 
 NOT_HERE = frozenset({"continue_from", "dry_run"})
@@ -49,8 +49,8 @@ def jobspec(config: Path | None, run: str, root: str | None, **options: str | No
     submit, and works by hand: hyperpod-lora jobspec --run RUN | kubectl apply -f -
     """
     from steps.settings.catalog import config_root
-    from steps.cli.job_text import by_hand, planned, text_of
-    from steps.cli.runs import find_run, storage_root
+    from steps.cli.manifest_text import by_hand, planned, text_of
+    from steps.cli.run_folders import find_run, storage_root
     from steps.settings.config import parse_options
     from steps.flow.launchers import read_settings
     from steps.settings.resolve import resolve

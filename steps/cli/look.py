@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING
 import click
 
 from steps.cli.place import CONFIG, ROOT, Place, look, open_cluster, place_of, say_aside
-from steps.cli.runs import NEWEST, find_run, newest_trainings, story, trainings_of
+from steps.cli.run_folders import NEWEST, find_run, newest_trainings, story, trainings_of
 from steps.errors import ClusterError, StorageError
 
 if TYPE_CHECKING:
-    from steps.cli.seen_jobs import SeenJob
+    from steps.cli.cluster_jobs import SeenJob
     from steps.pytorchjob.client import Kube
 
 EVENT_LINES = 2000
@@ -72,19 +72,19 @@ def cluster_status(kube: Kube, root: Path, run: str, *, now_s: float) -> list[st
     Raises:
         ClusterError: no such run, or the API refused.
     """
-    from steps.cli import seen_jobs
+    from steps.cli import cluster_jobs
 
     seen = look(kube)
     try:
-        chosen = seen_jobs.choose(seen, run, namespace=kube.namespace) if run else seen
+        chosen = cluster_jobs.choose(seen, run, namespace=kube.namespace) if run else seen
     except ClusterError:
         with contextlib.suppress(StorageError):  # not visible here either: then the first error is the one to tell
             return local_status(root, run)
         raise
     lines: list[str] = []
-    for jobs in seen_jobs.by_training(chosen)[-NEWEST:]:
+    for jobs in cluster_jobs.by_training(chosen)[-NEWEST:]:
         log = kube.log(jobs[-1].pod(0), lines=EVENT_LINES) if jobs[-1].has_log(0) else ""
-        lines += seen_jobs.describe(jobs, seen_jobs.listen(log, jobs[-1], now_s), now_s)
+        lines += cluster_jobs.describe(jobs, cluster_jobs.listen(log, jobs[-1], now_s), now_s)
         lines += [f"  {line}" for line in _story_of(jobs[-1])]
     shown = {job.directory for job in chosen}
     if not run:
@@ -110,7 +110,7 @@ def _story_of(job: SeenJob) -> list[str]:
 @ROOT
 def logs(run: str, rank: int, follow: bool, lines: int, raw: bool, config: Path | None, root: str | None) -> None:
     """Show a rank's log: from its pod, or from the run directory. RUN as for `status`."""
-    from steps.cli.run_logs import worded
+    from steps.cli.log_source import worded
 
     place = place_of(root, config)
     asked = lines if raw or follow else SPARE * lines
@@ -138,16 +138,16 @@ def local_log(root: Path, run: str, rank: int, lines: int, *, follow: bool) -> I
 
 def directory_log(directory: Path, rank: int, lines: int, *, follow: bool) -> Iterable[str]:
     """From a training directory."""
-    from steps.cli import run_logs
+    from steps.cli import log_source
     from steps.job.local_jobs import is_watched, running_in
 
     if not follow:
-        return run_logs.last_lines(run_logs.log_file(directory, run_logs.newest_attempt(directory), rank), lines)
+        return log_source.last_lines(log_source.log_file(directory, log_source.newest_attempt(directory), rank), lines)
 
     def is_running() -> bool:
         return is_watched(directory) or bool(running_in(directory))
 
-    return run_logs.follow_file(directory, rank, is_running=is_running, lines=lines, note=say_aside)
+    return log_source.follow_file(directory, rank, is_running=is_running, lines=lines, note=say_aside)
 
 
 def cluster_log(kube: Kube, place: Place, run: str, rank: int, lines: int, *, follow: bool) -> Iterable[str]:
@@ -157,10 +157,10 @@ def cluster_log(kube: Kube, place: Place, run: str, rank: int, lines: int, *, fo
         ClusterError: no such run or rank, or the API refused.
         StorageError: the pod is gone, and the directory holds no such log.
     """
-    from steps.cli import run_logs, seen_jobs
+    from steps.cli import log_source, cluster_jobs
 
     def newest() -> SeenJob:
-        return seen_jobs.choose(look(kube), run, namespace=kube.namespace)[-1]
+        return cluster_jobs.choose(look(kube), run, namespace=kube.namespace)[-1]
 
     def newest_or_none() -> SeenJob | None:
         with contextlib.suppress(ClusterError):
@@ -173,11 +173,11 @@ def cluster_log(kube: Kube, place: Place, run: str, rank: int, lines: int, *, fo
         with contextlib.suppress(StorageError):
             return local_log(place.root, run, rank, lines, follow=follow)
         raise
-    run_logs.require_rank(job, rank)
+    log_source.require_rank(job, rank)
     if follow:
-        return run_logs.follow_pods(kube, newest_or_none, rank, lines=lines, note=say_aside)
+        return log_source.follow_pods(kube, newest_or_none, rank, lines=lines, note=say_aside)
     if job.has_log(rank):
-        return run_logs.pod_lines(kube, job, rank, lines=lines)
+        return log_source.pod_lines(kube, job, rank, lines=lines)
     if job.is_over and Path(job.directory).is_dir():
         return directory_log(Path(job.directory), rank, lines, follow=False)
     raise ClusterError(f"pod {job.pod(rank)} has no log: the job is {job.state}. {job.snapshot.message}".strip())

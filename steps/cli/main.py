@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from steps.cli.runs import run_folders, storage_root
+from steps.cli.run_folders import run_folders, storage_root
 from steps.errors import LoraFlowError
 from steps.machine import quiet_threads
 

@@ -17,7 +17,7 @@ from click.testing import CliRunner, Result
 from steps.settings.catalog import project_root
 from steps.protocol.checkpoints import Claim, checkpoint_path, commit
 from steps.cli.main import ELSEWHERE, Words, main, remove
-from steps.cli.runs import find_run, run_folders, storage_root, story
+from steps.cli.run_folders import find_run, run_folders, storage_root, story
 from steps.errors import StorageError
 from steps.job.lease import HOLDER
 from steps.job.agent.processes import MARKER, identify, marker_of

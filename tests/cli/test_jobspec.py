@@ -18,7 +18,7 @@ from click.testing import CliRunner
 from sample_records import BASE, plan_of, prepared_of
 
 from steps.flow import launchers
-from steps.cli.job_text import archive_sources, by_hand, text_of
+from steps.cli.manifest_text import archive_sources, by_hand, text_of
 from steps.cli.main import main
 from steps.errors import ConfigError, StorageError
 from steps.flow.training import Inputs, read_inputs

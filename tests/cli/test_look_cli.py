@@ -17,8 +17,8 @@ from cluster_objects import BORN_S, FakeCluster, event_lines, make_job, make_pod
 from steps.cli.look import cluster_log, cluster_status
 from steps.cli.main import main
 from steps.cli.place import Place, look
-from steps.cli.run_logs import follow_file, follow_pods, worded
-from steps.cli.seen_jobs import SeenJob, see_all
+from steps.cli.log_source import follow_file, follow_pods, worded
+from steps.cli.cluster_jobs import SeenJob, see_all
 from steps.errors import ClusterError, StorageError
 from steps.protocol.events import PREFIX, Event
 from steps.protocol.rundir import TrainDir

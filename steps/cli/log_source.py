@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Protocol
 
-from steps.cli.seen_jobs import SeenJob, lines_of_rank
+from steps.cli.cluster_jobs import SeenJob, lines_of_rank
 from steps.errors import ClusterError, StorageError
 from steps.protocol.events import PREFIX, parse_line
 from steps.job.snapshot import Phase

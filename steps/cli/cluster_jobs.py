@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from steps.cli.runs import nearest
+from steps.cli.run_folders import nearest
 from steps.errors import ClusterError
 from steps.protocol.events import PREFIX, Event, parse_line
 from steps.job import progress as deadlines

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import click
 
 from steps.cli.place import CONFIG, ROOT, how_to_go_on, look, open_cluster, place_of
-from steps.cli.runs import find_run, trainings_of
+from steps.cli.run_folders import find_run, trainings_of
 from steps.errors import ClusterError, StorageError
 
 if TYPE_CHECKING:
-    from steps.cli.seen_jobs import SeenJob
+    from steps.cli.cluster_jobs import SeenJob
     from steps.pytorchjob.client import Kube
     from steps.job.local_jobs import RunningJob
 
@@ -65,7 +65,7 @@ def wait_for_job(kube: Kube, run: str, *, wait_s: float, sleep: Callable[[float]
     Raises:
         ClusterError: there is none.
     """
-    from steps.cli.seen_jobs import choose
+    from steps.cli.cluster_jobs import choose
 
     until_s = time.monotonic() + wait_s
     while time.monotonic() < until_s:
