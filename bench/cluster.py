@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from bench._report import report
+from steps.protocol.rundir import read_json
 from steps.pytorchjob.client import Kube
 from steps.pytorchjob.informer import Sight
-from steps.protocol.rundir import read_json
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests" / "e2e" / "faults"), str(ROOT / "tests" / "e2e")]

@@ -19,12 +19,12 @@ from typing import Any
 
 from bench._report import report
 from steps.base.stage import fetch
-from steps.settings.catalog import find_model
-from steps.settings.config import Settings
 from steps.evaluate.generate import end_tokens, generate
 from steps.evaluate.loss import IGNORED, Sample, mean_loss
 from steps.evaluate.measure import load_model
 from steps.prepare.read.orders import generate_orders
+from steps.settings.catalog import find_model
+from steps.settings.config import Settings
 
 MAX_NEW_TOKENS = 96
 """As config/datasets/orders.yaml has it."""

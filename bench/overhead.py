@@ -19,11 +19,11 @@ import time
 from pathlib import Path
 
 from bench._report import report
-from steps.settings.config import Settings
 from steps.job.job import Job
 from steps.job.local_launcher import LocalLauncher
 from steps.job.supervise import supervise
 from steps.protocol.rundir import TrainDir
+from steps.settings.config import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
 Times = tuple[float, float]

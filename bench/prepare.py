@@ -30,13 +30,13 @@ import numpy as np
 
 from bench._report import report
 from bench._rows import write_rows
-from steps.settings import config, resolve
-from steps.protocol import records, rundir
 from steps.base import stage as base_stage
-from steps.settings.options import Options
 from steps.prepare import stage as prepare_stage
 from steps.prepare.chat.conversations import find_layout, to_conversation
 from steps.prepare.tokenize.tokens import ChatTokenizer
+from steps.protocol import records, rundir
+from steps.settings import config, resolve
+from steps.settings.options import Options
 
 SEQUENCE_LENGTH = 1024
 COMPARED_ROWS = 300

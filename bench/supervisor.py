@@ -18,12 +18,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench._report import report
-from steps.settings.config import Settings
-from steps.protocol.events import Event
 from steps.job.job import Job
 from steps.job.snapshot import JobSnapshot, Phase, WorkerState
 from steps.job.supervise import supervise
+from steps.protocol.events import Event
 from steps.protocol.rundir import TrainDir
+from steps.settings.config import Settings
 
 STEP_S = 5.0
 SAVE_EVERY = 100

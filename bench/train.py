@@ -24,12 +24,12 @@ from typing import Any
 from bench._report import report as show
 from bench._rows import write_rows
 from bench.prepare import fetch_model
-from steps.settings import config, resolve
 from steps.base import stage as base_stage
-from steps.protocol.events import Event, EventTail
-from steps.settings.options import Options
 from steps.prepare import stage as prepare_stage
+from steps.protocol.events import Event, EventTail
 from steps.protocol.rundir import RunDir
+from steps.settings import config, resolve
+from steps.settings.options import Options
 from steps.train import stage
 from steps.train.spec import TrainSpec
 

@@ -18,8 +18,8 @@ sys.path.insert(0, str(ROOT))  # `python flows/lora_flow.py` works without insta
 
 from metaflow import Config, FlowSpec, card, current, package_sources, step  # noqa: E402
 
-from steps.flow.metaflow_internals import run_command_line  # noqa: E402
 from steps.flow.decorator import clean_errors, option, pytorchjob, read_config  # noqa: E402
+from steps.flow.metaflow_internals import run_command_line  # noqa: E402
 from steps.flow.step_pods import step_pods  # noqa: E402
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from steps.protocol.records import Adapter, BaseModel, PreparedData, Report
 from steps.settings.config import Settings, parse_options, parse_settings
 from steps.settings.plan import Plan
 from steps.settings.resolve import resolve
-from steps.protocol.records import Adapter, BaseModel, PreparedData, Report
 
 BASE = BaseModel("tiny", "/models/tiny", "random:tiny", "r1", "b" * 64, "llama", 1000, 4000, "fp32")
 ADAPTER = Adapter("/run/adapter", "id1", "a" * 64, "lora", 4, 30, 30, 3.5, 0.5, None, 1, 800)

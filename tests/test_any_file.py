@@ -18,16 +18,16 @@ from metaflow.exception import MetaflowException
 from mistake_words import NOT_FOR_PEOPLE
 
 from steps.base.inspect import inspect
-from steps.base.sources.source.random import write_tiny
-from steps.settings.catalog import DatasetPreset, ModelPreset, RandomModel, read_preset
-from steps.flow.decorator import read_config
+from steps.base.sources.random import write_tiny
 from steps.errors import CheckpointError, LoraFlowError, ModelError
-from steps.protocol.failure_record import read_records
+from steps.flow.decorator import read_config
 from steps.job.history import load
-from steps.protocol.safetensors_header import read_header
 from steps.merge.inputs import read_adapter, read_base
 from steps.prepare.chat.template import read_template
+from steps.protocol.failure_record import read_records
 from steps.protocol.prepared import verify
+from steps.protocol.safetensors_header import read_header
+from steps.settings.catalog import DatasetPreset, ModelPreset, RandomModel, read_preset
 from steps.train.spec import read_spec
 
 TINY = RandomModel(hidden_size=8, layers=1, heads=1, kv_heads=1, intermediate_size=8, max_positions=8)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sample_records import REPORT
 
-from steps.flow.cards import (MAX_POINTS, TrainCard, _cell, _curve, account_rows, fill_evaluate_card, thin)
+from steps.flow.cards import MAX_POINTS, TrainCard, _cell, _curve, account_rows, fill_evaluate_card, thin
 from steps.protocol.events import KINDS, Event
 
 

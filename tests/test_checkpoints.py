@@ -14,10 +14,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from steps.protocol import checkpoints
-from steps.protocol.checkpoints import (COMPLETE, Checkpoint, Rejected, checkpoint_path, choose, commit, damage, directories, newest_step, prune, read, rename_aside, set_aside)
-from steps.protocol.writer import Claim
 from steps.errors import CheckpointError
+from steps.protocol import checkpoints
+from steps.protocol.checkpoints import (
+    COMPLETE,
+    Checkpoint,
+    Rejected,
+    checkpoint_path,
+    choose,
+    commit,
+    damage,
+    directories,
+    newest_step,
+    prune,
+    read,
+    rename_aside,
+    set_aside,
+)
+from steps.protocol.writer import Claim
 
 ME = Claim(2, 1)
 IDENTITY = "abc123"

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steps.protocol.writer import Claim, take_claim
 from steps.errors import CheckpointError
+from steps.protocol.writer import Claim, take_claim
 
 
 def test_claims_of_an_attempt_count_up_and_a_straggler_is_refused(tmp_path: Path) -> None:

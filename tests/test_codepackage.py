@@ -18,8 +18,16 @@ from metaflow._vendor import click
 from metaflow.client.core import MetaflowObject
 
 from steps.flow import metaflow_internals
+from steps.flow.metaflow_internals import (
+    code_version,
+    lacks_cards,
+    name_user,
+    pathspec,
+    run_command_line,
+    set_current,
+    sources_digest,
+)
 from steps.settings.catalog import project_root
-from steps.flow.metaflow_internals import (code_version, lacks_cards, name_user, pathspec, run_command_line, set_current, sources_digest)
 
 
 def make_project(root: Path) -> Path:

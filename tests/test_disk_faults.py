@@ -14,14 +14,15 @@ from pathlib import Path
 import pytest
 from small_disk import disk_of, fill
 
-from steps.protocol import checkpoints, rundir
-from steps.protocol.checkpoints import (COMPLETE, Claim, checkpoint_path, choose, commit, prune, set_aside)
-from steps.protocol.writer import take_claim
 from steps.errors import StorageError
 from steps.flow.estimate import FILE
+from steps.protocol import checkpoints, rundir
+from steps.protocol.checkpoints import COMPLETE, Claim, checkpoint_path, choose, commit, prune, set_aside
 from steps.protocol.events import EventTail, EventWriter
-from steps.protocol.failure_record import FailureClass, classify_exception, record_of, write_record
+from steps.protocol.failure_class import FailureClass
+from steps.protocol.failure_record import classify_exception, record_of, write_record
 from steps.protocol.rundir import held_lock, new_directory, write_atomic, write_json
+from steps.protocol.writer import take_claim
 
 KIB = 1024
 CLAIM = Claim(1, 1)

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from steps.protocol.events import (KINDS, PREFIX, Event, EventTail, EventWriter, parse_line)
+from steps.protocol.events import KINDS, PREFIX, Event, EventTail, EventWriter, parse_line
 
 STEP = '{"kind": "step", "time_s": 1.5, "attempt": 2, "step": 3, "loss": 0.5}'
 

@@ -13,7 +13,18 @@ from hypothesis import strategies as st
 
 from steps import errors
 from steps.errors import CheckpointError, ConfigError, DataError, JobError, ModelError, Problem, StorageError
-from steps.protocol.failure_record import (CLASS_OF_EXIT, EXIT_OF_CLASS, TERMINATION_MESSAGE_LIMIT, FailureClass, FailureRecord, classify_exception, parse_record, read_records, record_of, write_record)
+from steps.protocol.failure_class import FailureClass
+from steps.protocol.failure_record import (
+    CLASS_OF_EXIT,
+    EXIT_OF_CLASS,
+    TERMINATION_MESSAGE_LIMIT,
+    FailureRecord,
+    classify_exception,
+    parse_record,
+    read_records,
+    record_of,
+    write_record,
+)
 
 RECORD = FailureRecord("user", "it broke", "ValueError", 1, "node-7", 40, 64, 1000.5, "Traceback\n  line 7")
 

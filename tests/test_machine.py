@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from steps.settings.catalog import ModelPreset
-from steps.settings.config import parse_options, parse_settings
 from steps.machine import (
     QUIET_THREADS,
     cores,
@@ -17,6 +15,8 @@ from steps.machine import (
     processor_features,
     quiet_threads,
 )
+from steps.settings.catalog import ModelPreset
+from steps.settings.config import parse_options, parse_settings
 from steps.settings.resolve import resolve
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -13,8 +13,8 @@ import yaml
 from mistake_words import assert_tells, told
 from sample_records import plan_of
 
-from steps.settings.config import parse_options, parse_settings
 from steps.settings.checks import check_model
+from steps.settings.config import parse_options, parse_settings
 from steps.settings.plan import Plan
 
 # fmt: off

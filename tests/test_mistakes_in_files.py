@@ -16,13 +16,13 @@ from mistake_words import assert_tells
 from sample_records import ADAPTER, BASE, plan_of
 
 from steps.base.inspect import inspect
-from steps.base.sources.source.random import write_tiny
-from steps.base.sources.source.weights import Tensor, write_file
-from steps.settings.catalog import RandomModel
+from steps.base.sources.random import write_tiny
+from steps.base.sources.weights import Tensor, write_file
 from steps.merge.stage import merge
 from steps.prepare.stage import prepare
 from steps.protocol.records import Adapter, BaseModel, PreparedData
 from steps.protocol.rundir import RunDir
+from steps.settings.catalog import RandomModel
 
 SMALL = RandomModel(hidden_size=16, layers=1, heads=2, kv_heads=1, intermediate_size=32, max_positions=64)
 

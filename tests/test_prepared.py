@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from steps.protocol import prepared
 from steps.errors import StorageError
+from steps.protocol import prepared
 from steps.protocol.prepared import ArrowRows, PreparedRows
 from steps.protocol.records import PreparedData, digest_of
 

@@ -9,11 +9,19 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from steps.settings import catalog
-from steps.settings.catalog import (DatasetPreset, ModelPreset, config_root, find_dataset, find_model, preset_names, read_preset)
-from steps.settings.config import Settings, parse_options, parse_settings
-from steps.settings.checks import check_model, linear_names
 from steps.errors import ConfigError
+from steps.settings import catalog
+from steps.settings.catalog import (
+    DatasetPreset,
+    ModelPreset,
+    config_root,
+    find_dataset,
+    find_model,
+    preset_names,
+    read_preset,
+)
+from steps.settings.checks import check_model, linear_names
+from steps.settings.config import Settings, parse_options, parse_settings
 from steps.settings.options import OPTIONS, Options
 from steps.settings.plan import Plan
 from steps.settings.resolve import resolve

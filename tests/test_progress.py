@@ -10,8 +10,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from steps.protocol.events import KINDS, Event
 from steps.flow.terminal import ProgressPrinter, StageProgress, number, say, seconds_in_words
+from steps.protocol.events import KINDS, Event
 
 
 class Clock:

@@ -11,7 +11,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from steps.errors import StorageError
-from steps.protocol.rundir import (GIB, RunDir, TrainDir, held_lock, new_directory, read_json, require_space, run_directory, storage_errors, write_atomic, write_json)
+from steps.protocol.rundir import (
+    GIB,
+    RunDir,
+    TrainDir,
+    held_lock,
+    new_directory,
+    read_json,
+    require_space,
+    run_directory,
+    storage_errors,
+    write_atomic,
+    write_json,
+)
 
 
 def test_paths_are_as_the_layout_says() -> None:

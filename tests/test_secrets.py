@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from steps.settings.config import parse_settings
 from steps.errors import JobError, LoraFlowError
-from steps.protocol.failure_record import read_records, record_of, write_record
 from steps.job.job import Job
 from steps.job.local_launcher import LocalLauncher
 from steps.job.supervise import supervise
-from steps.s3 import list_objects
+from steps.protocol.failure_record import read_records, record_of, write_record
 from steps.protocol.rundir import TrainDir
+from steps.s3 import list_objects
+from steps.settings.config import parse_settings
 
 PLANTED = {
     "HF_TOKEN": "hf_plantedHubToken0123456789",

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from steps.settings.config import Settings, parse_settings
 from steps.flow.step_pods import pod_of, step_pods
+from steps.settings.config import Settings, parse_settings
 
 
 def settings(**cluster: Any) -> dict[str, Any]:

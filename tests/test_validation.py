@@ -11,8 +11,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from steps.settings.config import Settings, parse_options, parse_settings
 from steps.errors import ConfigError, LoraFlowError
+from steps.settings.config import Settings, parse_options, parse_settings
 from steps.settings.options import OPTIONS, Options, help_of
 from steps.settings.section import LONGEST_SHOWN, Section, suggest, validate
 

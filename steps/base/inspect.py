@@ -12,7 +12,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from steps.base.sources.source.weights import DTYPE_NAMES, count_items, read_header
+from steps.base.sources.weights import DTYPE_NAMES, count_items, read_header
 from steps.errors import ModelError
 
 WANTED = ("*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt")

@@ -12,10 +12,10 @@ from typing import Any
 from steps.base import cache as store
 from steps.base.inspect import read_config
 from steps.base.progress import Say, silent
-from steps.base.sources.source.source import RandomSource, S3Source, Source, WheelSource, find_source
-from steps.settings.catalog import ModelPreset
+from steps.base.sources.source import RandomSource, S3Source, Source, WheelSource, find_source
 from steps.protocol.records import BaseModel, identity_of
 from steps.protocol.rundir import held_lock, require_space
+from steps.settings.catalog import ModelPreset
 
 LOCK_S = 4 * 3600.0
 """How long to wait for another process that fetches the same model: a large one over a slow line."""

@@ -15,8 +15,8 @@ from steps.errors import ClusterError, StorageError
 
 if TYPE_CHECKING:
     from steps.cli.cluster_jobs import SeenJob
-    from steps.pytorchjob.client import Kube
     from steps.job.local_jobs import RunningJob
+    from steps.pytorchjob.client import Kube
 
 LOCAL_GRACE_S = 60.0
 SETTLE_S = 60.0

@@ -14,15 +14,15 @@ from typing import Any
 
 from steps.cli.run_folders import nearest
 from steps.errors import ClusterError
-from steps.protocol.events import PREFIX, Event, parse_line
-from steps.job import progress as deadlines
-from steps.job.goodput import Span, account
-from steps.pytorchjob.snapshot import View, index_of, snapshot_of_cluster
-from steps.job.classify import classify
-from steps.pytorchjob.manifest import AUTO_RESUME, LABEL, MANAGED_BY
-from steps.job.snapshot import JobSnapshot, Phase
-from steps.job.messages import describe_failure
 from steps.flow.terminal import ProgressPrinter, seconds_in_words
+from steps.job import progress as deadlines
+from steps.job.classify import classify
+from steps.job.goodput import Span, account
+from steps.job.messages import describe_failure
+from steps.job.snapshot import JobSnapshot, Phase
+from steps.protocol.events import PREFIX, Event, parse_line
+from steps.pytorchjob.manifest import AUTO_RESUME, LABEL, MANAGED_BY
+from steps.pytorchjob.snapshot import View, index_of, snapshot_of_cluster
 
 SELECTOR = f"{MANAGED_BY}=hyperpod-lora"
 OTHER_RANK = re.compile(r"\[rank \d+\] ")

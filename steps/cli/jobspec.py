@@ -48,13 +48,13 @@ def jobspec(config: Path | None, run: str, root: str | None, **options: str | No
     Without --run nothing is asked of anybody, and paths of the run are placeholders. With --run it is the job that the flow would
     submit, and works by hand: hyperpod-lora jobspec --run RUN | kubectl apply -f -
     """
-    from steps.settings.catalog import config_root
     from steps.cli.manifest_text import by_hand, planned, text_of
     from steps.cli.run_folders import find_run, storage_root
-    from steps.settings.config import parse_options
     from steps.flow.launchers import read_settings
-    from steps.settings.resolve import resolve
     from steps.protocol.rundir import RunDir
+    from steps.settings.catalog import config_root
+    from steps.settings.config import parse_options
+    from steps.settings.resolve import resolve
 
     settings = read_settings(config or config_root() / "hyperpod.yaml")
     given = {name: value for name, value in options.items() if value is not None}

@@ -12,9 +12,9 @@ from typing import Protocol
 
 from steps.cli.cluster_jobs import SeenJob, lines_of_rank
 from steps.errors import ClusterError, StorageError
-from steps.protocol.events import PREFIX, parse_line
-from steps.job.snapshot import Phase
 from steps.flow.terminal import ProgressPrinter, seconds_in_words
+from steps.job.snapshot import Phase
+from steps.protocol.events import PREFIX, parse_line
 from steps.protocol.rundir import TrainDir
 
 POLL_S = 2.0

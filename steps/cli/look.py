@@ -157,7 +157,7 @@ def cluster_log(kube: Kube, place: Place, run: str, rank: int, lines: int, *, fo
         ClusterError: no such run or rank, or the API refused.
         StorageError: the pod is gone, and the directory holds no such log.
     """
-    from steps.cli import log_source, cluster_jobs
+    from steps.cli import cluster_jobs, log_source
 
     def newest() -> SeenJob:
         return cluster_jobs.choose(look(kube), run, namespace=kube.namespace)[-1]

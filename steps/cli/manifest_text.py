@@ -20,18 +20,18 @@ from typing import Any
 import yaml
 
 import steps
-from steps.settings.catalog import config_root, project_root
 from steps.errors import ConfigError, Problem, StorageError
+from steps.flow.launchers import request_of
 from steps.flow.training import read_inputs
 from steps.job import history as memory
-from steps.pytorchjob import manifest as pytorchjob
 from steps.job.history import Attempt
 from steps.job.job import Job
 from steps.job.lease import Lease, holder_of
+from steps.protocol.rundir import RunDir, TrainDir, held_lock, run_directory, write_atomic, write_json
+from steps.pytorchjob import manifest as pytorchjob
 from steps.pytorchjob.spec import Code, Request
-from steps.flow.launchers import request_of
+from steps.settings.catalog import config_root, project_root
 from steps.settings.plan import Plan
-from steps.protocol.rundir import (RunDir, TrainDir, held_lock, run_directory, write_atomic, write_json)
 from steps.train.stage import WORKER, notes, process_environment
 
 SUFFIXES = (".py", ".yaml", ".json")

@@ -12,8 +12,8 @@ from steps.cli.run_folders import NEWEST, storage_root
 
 if TYPE_CHECKING:
     from steps.cli.cluster_jobs import SeenJob
-    from steps.settings.config import Settings
     from steps.pytorchjob.client import Kube
+    from steps.settings.config import Settings
 
 CONFIG = click.option(
     "--config",

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import click
 
-from steps.settings.config import Settings
 from steps.errors import ConfigError, Problem
 from steps.flow.launchers import read_settings
+from steps.settings.config import Settings
 
 
 @click.command()
@@ -28,8 +28,8 @@ def preflight(config: Path, datastore: str, as_json: bool) -> None:
     """Check the cluster that a config describes, and change nothing. Exit code 1 if a run could not work."""
     from steps.flow.metaflow_internals import is_in_pod, metaflow_datastore
     from steps.preflight.finding import errors, table
-    from steps.preflight.survey import Target
     from steps.preflight.run import findings
+    from steps.preflight.survey import Target
 
     begun_s = time.monotonic()
     target = Target(cluster_settings(config), datastore=metaflow_datastore(datastore), is_inside=is_in_pod())

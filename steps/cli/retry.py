@@ -50,8 +50,8 @@ def forgive(path: Path) -> str:
     Raises:
         StorageError: a supervisor is at work, or the history is damaged.
     """
-    from steps.protocol.checkpoints import newest_step
     from steps.job import history as memory
+    from steps.protocol.checkpoints import newest_step
     from steps.protocol.rundir import TrainDir, held_lock
 
     training = TrainDir(path)

@@ -17,9 +17,18 @@ from steps.errors import DataError, StorageError
 from steps.evaluate.loss import perplexity
 from steps.evaluate.measure import Measured, Progress, Questions, measure, read_questions
 from steps.evaluate.scores import VALID_FORMS
-from steps.settings.plan import Plan
-from steps.protocol.records import (Adapter, BaseModel, MergedModel, PreparedData, Report, digest_file, digest_of, identity_of)
+from steps.protocol.records import (
+    Adapter,
+    BaseModel,
+    MergedModel,
+    PreparedData,
+    Report,
+    digest_file,
+    digest_of,
+    identity_of,
+)
 from steps.protocol.rundir import RunDir, new_directory, read_json, write_json
+from steps.settings.plan import Plan
 
 logger = logging.getLogger(__name__)
 

@@ -14,8 +14,8 @@ from typing import Any
 
 from metaflow.cards import Markdown, ProgressBar, Table, ValueBox, VegaChart
 
-from steps.protocol.events import Event
 from steps.flow.terminal import number, seconds_in_words
+from steps.protocol.events import Event
 from steps.protocol.records import Report
 
 MAX_POINTS = 400

@@ -22,14 +22,14 @@ from typing import TYPE_CHECKING, Any
 from metaflow import Parameter, StepMutator, UserStepDecorator, current
 from metaflow.exception import MetaflowException
 
-from steps.flow import metaflow_internals
 from steps.errors import ConfigError, JobCancelled, JobPermanentError, JobRetriesExhausted, LoraFlowError, Problem
+from steps.flow import metaflow_internals
 from steps.settings.options import Options, help_of
 
 if TYPE_CHECKING:
-    from steps.settings.config import Settings
     from steps.job.launcher import Launcher
     from steps.job.supervise import Job, JobResult
+    from steps.settings.config import Settings
 
 TRAIN_CARD = "training"
 FINAL = (JobPermanentError, JobRetriesExhausted, JobCancelled, ConfigError)
@@ -92,8 +92,8 @@ class JobHandle:
         """
         from steps.flow import launchers
         from steps.flow.cards import TrainCard
-        from steps.job.supervise import supervise
         from steps.flow.terminal import ProgressPrinter
+        from steps.job.supervise import supervise
 
         card = TrainCard(self._card, title=title, facts=facts)
         printer = ProgressPrinter()
@@ -130,9 +130,9 @@ def _on_cluster(job: Job, settings: Settings, notice: Callable[[str], None]) -> 
         StorageError: the shared directory cannot be written.
     """
     from steps.flow import launchers
-    from steps.pytorchjob.spec import Code
-    from steps.pytorchjob.owner import find_owner
     from steps.protocol.rundir import RunDir
+    from steps.pytorchjob.owner import find_owner
+    from steps.pytorchjob.spec import Code
 
     run = RunDir(job.directory.path.parent)
     path, digest = metaflow_internals.archive(run)

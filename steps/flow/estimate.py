@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from steps.errors import StorageError
-from steps.settings.plan import Plan
 from steps.flow.terminal import seconds_in_words
 from steps.protocol.records import BaseModel, PreparedData, identity_of
 from steps.protocol.rundir import read_json, write_json
+from steps.settings.plan import Plan
 
 FILE = "throughput.json"
 

@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from steps.settings.config import Settings, parse_settings
 from steps.errors import ConfigError, Problem
 from steps.job.launcher import Launcher
 from steps.job.local_launcher import LocalLauncher
 from steps.pytorchjob.spec import Code, Request
+from steps.settings.config import Settings, parse_settings
 
 if TYPE_CHECKING:
     from steps.pytorchjob.client import Kube

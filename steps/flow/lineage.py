@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from steps.settings.plan import Plan
 from steps.protocol.records import Adapter, BaseModel, PreparedData, Report, digest_of
+from steps.settings.plan import Plan
 
 SCHEMA = "hyperpod-lora/lineage/1"
 

@@ -21,9 +21,9 @@ from metaflow._vendor.click import NoSuchOption
 from metaflow.exception import METAFLOW_EXIT_DISALLOW_RETRY
 from metaflow.util import get_username
 
+from steps.flow.terminal import say
 from steps.machine import quiet_threads
 from steps.settings.options import OPTIONS
-from steps.flow.terminal import say
 
 if TYPE_CHECKING:
     from steps.preflight.cloud import Datastore

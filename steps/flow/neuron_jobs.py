@@ -11,15 +11,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from steps.settings.config import Settings
-from steps.job.job import Job
 from steps.export import compile as compiling
 from steps.export.compile import CompiledModel, CompileRequest
-from steps.settings.plan import Plan
+from steps.job.job import Job
 from steps.protocol.records import MergedModel, identity_of
 from steps.protocol.rundir import RunDir, TrainDir, read_json
-from steps.train.neuron import precompile as neuron_precompile
+from steps.settings.config import Settings
+from steps.settings.plan import Plan
 from steps.train import stage as train_stage
+from steps.train.neuron import precompile as neuron_precompile
 from steps.train.spec import TrainSpec
 
 if TYPE_CHECKING:

@@ -11,21 +11,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from steps.flow import cards, metaflow_internals, estimate, neuron_jobs
-from steps.flow import lineage as lineages
-from steps.settings.catalog import project_root
-from steps.settings.config import parse_options, parse_settings
-from steps.settings.checks import check_model
 from steps.errors import ConfigError, LoraFlowError, Problem
+from steps.flow import cards, estimate, metaflow_internals, neuron_jobs
+from steps.flow import lineage as lineages
+from steps.flow.terminal import StageProgress, say
 from steps.flow.training import Inputs
-from steps.settings.libraries import check_libraries
 from steps.machine import has_fast_bf16
+from steps.protocol.records import Adapter, BaseModel, MergedModel, PreparedData, Report
+from steps.protocol.rundir import RunDir, read_json, run_directory
+from steps.settings.catalog import project_root
+from steps.settings.checks import check_model
+from steps.settings.config import parse_options, parse_settings
+from steps.settings.libraries import check_libraries
 from steps.settings.options import OPTIONS
 from steps.settings.plan import Plan
 from steps.settings.resolve import resolve
-from steps.flow.terminal import StageProgress, say
-from steps.protocol.records import Adapter, BaseModel, MergedModel, PreparedData, Report
-from steps.protocol.rundir import RunDir, read_json, run_directory
 
 if TYPE_CHECKING:
     from steps.flow.decorator import JobHandle
@@ -95,10 +95,12 @@ def check_cluster(plan: Plan) -> None:
     """
     if not plan.settings.is_on_cluster or not plan.settings.cluster.preflight:
         return
-    from steps.preflight.survey import Target
     from steps.preflight.run import require
+    from steps.preflight.survey import Target
 
-    target = Target(plan.settings, plan.processes, metaflow_internals.metaflow_datastore(), is_inside=metaflow_internals.is_in_pod())
+    target = Target(
+        plan.settings, plan.processes, metaflow_internals.metaflow_datastore(), is_inside=metaflow_internals.is_in_pod()
+    )
     require(target, notice=say)
 
 

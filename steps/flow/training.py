@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from steps.errors import StorageError
-from steps.settings.plan import Plan
 from steps.protocol.records import BaseModel, PreparedData
 from steps.protocol.rundir import RunDir, read_json, write_json
+from steps.settings.plan import Plan
 
 if TYPE_CHECKING:
     from steps.job.job import Job

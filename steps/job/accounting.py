@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from steps.settings.config import Launcher
-from steps.protocol.events import Event, parse_line
 from steps.job.goodput import Span, account
 from steps.job.history import History
+from steps.protocol.events import Event, parse_line
 from steps.protocol.rundir import TrainDir
+from steps.settings.config import Launcher
 
 
 def account_of(directory: TrainDir, history: History, prices: Launcher, *, until_s: float) -> dict[str, Any]:

@@ -5,20 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from steps.settings.config import Deadlines
 from steps.errors import JobTimeout
-from steps.protocol.events import Event, EventTail
-from steps.protocol.failure_record import FailureClass, read_records
-from steps.job import cancel, progress as deadlines
-from steps.job.progress import Passed, Progress, Work
-from steps.job.evidence import collect_stacks, save_evidence
+from steps.job import cancel
+from steps.job import progress as deadlines
+from steps.job.agent.runtime_log import find_broken_hardware
 from steps.job.classify import HIDES_HARDWARE, Failure, classify, of_hardware
+from steps.job.evidence import collect_stacks, save_evidence
 from steps.job.job import Job
 from steps.job.launcher import Launcher
 from steps.job.lease import Lease
+from steps.job.progress import Passed, Progress, Work
 from steps.job.result import result_damage
-from steps.job.agent.runtime_log import find_broken_hardware
 from steps.job.snapshot import JobSnapshot, Reason
+from steps.protocol.events import Event, EventTail
+from steps.protocol.failure_class import FailureClass
+from steps.protocol.failure_record import read_records
+from steps.settings.config import Deadlines
 
 POLL_S = 0.5
 QUICK_POLL_S = 0.1

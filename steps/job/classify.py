@@ -10,9 +10,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from steps.protocol.failure_record import CLASS_OF_EXIT, FailureClass, FailureRecord
 from steps.job.progress import Passed, Progress, Work
 from steps.job.snapshot import JobSnapshot, Phase, Reason, WorkerState, signal_name
+from steps.protocol.failure_class import FailureClass
+from steps.protocol.failure_record import CLASS_OF_EXIT, FailureRecord
 
 TRACEBACK_LINES = 12
 """Last lines of a worker's traceback that a message quotes."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from steps.errors import StorageError
-from steps.protocol.failure_record import FailureClass
+from steps.protocol.failure_class import FailureClass
 from steps.protocol.rundir import read_json, write_json
 
 SCHEMA = "hyperpod-lora/history/1"

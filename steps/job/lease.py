@@ -18,11 +18,11 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from steps.errors import JobTimeout, StorageError
-from steps.protocol.events import Event, EventTail
 from steps.job import messages
-from steps.job.job import Job
 from steps.job.agent.agent import DETACHED
 from steps.job.agent.processes import identify
+from steps.job.job import Job
+from steps.protocol.events import Event, EventTail
 from steps.protocol.rundir import read_json, storage_errors, write_atomic, write_json
 
 LEASE = "lease"

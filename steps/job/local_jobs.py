@@ -15,17 +15,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from steps.protocol import checkpoints
-from steps.settings.config import Launcher
 from steps.errors import StorageError
-from steps.protocol.events import EventTail
 from steps.job import progress as deadlines
-from steps.job.agent import processes
 from steps.job.accounting import account_of
-from steps.job.history import History
+from steps.job.agent import processes
 from steps.job.agent.agent import STOP, read_or_empty
+from steps.job.history import History
 from steps.job.lease import holder_of
+from steps.protocol import checkpoints
+from steps.protocol.events import EventTail
 from steps.protocol.rundir import TrainDir, read_json, write_json
+from steps.settings.config import Launcher
 
 WORD_S = 10.0
 """For the keeper to kill what did not end in its grace, and to write its last word."""

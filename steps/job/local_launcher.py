@@ -17,8 +17,8 @@ from pathlib import Path
 import steps
 from steps import machine
 from steps.job.agent import processes
-from steps.job.job import Job
 from steps.job.agent.agent import read_or_empty
+from steps.job.job import Job
 from steps.job.snapshot import JobSnapshot, snapshot_of_local
 from steps.protocol.rundir import storage_errors, write_json
 

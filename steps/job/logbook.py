@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from steps.protocol import checkpoints
 from steps.errors import JobError
 from steps.job import cancel, messages
 from steps.job import history as memory
@@ -15,6 +14,7 @@ from steps.job.classify import Failure
 from steps.job.history import Attempt, History, Verdict
 from steps.job.job import Job
 from steps.job.retry import GiveUp, resume_step
+from steps.protocol import checkpoints
 
 
 @dataclass(slots=True)

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from steps.errors import JobCancelled, JobError, JobPermanentError, JobRetriesExhausted, JobTimeout
-from steps.protocol.failure_record import FailureClass
 from steps.job.classify import Failure
 from steps.job.history import Verdict
 from steps.job.job import Job
 from steps.job.retry import GiveUp, Resubmit
+from steps.protocol.failure_class import FailureClass
 
 ADVICE: dict[FailureClass, str] = {
     FailureClass.USER: "mend what the traceback names; if the loss ran away, lower --learning-rate",

@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
-from steps.settings.config import Deadlines
-from steps.protocol.events import Event
-from steps.protocol.failure_record import FailureClass
 from steps.job.snapshot import Phase
+from steps.protocol.events import Event
+from steps.protocol.failure_class import FailureClass
+from steps.settings.config import Deadlines
 
 REMEMBERED_STEPS = 31
 """Step durations kept for the median: enough to ignore a slow one, few enough to follow a change of pace."""

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from steps.settings.config import Retry
-from steps.protocol.failure_record import FailureClass
 from steps.job.classify import PERMANENT
 from steps.job.history import Attempt, History
+from steps.protocol.failure_class import FailureClass
+from steps.settings.config import Retry
 
 NODE_FAILURES = 2
 """A node that failed this often is left out; with a broken accelerator, once is enough."""

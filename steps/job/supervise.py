@@ -13,9 +13,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from steps.settings.config import Settings
-from steps.protocol.events import Event
-from steps.protocol.failure_record import FailureClass
 from steps.job import cancel, messages
 from steps.job.accounting import account_of
 from steps.job.attempt import Ending, Watch
@@ -28,7 +25,10 @@ from steps.job.logbook import Logbook
 from steps.job.result import publish
 from steps.job.retry import GiveUp, Resubmit, decide, excluded_nodes, fewer_nodes
 from steps.job.snapshot import Phase, Reason
+from steps.protocol.events import Event
+from steps.protocol.failure_class import FailureClass
 from steps.protocol.rundir import write_json
+from steps.settings.config import Settings
 
 __all__ = ["Job", "JobResult", "Launcher", "supervise"]
 

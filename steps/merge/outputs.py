@@ -17,8 +17,8 @@ from typing import Any
 from steps import machine
 from steps.errors import ModelError
 from steps.merge import delta, stream
+from steps.merge.inputs import HEAD, INDEX, Base, read_adapter, read_base, read_object, tied_embedding
 from steps.protocol.safetensors_header import DTYPE_NAMES, StoredTensor, lay_out
-from steps.merge.inputs import (HEAD, INDEX, Base, read_adapter, read_base, read_object, tied_embedding)
 
 MAX_PROCESSES = 16
 SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.py", "LICENSE*", "NOTICE*", "USE_POLICY*")

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 from steps import machine
 from steps.errors import CheckpointError, StorageError
 from steps.merge.card import model_card
-from steps.merge.outputs import merge_folders
 from steps.merge.inputs import read_base
-from steps.protocol.records import (Adapter, BaseModel, MergedModel, digest_file, digest_of, identity_of)
-from steps.protocol.rundir import (RunDir, held_lock, new_directory, read_json, require_space, storage_errors, write_json)
+from steps.merge.outputs import merge_folders
+from steps.protocol.records import Adapter, BaseModel, MergedModel, digest_file, digest_of, identity_of
+from steps.protocol.rundir import RunDir, held_lock, new_directory, read_json, require_space, storage_errors, write_json
 
 if TYPE_CHECKING:
     from steps.settings.plan import Plan

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from steps.settings.cluster import Cluster
 from steps.preflight.finding import Finding, error, ok, warning
 from steps.preflight.question import ROLE, Answer, Question, rule
+from steps.settings.cluster import Cluster
 
 KUEUE = "kueue.x-k8s.io"
 CRD = "pytorchjobs.kubeflow.org"

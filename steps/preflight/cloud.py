@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
-from steps.settings.cluster import Cluster
-from steps.settings.instances import find_instance
 from steps.preflight.finding import Finding, error, ok, warning
 from steps.preflight.question import Answer
+from steps.settings.cluster import Cluster
+from steps.settings.instances import find_instance
 
 ALLOW = "allow sagemaker:DescribeCluster and sagemaker:ListClusterNodes"
 COMING_AND_GOING = frozenset({"Updating", "SystemUpdating", "RollingBack", "Creating"})

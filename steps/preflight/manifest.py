@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping
 from http import HTTPStatus
 from typing import Any
 
-from steps.settings.cluster import Cluster
 from steps.preflight.finding import Finding, error, ok, warning
 from steps.preflight.question import Answer, Question
-from steps.pytorchjob.pod_template import CONTAINER
 from steps.pytorchjob.manifest import LONGEST_NAME
+from steps.pytorchjob.pod_template import CONTAINER
+from steps.settings.cluster import Cluster
 
 DNS_LABEL = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 PART = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"

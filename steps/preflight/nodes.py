@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from steps.preflight.quantity import Amounts, amounts, asked_by, lacking, show
 from steps.preflight.finding import Finding, error, ok, warning
+from steps.preflight.quantity import Amounts, amounts, asked_by, lacking, show
 from steps.preflight.question import Answer, Question, condition, unread
 from steps.pytorchjob.pod_template import HEALTH, INSTANCE_TYPE
 

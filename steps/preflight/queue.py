@@ -9,11 +9,11 @@ from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from typing import Any
 
-from steps.settings.cluster import Cluster
-from steps.preflight.quantity import Amounts, amount, lacking
 from steps.preflight.finding import Finding, error, ok, warning
+from steps.preflight.quantity import Amounts, amount, lacking
 from steps.preflight.question import Answer, Question, condition, unread
 from steps.pytorchjob.pod_template import EFA
+from steps.settings.cluster import Cluster
 
 KUEUE = "kueue.x-k8s.io"
 GROUP = Question(f"/apis/{KUEUE}", resource=f"/apis/{KUEUE}")

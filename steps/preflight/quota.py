@@ -9,10 +9,10 @@ from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from typing import Any
 
-from steps.settings.cluster import Cluster
-from steps.preflight.quantity import Amounts, amounts, asked_by, lacking, times
 from steps.preflight.finding import Finding, error, ok, warning
+from steps.preflight.quantity import Amounts, amounts, asked_by, lacking, times
 from steps.preflight.question import Answer, Question, unread
+from steps.settings.cluster import Cluster
 
 OTHER_PODS = frozenset({"BestEffort", "NotTerminating"})
 """Scopes that our pods are not in: they have requests and a deadline."""

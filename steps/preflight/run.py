@@ -21,8 +21,7 @@ from kubernetes.client.rest import ApiException
 from urllib3.exceptions import HTTPError
 
 from steps.errors import ClusterError
-from steps.preflight import aws
-from steps.preflight import cloud, finding, queue, storage, survey
+from steps.preflight import aws, cloud, finding, queue, storage, survey
 from steps.preflight.finding import Finding
 from steps.preflight.question import Answer, Question
 from steps.preflight.survey import Target

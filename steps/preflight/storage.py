@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from steps.settings.cluster import Cluster
 from steps.preflight.finding import Finding, error, note, ok, warning
 from steps.preflight.question import Answer, Question, unread
 from steps.pytorchjob.pod_template import TOKEN_KEY
+from steps.settings.cluster import Cluster
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,17 +8,17 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-from steps.settings.config import Settings
-from steps.settings.instances import find_instance
-from steps.preflight import (access, finding, manifest, nodes, operator, queue, quota, storage)
-from steps.preflight.quantity import asked_by, times
+from steps.job.job import Job
+from steps.preflight import access, finding, manifest, nodes, operator, queue, quota, storage
 from steps.preflight.cloud import LOCAL, Datastore
 from steps.preflight.finding import Finding
+from steps.preflight.quantity import asked_by, times
 from steps.preflight.question import Answer, Question
-from steps.job.job import Job
+from steps.protocol.rundir import TrainDir
 from steps.pytorchjob.manifest import build
 from steps.pytorchjob.spec import Code, Request
-from steps.protocol.rundir import TrainDir
+from steps.settings.config import Settings
+from steps.settings.instances import find_instance
 
 AWAY = "api"
 """The check that fails when the API server does not answer at all."""

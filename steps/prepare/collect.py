@@ -18,17 +18,17 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from steps.settings.catalog import DatasetPreset
 from steps.errors import DataError
-from steps.settings.plan import Plan
 from steps.prepare.chat import conversations
 from steps.prepare.chat.conversations import Layout
 from steps.prepare.read.files import Row
-from steps.prepare.tokenize.samples import (SCORED_ANSWERS, TOO_LONG, Made, Recipe, SampleMaker, Text, Unusable)
 from steps.prepare.read.sources import Source
+from steps.prepare.tokenize.samples import SCORED_ANSWERS, TOO_LONG, Made, Recipe, SampleMaker, Text, Unusable
 from steps.prepare.tokenize.tokens import ChatTokenizer
 from steps.prepare.tokenize.words import ID_BYTES
 from steps.prepare.tokenize.workers import make_samples
+from steps.settings.catalog import DatasetPreset
+from steps.settings.plan import Plan
 
 logger = logging.getLogger(__name__)
 

@@ -16,17 +16,17 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from steps.protocol import prepared
 from steps.errors import StorageError
-from steps.settings.plan import Plan
 from steps.prepare import split
 from steps.prepare.collect import Positions, Progress, SampleReader, Samples, collect
 from steps.prepare.pack import Packing, count_steps, one_each, pack, run_order
 from steps.prepare.read.sources import Source, open_source
 from steps.prepare.tokenize.tokens import ChatTokenizer
 from steps.prepare.write import write_held_out, write_rows
+from steps.protocol import prepared
 from steps.protocol.records import BaseModel, PreparedData, digest_of, identity_of
 from steps.protocol.rundir import RunDir, new_directory, require_space, storage_errors, write_json
+from steps.settings.plan import Plan
 
 logger = logging.getLogger(__name__)
 

@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from steps.protocol.writer import Claim, take_claim
 from steps.errors import CheckpointError, StorageError
 from steps.protocol.records import digest_file
 from steps.protocol.rundir import read_json, storage_errors, sync_directory, sync_tree, write_json
+from steps.protocol.writer import Claim, take_claim
 
 __all__ = ["Claim", "take_claim"]  # used from here by the rooms
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from steps.errors import CheckpointError, ConfigError, DataError, LoraFlowError, ModelError, StorageError
-from steps.protocol.failure_class import FailureClass  # the class of a record; taken from here by the job room
+from steps.protocol.failure_class import FailureClass
 from steps.protocol.neuron_codes import NeuronCode, find_neuron_code
 from steps.protocol.rundir import write_json
 

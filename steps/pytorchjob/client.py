@@ -18,8 +18,8 @@ from kubernetes.client.rest import ApiException
 from urllib3.exceptions import HTTPError
 
 from steps.errors import ClusterError
-from steps.pytorchjob.connection import TIMEOUT_S, Link, lines_of
 from steps.pytorchjob.api_errors import Found, Missing, Unready
+from steps.pytorchjob.connection import TIMEOUT_S, Link, lines_of
 
 GROUP, VERSION, PLURAL = "kubeflow.org", "v1", "pytorchjobs"
 WATCH_S = 240

@@ -13,17 +13,25 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from steps.errors import ClusterError
-from steps.pytorchjob import manifest as pytorchjob
-from steps.pytorchjob.snapshot import (GONE_WITH_NODE, View, has_conditions, has_ended, index_of, is_suspended, snapshot_of_cluster)
-from steps.job.job import Job
 from steps.job.agent.agent import STOP
+from steps.job.job import Job
 from steps.job.local_launcher import tail
-from steps.pytorchjob.onlooker import Onlooker
-from steps.pytorchjob.manifest import LABEL
-from steps.pytorchjob.spec import Request
-from steps.pytorchjob.informer import Sight
 from steps.job.snapshot import JobSnapshot, Phase, Reason
 from steps.protocol.rundir import write_json
+from steps.pytorchjob import manifest as pytorchjob
+from steps.pytorchjob.informer import Sight
+from steps.pytorchjob.manifest import LABEL
+from steps.pytorchjob.onlooker import Onlooker
+from steps.pytorchjob.snapshot import (
+    GONE_WITH_NODE,
+    View,
+    has_conditions,
+    has_ended,
+    index_of,
+    is_suspended,
+    snapshot_of_cluster,
+)
+from steps.pytorchjob.spec import Request
 
 if TYPE_CHECKING:
     from steps.pytorchjob.client import Kube

@@ -13,8 +13,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from steps.pytorchjob import pod_template
 from steps.job.job import Job
+from steps.pytorchjob import pod_template
 from steps.pytorchjob.spec import Request
 
 API_VERSION, KIND = "kubeflow.org/v1", "PyTorchJob"
@@ -44,7 +44,9 @@ def build(request: Request, job: Job, attempt: int, *, exclude_nodes: Sequence[s
     worker = {
         "replicas": job.nodes,
         "restartPolicy": "OnFailure" if cluster.recovery == "hyperpod" else "Never",
-        "template": pod_template.template(request, job, attempt, name=metadata["name"], labels=labels, exclude=exclude_nodes),
+        "template": pod_template.template(
+            request, job, attempt, name=metadata["name"], labels=labels, exclude=exclude_nodes
+        ),
     }
     spec = {
         "nprocPerNode": str(job.processes),

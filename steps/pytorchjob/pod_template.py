@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from steps.settings.cluster import Cluster, Volume
-from steps.settings.instances import Instance, find_instance
 from steps.job.job import Job
 from steps.pytorchjob.spec import Request
+from steps.settings.cluster import Cluster, Volume
+from steps.settings.instances import Instance, find_instance
 
 CONTAINER = "pytorch"
 """The operator looks for exactly this name."""
@@ -69,7 +69,12 @@ def _container(request: Request, job: Job, attempt: int, name: str) -> dict[str,
         "image": cluster.image,
         "imagePullPolicy": cluster.image_pull_policy,
         "command": ["python", "-u", "-c", bootstrap],
-        "args": [request.code.path, request.code.sha256, "steps.job.agent.pod_main", *_arguments(request, job, attempt)],
+        "args": [
+            request.code.path,
+            request.code.sha256,
+            "steps.job.agent.pod_main",
+            *_arguments(request, job, attempt),
+        ],
         "env": _environment(request, job, name),
         "resources": _resources(cluster),
         "terminationMessagePolicy": "FallbackToLogsOnError",

@@ -23,9 +23,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from steps.job.snapshot import REASONS, JobSnapshot, Phase, Reason, WorkerState, reason_of
 from steps.protocol.events import PREFIX
 from steps.protocol.failure_record import parse_record
-from steps.job.snapshot import (REASONS, JobSnapshot, Phase, Reason, WorkerState, reason_of)
 
 CONTAINER = "pytorch"
 INDEX = "training.kubeflow.org/replica-index"

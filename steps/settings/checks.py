@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from steps.errors import ConfigError, Problem
 from steps.settings.catalog import ALL_LINEAR, find_path
 from steps.settings.cluster import hidden_paths
-from steps.errors import ConfigError, Problem
 from steps.settings.options import AUTO, Options
 from steps.settings.plan import Plan
 from steps.settings.section import suggest

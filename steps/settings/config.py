@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from steps.settings.cluster import Cluster, cluster_problems
 from steps.errors import ConfigError
+from steps.settings.cluster import Cluster, cluster_problems
 from steps.settings.options import Options
 from steps.settings.section import Section, validate
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from steps.settings.catalog import DatasetPreset, ModelPreset, find_dataset, find_model, find_path
-from steps.settings.config import Settings
-from steps.settings.checks import contradictions
 from steps.errors import ConfigError, Problem
+from steps.settings.catalog import DatasetPreset, ModelPreset, find_dataset, find_model, find_path
+from steps.settings.checks import contradictions
+from steps.settings.config import Settings
 from steps.settings.instances import find_instance
 from steps.settings.options import AUTO, Options, Precision
 from steps.settings.plan import LoraSettings, Plan

@@ -13,10 +13,10 @@ from typing import Any, Literal
 from pydantic import Field
 
 from steps.errors import ConfigError, Problem, StorageError
-from steps.settings.options import Precision, Quantization, Scheduler, Sharding
-from steps.settings.plan import LoraSettings
 from steps.protocol.prepared import verify
 from steps.protocol.rundir import TrainDir, read_json
+from steps.settings.options import Precision, Quantization, Scheduler, Sharding
+from steps.settings.plan import LoraSettings
 from steps.settings.section import Section, validate
 
 SCHEMA = "hyperpod-lora/train-spec/1"

@@ -11,10 +11,10 @@ from typing import Any
 
 from steps.errors import CheckpointError, ConfigError, Problem
 from steps.protocol.events import Event, EventTail
-from steps.settings.plan import LoraSettings, Plan
 from steps.protocol.prepared import verify
-from steps.protocol.records import (Adapter, BaseModel, PreparedData, digest_file, digest_of, identity_of)
+from steps.protocol.records import Adapter, BaseModel, PreparedData, digest_file, digest_of, identity_of
 from steps.protocol.rundir import RunDir, TrainDir, read_json
+from steps.settings.plan import LoraSettings, Plan
 from steps.train.neuron.planning import plan as neuron_plan
 from steps.train.neuron.planning.refusals import check_training
 from steps.train.spec import TrainSpec

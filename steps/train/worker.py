@@ -22,12 +22,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from steps.errors import CheckpointError, LoraFlowError, StorageError
+from steps.machine import quiet_threads
 from steps.protocol import checkpoints
 from steps.protocol.checkpoints import Checkpoint, Claim
-from steps.errors import CheckpointError, LoraFlowError, StorageError
 from steps.protocol.events import EventWriter
 from steps.protocol.failure_record import EXIT_OK, EXIT_STOPPED, record_of, write_record
-from steps.machine import quiet_threads
 from steps.protocol.records import digest_file
 from steps.protocol.rundir import storage_errors, sync_tree, write_json
 from steps.train.loop.callbacks import Callbacks

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from fake_hub import SMALL, FakeHub
 
-from steps.base.sources.source.random import write_tiny
+from steps.base.sources.random import write_tiny
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 
 from steps.base.inspect import inspect
-from steps.base.sources.source.weights import Tensor, read_header, round_to_bf16, write_file
+from steps.base.sources.weights import Tensor, read_header, round_to_bf16, write_file
 from steps.errors import ModelError
 
 

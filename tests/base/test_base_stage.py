@@ -14,11 +14,11 @@ import pytest
 from fake_hub import COMMIT, SMALL, FakeHub
 
 from steps.base import stage
-from steps.base.sources.source.source import find_source
-from steps.base.sources.source.random import write_tiny
-from steps.settings.catalog import ModelPreset, RandomModel, Wheel, find_model
+from steps.base.sources.random import write_tiny
+from steps.base.sources.source import find_source
 from steps.errors import ModelError, StorageError
 from steps.protocol.records import BaseModel, digest_file
+from steps.settings.catalog import ModelPreset, RandomModel, Wheel, find_model
 
 TINY = ModelPreset(name="tiny", random=SMALL)
 

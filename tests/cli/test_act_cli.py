@@ -13,15 +13,15 @@ import yaml
 from click.testing import CliRunner, Result
 from cluster_objects import FakeCluster, make_job, make_pod
 
-from steps.protocol.checkpoints import Claim, checkpoint_path, commit
 from steps.cli.cancel import cancel_jobs, kept_in, wait_for_job, wait_until_heard
+from steps.cli.cluster_jobs import see_all
 from steps.cli.main import main
 from steps.cli.retry import forgive
-from steps.cli.cluster_jobs import see_all
 from steps.errors import ClusterError, StorageError
 from steps.job import history as memory
 from steps.job.cancel import ask, forget, is_asked
 from steps.job.history import Attempt, History, Verdict
+from steps.protocol.checkpoints import Claim, checkpoint_path, commit
 from steps.protocol.rundir import TrainDir, held_lock
 
 

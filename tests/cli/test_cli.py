@@ -14,14 +14,14 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from steps.settings.catalog import project_root
-from steps.protocol.checkpoints import Claim, checkpoint_path, commit
 from steps.cli.main import ELSEWHERE, Words, main, remove
 from steps.cli.run_folders import find_run, run_folders, storage_root, story
 from steps.errors import StorageError
-from steps.job.lease import HOLDER
 from steps.job.agent.processes import MARKER, identify, marker_of
+from steps.job.lease import HOLDER
+from steps.protocol.checkpoints import Claim, checkpoint_path, commit
 from steps.protocol.rundir import TrainDir, write_json
+from steps.settings.catalog import project_root
 
 
 def call(*words: str | Path) -> Result:

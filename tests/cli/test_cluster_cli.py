@@ -13,8 +13,8 @@ from metaflow import metaflow_config
 
 from steps.cli.main import Commands
 from steps.cli.preflight import cluster_settings, preflight
-from steps.flow.metaflow_internals import metaflow_datastore
 from steps.errors import ConfigError
+from steps.flow.metaflow_internals import metaflow_datastore
 
 CLUSTER = {"namespace": "team", "image": "r.io/lora:1", "steps": {"enabled": False}}
 

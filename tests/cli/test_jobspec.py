@@ -17,18 +17,18 @@ import yaml
 from click.testing import CliRunner
 from sample_records import BASE, plan_of, prepared_of
 
-from steps.flow import launchers
-from steps.cli.manifest_text import archive_sources, by_hand, text_of
 from steps.cli.main import main
+from steps.cli.manifest_text import archive_sources, by_hand, text_of
 from steps.errors import ConfigError, StorageError
+from steps.flow import launchers
 from steps.flow.training import Inputs, read_inputs
 from steps.job import history as memory
-from steps.pytorchjob import manifest as pytorchjob
-from steps.job.history import Attempt, Verdict
 from steps.job.agent.agent import DETACHED
+from steps.job.history import Attempt, Verdict
 from steps.protocol.prepared import DATA_FILES, MANIFEST, digest_files, sealed
 from steps.protocol.records import digest_of
 from steps.protocol.rundir import RunDir, held_lock, read_json, write_json
+from steps.pytorchjob import manifest as pytorchjob
 
 SCHEMA = Path(__file__).parents[1] / "job" / "pytorchjob-1.7.0.json"
 """The operator's own."""

@@ -14,11 +14,11 @@ import yaml
 from click.testing import CliRunner, Result
 from cluster_objects import BORN_S, FakeCluster, event_lines, make_job, make_pod, visible
 
+from steps.cli.cluster_jobs import SeenJob, see_all
+from steps.cli.log_source import follow_file, follow_pods, worded
 from steps.cli.look import cluster_log, cluster_status
 from steps.cli.main import main
 from steps.cli.place import Place, look
-from steps.cli.log_source import follow_file, follow_pods, worded
-from steps.cli.cluster_jobs import SeenJob, see_all
 from steps.errors import ClusterError, StorageError
 from steps.protocol.events import PREFIX, Event
 from steps.protocol.rundir import TrainDir

@@ -16,10 +16,10 @@ import yaml
 from kubernetes import config
 from kubernetes.client import ApiClient
 
-from steps.settings.config import Settings, parse_settings
 from steps.preflight.finding import Finding
-from steps.preflight.survey import Target
 from steps.preflight.run import findings
+from steps.preflight.survey import Target
+from steps.settings.config import Settings, parse_settings
 
 PROJECT = Path(__file__).resolve().parents[2]
 EXAMPLE = "hyperpod-ns-research"

@@ -22,18 +22,18 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "job")]
 
-from steps.flow import launchers, neuron_jobs  # noqa: E402
-from steps.settings.config import Settings, parse_options, parse_settings  # noqa: E402
 from steps.errors import LoraFlowError  # noqa: E402
-from steps.protocol.events import Event  # noqa: E402
-from steps.pytorchjob import pod_template  # noqa: E402
-from steps.job.job import Job  # noqa: E402
-from steps.pytorchjob.spec import Code  # noqa: E402
-from steps.job.supervise import supervise  # noqa: E402
 from steps.export.compile import CompileRequest  # noqa: E402
-from steps.settings.resolve import resolve  # noqa: E402
+from steps.flow import launchers, neuron_jobs  # noqa: E402
+from steps.job.job import Job  # noqa: E402
+from steps.job.supervise import supervise  # noqa: E402
+from steps.protocol.events import Event  # noqa: E402
 from steps.protocol.records import BaseModel, PreparedData  # noqa: E402
 from steps.protocol.rundir import RunDir, TrainDir, read_json, write_json  # noqa: E402
+from steps.pytorchjob import pod_template  # noqa: E402
+from steps.pytorchjob.spec import Code  # noqa: E402
+from steps.settings.config import Settings, parse_options, parse_settings  # noqa: E402
+from steps.settings.resolve import resolve  # noqa: E402
 
 
 def archive_code(folder: Path) -> Code:
@@ -119,7 +119,9 @@ def main(argv: list[str]) -> int:
     """Supervise to the end; 0 with a result, 3 when this supervisor gave up."""
     os.umask(0)  # the pods run as another user
     plan = read_json(Path(argv[0]))
-    pod_template.CONTAINER = plan.get("container_name", pod_template.CONTAINER)  # another name, which the operator ignores in silence
+    pod_template.CONTAINER = plan.get(
+        "container_name", pod_template.CONTAINER
+    )  # another name, which the operator ignores in silence
     settings = parse_settings(plan["settings"])
     if "training" in plan and not (Path(plan["folder"]) / "inputs.json").exists():
         prepare_training(plan, settings)

@@ -21,18 +21,18 @@ import pytest
 import yaml
 from supervise_on_cluster import archive_code
 
-from steps.flow import launchers
 from steps.base import stage as base_stage
-from steps.settings.config import Settings, parse_options, parse_settings
+from steps.flow import launchers
 from steps.flow.training import Inputs
-from steps.pytorchjob import manifest as pytorchjob
 from steps.job.job import Job
 from steps.job.lease import Lease
-from steps.pytorchjob.spec import Code
 from steps.job.supervise import supervise
 from steps.prepare import stage as prepare_stage
-from steps.settings.resolve import resolve
 from steps.protocol.rundir import RunDir, write_json
+from steps.pytorchjob import manifest as pytorchjob
+from steps.pytorchjob.spec import Code
+from steps.settings.config import Settings, parse_options, parse_settings
+from steps.settings.resolve import resolve
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 ROOT = Path(__file__).resolve().parents[2]

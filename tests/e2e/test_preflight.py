@@ -30,9 +30,9 @@ from preflight_cluster import (
 )
 
 from steps.errors import ClusterError
+from steps.preflight.run import findings, require
 from steps.preflight.survey import Target
 from steps.pytorchjob.connection import load_client
-from steps.preflight.run import findings, require
 
 pytestmark = pytest.mark.cluster
 QUEUE_ONLY = frozenset({"localqueues", "workloads", "clusterqueues", "resourceflavors", "workloadpriorityclasses"})

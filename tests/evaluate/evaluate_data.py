@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from steps.base.sources.source.random import write_tiny
-from steps.settings.catalog import RandomModel
+from steps.base.sources.random import write_tiny
 from steps.evaluate.measure import load_model
-from steps.protocol.prepared import (HELD_OUT, MANIFEST, ORDER, ROWS, VALIDATION, digest_files)
+from steps.protocol.prepared import HELD_OUT, MANIFEST, ORDER, ROWS, VALIDATION, digest_files
 from steps.protocol.records import Adapter, BaseModel, MergedModel, PreparedData, digest_of
+from steps.settings.catalog import RandomModel
 
 PREFIX = list(range(40, 60))
 """What a chat template and an instruction are to real prompts: the beginning that all of them share."""

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from evaluate_data import adapter_record, base_record, merged_record, write_model, write_prepared
 
-from steps.settings.config import parse_options, parse_settings
 from steps.errors import DataError, ModelError
 from steps.evaluate.stage import evaluate, judge, read_samples
-from steps.settings.resolve import resolve
 from steps.protocol.records import PreparedData, Report
 from steps.protocol.rundir import RunDir
+from steps.settings.config import parse_options, parse_settings
+from steps.settings.resolve import resolve
 
 ANSWERS = ['{"item": "apple", "quantity": 3}', '{"item": "pear", "quantity": 5}', '{"item": "fig", "quantity": 1}']
 

@@ -9,8 +9,8 @@ import pytest
 from evaluate_data import write_model
 
 from steps.errors import ModelError
-from steps.evaluate.measure import load_model
 from steps.evaluate.chat import PLAIN_TEMPLATE, answer
+from steps.evaluate.measure import load_model
 from steps.prepare.chat.template import FALLBACK
 
 
@@ -93,7 +93,7 @@ def test_damaged_adapter_weights_are_named(adapter: Path, tiny: Path, tmp_path: 
 
 
 def test_an_adapter_of_another_base_is_refused(adapter: Path, tmp_path: Path) -> None:
-    from steps.base.sources.source.random import write_tiny
+    from steps.base.sources.random import write_tiny
     from steps.settings.catalog import RandomModel
 
     write_tiny(tmp_path / "wide", RandomModel(hidden_size=128))

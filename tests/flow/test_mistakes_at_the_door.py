@@ -20,7 +20,7 @@ from test_mistakes import LLAMA, ON_NEURON, PARAMETERS, SETTINGS, TOGETHER, UNFI
 from test_mistakes_in_files import ADAPTERS, DATA, MODELS, OTHER, PAIR, lines
 from test_mistakes_in_files import SMALL as SMALL_MODEL
 
-from steps.base.sources.source.random import write_tiny
+from steps.base.sources.random import write_tiny
 from steps.settings.catalog import RandomModel
 
 pytestmark = pytest.mark.timeout(300)

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from steps.job.job import Job
+from steps.job.snapshot import JobSnapshot, Phase, Reason, WorkerState
 from steps.protocol.checkpoints import Claim, checkpoint_path, commit
 from steps.protocol.events import EventWriter
 from steps.protocol.failure_record import FailureRecord, write_record
-from steps.job.job import Job
-from steps.job.snapshot import JobSnapshot, Phase, Reason, WorkerState
 from steps.protocol.rundir import TrainDir
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from steps.settings.config import Settings, parse_settings
 from steps.preflight import queue, survey
 from steps.preflight.cloud import Datastore
 from steps.preflight.finding import Finding
 from steps.preflight.question import Answer
 from steps.preflight.survey import Target
+from steps.settings.config import Settings, parse_settings
 
 SPACE = "hyperpod-ns-research"
 ACCOUNT = f"system:serviceaccount:{SPACE}:hyperpod-lora"

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steps.protocol.events import KINDS, Event
 from steps.job.goodput import PIECES, Span, account
+from steps.protocol.events import KINDS, Event
 
 
 def events(*told: tuple[float, str, int]) -> list[Event]:

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from steps.job.snapshot import JobSnapshot, Phase, Reason
 from steps.protocol.events import PREFIX
 from steps.protocol.failure_record import FailureRecord
 from steps.pytorchjob.snapshot import View, has_conditions, is_hopeless, snapshot_of_cluster
-from steps.job.snapshot import JobSnapshot, Phase, Reason
 
 BEGUN, ENDED = "2026-11-26T01:00:00Z", "2026-11-26T01:00:10Z"
 ENDED_S = 1795654810.0

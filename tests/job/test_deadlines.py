@@ -6,10 +6,21 @@ from typing import Any
 
 import pytest
 
-from steps.settings.config import Deadlines
-from steps.protocol.events import KINDS, Event
-from steps.job.progress import (AFTER, REMEMBERED_STEPS, Passed, Progress, Work, advance, begin, limit_s, observe_phase, passed_deadline)
+from steps.job.progress import (
+    AFTER,
+    REMEMBERED_STEPS,
+    Passed,
+    Progress,
+    Work,
+    advance,
+    begin,
+    limit_s,
+    observe_phase,
+    passed_deadline,
+)
 from steps.job.snapshot import Phase
+from steps.protocol.events import KINDS, Event
+from steps.settings.config import Deadlines
 
 LIMITS = Deadlines(
     queue_s=1, startup_s=2, model_load_s=3, first_step_s=4, step_gap_s=50, step_gap_factor=10, checkpoint_s=6,

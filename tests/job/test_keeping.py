@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 from job_fakes import Attempt, FakeClock, make_job
 
-from steps.settings.config import Launcher
 from steps.errors import StorageError
-from steps.job.agent import processes
 from steps.job.accounting import account_of
+from steps.job.agent import processes
+from steps.job.agent.agent import oom_kills, ranks_of_log, read_or_empty
 from steps.job.history import Attempt as Told
 from steps.job.history import History, Verdict, save
-from steps.job.agent.agent import oom_kills, ranks_of_log, read_or_empty
 from steps.job.local_jobs import describe, is_watched, running_jobs, size_of
 from steps.job.result import publish, result_damage
+from steps.settings.config import Launcher
 
 
 def torchrun_event(rank: int | None, code: int | None) -> str:

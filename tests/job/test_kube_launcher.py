@@ -11,14 +11,14 @@ import pytest
 from test_cluster_status import disrupted, job, pod, terminated, unscheduled
 from test_sight import Listed
 
-from steps.flow import launchers
-from steps.settings.config import parse_settings
 from steps.errors import ClusterError, ClusterForbidden
+from steps.flow import launchers
 from steps.job.job import Job
-from steps.pytorchjob.launcher import KubeLauncher
-from steps.pytorchjob.spec import Code
 from steps.job.snapshot import Phase, Reason
 from steps.protocol.rundir import TrainDir
+from steps.pytorchjob.launcher import KubeLauncher
+from steps.pytorchjob.spec import Code
+from steps.settings.config import parse_settings
 
 
 @dataclass

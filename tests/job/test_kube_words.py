@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from steps.errors import ClusterError, ClusterForbidden
-from steps.pytorchjob.api_errors import (LONGEST_MESSAGE, Found, Missing, Unready, delay_s, may_pass, refused)
+from steps.pytorchjob.api_errors import LONGEST_MESSAGE, Found, Missing, Unready, delay_s, may_pass, refused
 
 ANSWERS: dict[str, tuple[str, int, str, type[ClusterError], str]] = {
     "not there": ("get pytorchjob a", 404, '{"message": "a not found"}', Missing, "in namespace ns: a not found"),

@@ -18,16 +18,16 @@ from typing import Any
 import psutil
 import pytest
 
-from steps.settings.config import Settings
 from steps.errors import JobCancelled, JobRetriesExhausted
-from steps.protocol.events import Event
 from steps.job.agent import processes
 from steps.job.job import Job
 from steps.job.local_jobs import cancel_running, describe, end_running, running_jobs, train_directories
 from steps.job.local_launcher import LocalLauncher
 from steps.job.snapshot import Phase, Reason
 from steps.job.supervise import supervise
+from steps.protocol.events import Event
 from steps.protocol.rundir import TrainDir, read_json
+from steps.settings.config import Settings
 
 HERE = Path(__file__).parent
 SETTINGS = {"retry": {"delay_s": 0.0}, "deadlines": {"grace_s": 5.0}}

@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 
+from steps.job.agent.pod_main import Node, claim_folder, last_words, recreated, unresolved, wait_for_name
 from steps.protocol.events import PREFIX
 from steps.protocol.failure_record import FailureRecord, parse_record, write_record
 from steps.pytorchjob import pod_template
-from steps.job.agent.pod_main import (Node, claim_folder, last_words, recreated, unresolved, wait_for_name)
 
 PROJECT = Path(__file__).resolve().parents[2]
 NODE = Node(1, "j-worker-1", "uid-2", "node-7", "j-worker-0", 23456)

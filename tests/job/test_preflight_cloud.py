@@ -13,8 +13,7 @@ import pytest
 from botocore.exceptions import EndpointConnectionError, NoCredentialsError
 from botocore.stub import Stubber
 
-from steps.preflight import aws
-from steps.preflight import cloud, storage, survey
+from steps.preflight import aws, cloud, storage, survey
 from steps.preflight.cloud import Datastore
 from steps.preflight.finding import Finding
 from steps.preflight.question import Answer

@@ -6,8 +6,8 @@ from decimal import Decimal
 
 import pytest
 
+from steps.preflight.finding import error, errors, note, ok, table, warning
 from steps.preflight.quantity import amount, asked_by, lacking, show
-from steps.preflight.finding import (error, errors, note, ok, table, warning)
 from steps.preflight.question import Answer, Question, unread
 
 FOUND = [ok("api", "Kubernetes v1.32"), warning("quota", "no room now", "wait"), error("claim", "none", "make it")]

@@ -13,12 +13,12 @@ import pytest
 import yaml
 
 from steps.flow import launchers
-from steps.settings.config import Settings, parse_settings
-from steps.pytorchjob import pod_template
 from steps.job.job import Job
+from steps.protocol.rundir import TrainDir
+from steps.pytorchjob import pod_template
 from steps.pytorchjob.manifest import LONGEST_NAME, build, label_value, name_of
 from steps.pytorchjob.spec import Code
-from steps.protocol.rundir import TrainDir
+from steps.settings.config import Settings, parse_settings
 
 HERE = Path(__file__).parent
 GOLDEN = HERE / "golden"

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steps.settings.config import Retry
-from steps.protocol.failure_record import FailureClass
 from steps.job.history import Attempt, History, Verdict
 from steps.job.retry import GiveUp, Resubmit, attempts_without_progress, decide, excluded_nodes
+from steps.protocol.failure_class import FailureClass
+from steps.settings.config import Retry
 
 POLICY = Retry(max_attempts=6, max_without_progress=3, delay_s=5, delay_factor=2, max_delay_s=15)
 

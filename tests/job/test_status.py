@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from steps.job.snapshot import (JobSnapshot, Phase, Reason, WorkerState, reason_of, signal_name, snapshot_of_local)
+from steps.job.snapshot import JobSnapshot, Phase, Reason, WorkerState, reason_of, signal_name, snapshot_of_local
 
 FOUND: dict[str, Any] = {
     "created": True, "keeper_alive": True, "rebooted": False, "exit": None, "pids": {}, "processes": 2, "remaining": 3

@@ -12,13 +12,13 @@ import pytest
 from filelock import FileLock
 from job_fakes import Attempt, FakeClock, Script, ScriptedLauncher, make_job
 
-from steps.settings.config import Settings
 from steps.errors import JobCancelled, JobError, JobPermanentError, JobRetriesExhausted, JobTimeout, StorageError
 from steps.job import cancel
 from steps.job.job import Job
 from steps.job.snapshot import JobSnapshot, Phase
 from steps.job.supervise import JobResult, supervise
 from steps.protocol.rundir import read_json
+from steps.settings.config import Settings
 
 
 class Stage:

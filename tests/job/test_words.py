@@ -8,11 +8,11 @@ import pytest
 from job_fakes import make_job
 
 from steps.errors import JobPermanentError, JobRetriesExhausted, JobTimeout
-from steps.protocol.failure_record import FailureClass
 from steps.job import messages
 from steps.job.classify import Failure
 from steps.job.history import Verdict
 from steps.job.retry import GiveUp, Resubmit
+from steps.protocol.failure_class import FailureClass
 
 
 @pytest.mark.parametrize("kind", list(FailureClass))

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from steps.settings.config import Settings, parse_options
 from steps.merge import stage
-from steps.settings.plan import Plan
-from steps.settings.resolve import resolve
 from steps.protocol.records import Adapter, BaseModel, MergedModel, digest_file, digest_of
 from steps.protocol.rundir import RunDir
+from steps.settings.config import Settings, parse_options
+from steps.settings.plan import Plan
+from steps.settings.resolve import resolve
 
 LINEAGE: dict[str, Any] = {"run": "LoraFlow/7", "data": {"name": "orders", "digest": "d" * 64}}
 

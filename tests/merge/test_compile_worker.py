@@ -11,18 +11,18 @@ from typing import Any
 import pytest
 from merge_records import plan
 
-from steps.settings.config import Settings
 from steps.errors import ConfigError
-from steps.protocol.events import EventTail
-from steps.protocol.failure_record import read_records
-from steps.job.job import Job
-from steps.job.result import result_damage
 from steps.export import worker
 from steps.export.compile import CompiledModel
 from steps.flow.neuron_jobs import check_inference, compile_job, compile_merged, describe, request_of
-from steps.settings.plan import Plan
+from steps.job.job import Job
+from steps.job.result import result_damage
+from steps.protocol.events import EventTail
+from steps.protocol.failure_record import read_records
 from steps.protocol.records import MergedModel
 from steps.protocol.rundir import RunDir, TrainDir, read_json
+from steps.settings.config import Settings
+from steps.settings.plan import Plan
 
 CONFIG = {"model_type": "llama", "dtype": "bfloat16", "num_attention_heads": 32, "max_position_embeddings": 131072}
 SERVED = {"enabled": True, "batch_size": 4, "tensor_parallel": 8, "instance_type": "trn1.32xlarge"}

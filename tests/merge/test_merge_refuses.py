@@ -15,9 +15,9 @@ from merge_records import merge
 
 from steps.errors import CheckpointError, ModelError
 from steps.merge.delta import changes_of
+from steps.merge.inputs import ADAPTER_CONFIG, ADAPTER_WEIGHTS, INDEX
 from steps.merge.outputs import merge_folders
 from steps.protocol.safetensors_header import lay_out
-from steps.merge.inputs import ADAPTER_CONFIG, ADAPTER_WEIGHTS, INDEX
 from tests.merge.conftest import Workshop
 
 LORA: dict[str, Any] = {"peft_type": "LORA", "r": 2, "lora_alpha": 4}

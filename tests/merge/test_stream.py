@@ -9,8 +9,8 @@ import pytest
 
 from steps.errors import StorageError
 from steps.merge import stream
-from steps.protocol.safetensors_header import StoredTensor
 from steps.merge.stream import Task, Worker
+from steps.protocol.safetensors_header import StoredTensor
 
 
 class DiesAtWork(Worker):

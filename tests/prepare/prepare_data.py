@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from steps.settings import resolve
 from steps.protocol import records
+from steps.protocol.rundir import RunDir
+from steps.settings import resolve
 from steps.settings.config import Settings
 from steps.settings.options import Options
 from steps.settings.plan import Plan
-from steps.protocol.rundir import RunDir
 
 TEMPLATE = (
     "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nBe helpful.<|im_end|>\n{% endif %}"

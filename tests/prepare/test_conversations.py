@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from steps.errors import DataError
-from steps.prepare.chat.conversations import (FORMS, Layout, Skip, Turn, detect_score, find_layout, to_conversation)
+from steps.prepare.chat.conversations import FORMS, Layout, Skip, Turn, detect_score, find_layout, to_conversation
 
 U, A, S = "user", "assistant", "system"
 

@@ -9,11 +9,11 @@ from prepare_data import PlanMaker, questions, write_lines
 from small_disk import PAGE, disk_of
 
 from steps.errors import StorageError
-from steps.settings.plan import Plan
 from steps.prepare import stage
 from steps.prepare.stage import prepare
 from steps.protocol.records import BaseModel
 from steps.protocol.rundir import RunDir
+from steps.settings.plan import Plan
 
 
 def test_a_disk_that_fills_anywhere_leaves_nothing_and_says_so(

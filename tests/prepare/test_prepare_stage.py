@@ -13,13 +13,13 @@ import pytest
 from prepare_data import PlanMaker, base_at, questions, write_lines, write_tokenizer
 from tokenizers import Tokenizer
 
-from steps.protocol import prepared
-from steps.settings.config import parse_settings
 from steps.errors import DataError
 from steps.prepare.stage import prepare
+from steps.protocol import prepared
 from steps.protocol.prepared import PreparedRows
 from steps.protocol.records import BaseModel, PreparedData
 from steps.protocol.rundir import RunDir
+from steps.settings.config import parse_settings
 
 
 def opened(record: PreparedData) -> PreparedRows:

@@ -11,11 +11,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from prepare_data import questions, write_lines
 
-from steps.settings.catalog import DatasetPreset
 from steps.errors import DataError
 from steps.prepare.read import orders
 from steps.prepare.read.files import READERS, Row, read_rows
 from steps.prepare.read.sources import open_source
+from steps.settings.catalog import DatasetPreset
 
 ROWS = [{"question": "Wie spät, “bitte”?", "answer": "zwei\nUhr"}, {"question": "b,c", "answer": 'say "d"'}]
 

@@ -31,8 +31,8 @@ from clean_environment import hear_interrupts  # noqa: E402
 from soak_checks import Kill, Watched, count, newest_attempt, recovery_told, steps_are_consistent  # noqa: E402
 from soak_training import STEP_GAP_S, prepare  # noqa: E402
 
-from steps.protocol import checkpoints  # noqa: E402
 from steps.job.agent.processes import find_marked, send  # noqa: E402
+from steps.protocol import checkpoints  # noqa: E402
 from steps.protocol.rundir import TrainDir, read_json  # noqa: E402
 
 PROGRAM = Path(__file__).with_name("soak_training.py")

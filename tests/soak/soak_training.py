@@ -13,15 +13,15 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from steps.base import stage as base_stage
-from steps.settings.config import parse_options, parse_settings
 from steps.errors import JobError
 from steps.job.local_launcher import LocalLauncher
 from steps.job.supervise import Job, supervise
-from steps.settings.plan import Plan
 from steps.prepare import stage as prepare_stage
-from steps.settings.resolve import resolve
 from steps.protocol.records import BaseModel, PreparedData
 from steps.protocol.rundir import RunDir, read_json, write_json
+from steps.settings.config import parse_options, parse_settings
+from steps.settings.plan import Plan
+from steps.settings.resolve import resolve
 from steps.train import stage as train_stage
 
 STEP_GAP_S = 20.0

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from steps.errors import LoraFlowError
 from steps.protocol.prepared import IGNORED_LABEL, PreparedRow
+from steps.train.loop.rows import collate, without_first_targets
 from steps.train.neuron.batch import device_seed, fix_shape
 from steps.train.neuron.replicas import Copies, ReplicaError, require_equal, require_rate
-from steps.train.loop.rows import collate, without_first_targets
 
 LENGTH = 24
 

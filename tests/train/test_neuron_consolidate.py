@@ -12,7 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from steps.errors import CheckpointError, StorageError
-from steps.train.neuron.consolidate import (ADAPTER, CONFIG, SHAPE, AdapterShape, consolidate, consolidate_checkpoint, head_order, main, shard_name)
+from steps.train.neuron.consolidate import (
+    ADAPTER,
+    CONFIG,
+    SHAPE,
+    AdapterShape,
+    consolidate,
+    consolidate_checkpoint,
+    head_order,
+    main,
+    shard_name,
+)
 
 RANK, HEAD, WIDTH = 2, 3, 8
 LAYER = "base_model.model.model.layers.0"

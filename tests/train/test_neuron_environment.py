@@ -9,7 +9,7 @@ import pytest
 from test_neuron_layout import make_spec
 
 from steps.errors import StorageError
-from steps.train.neuron.cache import (DONE, copy_missing, count_graphs, fetch_graphs, finished_graphs, keep_graphs, main)
+from steps.train.neuron.cache import DONE, copy_missing, count_graphs, fetch_graphs, finished_graphs, keep_graphs, main
 from steps.train.neuron.planning.environment import neuron_environment
 from steps.train.neuron.precompile import precompile_spec
 

@@ -8,7 +8,7 @@ import pytest
 
 from steps.errors import ConfigError
 from steps.settings.instances import INSTANCES
-from steps.train.neuron.planning.layout import (Asked, Layout, choose_layout, has_fused_qkv, weight_bytes, why_not_split)
+from steps.train.neuron.planning.layout import Asked, Layout, choose_layout, has_fused_qkv, weight_bytes, why_not_split
 from steps.train.neuron.planning.refusals import attention_of, check_sequence_parallel, check_training, linear_targets
 from steps.train.spec import TrainSpec
 

@@ -16,9 +16,9 @@ import pytest
 import yaml
 
 from steps.cli.manifest_text import planned
-from steps.settings.config import parse_options, parse_settings
 from steps.errors import ConfigError
 from steps.pytorchjob import manifest as pytorchjob
+from steps.settings.config import parse_options, parse_settings
 from steps.settings.plan import Plan
 from steps.settings.resolve import resolve
 from steps.train.neuron.planning.environment import neuron_environment

@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 from test_neuron_layout import make_spec
 
-from steps.settings.config import Settings
-from steps.protocol.events import EventTail
-from steps.protocol.failure_record import read_records
+from steps.flow.neuron_jobs import patient, precompile, precompile_job
 from steps.job.job import Job
 from steps.job.result import publish, result_damage
-from steps.flow.neuron_jobs import patient, precompile, precompile_job
+from steps.protocol.events import EventTail
+from steps.protocol.failure_record import read_records
 from steps.protocol.rundir import TrainDir, read_json
+from steps.settings.config import Settings
 from steps.train.neuron.cache import finished_graphs
 from steps.train.neuron.precompile import main, precompile_spec
 from steps.train.spec import TrainSpec

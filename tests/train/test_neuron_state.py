@@ -12,10 +12,10 @@ from test_neuron_layout import make_spec
 from torch.nn.functional import pad
 
 from steps.errors import CheckpointError, ConfigError
+from steps.train.loop.ranks import Ranks
 from steps.train.neuron.backend import why_not
 from steps.train.neuron.ranks import NeuronRanks, by_replica
 from steps.train.neuron.state import OptimizerState, Place
-from steps.train.loop.ranks import Ranks
 
 SHAPES = {"a": (5, 3), "b": (4,), "c": (1, 2)}
 

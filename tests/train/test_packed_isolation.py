@@ -12,9 +12,9 @@ from train_harness import VOCABULARY, Trainings
 
 from steps.protocol.prepared import PreparedRow
 from steps.train.loop.rows import collate
-from steps.train.spec import TrainSpec
 from steps.train.pytorch.attention import choose_attention
 from steps.train.pytorch.model import TargetLoss, load_model
+from steps.train.spec import TrainSpec
 
 CPU = torch.device("cpu")
 

@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 from train_harness import write_prepared
 
-from steps.settings.config import Checkpoints, Launcher, Settings, Validation
 from steps.errors import CheckpointError, ConfigError, StorageError
 from steps.protocol.events import EventWriter
-from steps.settings.options import Options
 from steps.protocol.prepared import ROWS, read_record
-from steps.settings.resolve import resolve
 from steps.protocol.records import BaseModel
 from steps.protocol.rundir import RunDir
+from steps.settings.config import Checkpoints, Launcher, Settings, Validation
+from steps.settings.options import Options
+from steps.settings.resolve import resolve
 from steps.train.spec import TrainSpec, read_spec
 from steps.train.stage import build, checkpoint_interval, collect, validation_interval
 

@@ -13,15 +13,15 @@ import psutil
 import pytest
 from train_harness import Training, Trainings, finish
 
-from steps.protocol import checkpoints
-from steps.settings.config import Settings
-from steps.protocol.events import Event, EventTail
-from steps.protocol.failure_record import read_records
 from steps.job.job import Job
 from steps.job.local_launcher import LocalLauncher
 from steps.job.supervise import supervise
+from steps.protocol import checkpoints
+from steps.protocol.events import Event, EventTail
+from steps.protocol.failure_record import read_records
 from steps.protocol.prepared import ORDER, ROWS
 from steps.protocol.records import digest_file
+from steps.settings.config import Settings
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 HERE = Path(__file__).parent

@@ -20,9 +20,9 @@ import psutil
 from prepared_rows import write_manifest, write_rows
 
 from steps.protocol.events import Event, EventTail
-from steps.settings.plan import LoraSettings
 from steps.protocol.prepared import HELD_OUT, MANIFEST, ORDER, ROWS, VALIDATION
 from steps.protocol.records import digest_file
+from steps.settings.plan import LoraSettings
 from steps.train.spec import TrainSpec
 from steps.train.stage import PROCESS_ENVIRONMENT
 

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from steps.base.sources.source.weights import Tensor, write_file
+from steps.base.sources.weights import Tensor, write_file
 from steps.settings.catalog import RandomModel
 
 if TYPE_CHECKING:

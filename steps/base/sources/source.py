@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from steps import s3
-from steps.base.sources.source import random, wheel
 from steps.base.inspect import is_model_file, read_config
-from steps.base.sources.source.hub import Hub
 from steps.base.progress import Room, Say, watched
-from steps.settings.catalog import ModelPreset, RandomModel, Wheel
+from steps.base.sources import random, wheel
+from steps.base.sources.hub import Hub
 from steps.errors import ModelError
 from steps.protocol.records import digest_of
+from steps.settings.catalog import ModelPreset, RandomModel, Wheel
 
 FORMAT = 1
 """Of what `wheel` and `tiny` write; another number makes cached copies be written anew."""

@@ -14,11 +14,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from steps.base.sources.source.random import write_tokenizer_config
-from steps.base.sources.source.weights import Tensor, write_file
-from steps.settings.catalog import Wheel
+from steps.base.sources.random import write_tokenizer_config
+from steps.base.sources.weights import Tensor, write_file
 from steps.errors import ModelError
 from steps.protocol.records import digest_file
+from steps.settings.catalog import Wheel
 
 if TYPE_CHECKING:
     import numpy as np

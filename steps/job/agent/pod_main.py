@@ -22,11 +22,12 @@ from pathlib import Path
 from typing import Any
 
 from steps import machine
-from steps.protocol.events import PREFIX
-from steps.protocol.failure_record import (EXIT_NETWORK, EXIT_STOPPED, FailureClass, FailureRecord, read_records, record_of)
 from steps.job.agent import processes
-from steps.job.agent.log_forwarder import Echo
 from steps.job.agent.agent import PEER, Keeper, read_or_empty
+from steps.job.agent.log_forwarder import Echo
+from steps.protocol.events import PREFIX
+from steps.protocol.failure_class import FailureClass
+from steps.protocol.failure_record import EXIT_NETWORK, EXIT_STOPPED, FailureRecord, read_records, record_of
 from steps.protocol.rundir import TrainDir, storage_errors
 
 SHARED_POLL_S = 1.0

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from steps import s3
-from steps.settings.catalog import DatasetPreset
 from steps.errors import DataError
 from steps.prepare.read import orders
 from steps.prepare.read.files import READERS, Row, file_size, read_rows
 from steps.protocol.records import digest_file, digest_of
+from steps.settings.catalog import DatasetPreset
 
 BUILTIN = {"orders": (orders.VERSION, orders.generate_orders)}
 HUB_BATCH_ROWS = 512

@@ -14,8 +14,8 @@ from typing import Any
 
 from steps.prepare import split
 from steps.prepare.chat.conversations import Conversation, Layout, Skip, to_conversation
-from steps.prepare.read.files import Row
 from steps.prepare.chat.template import Refused, Rendered
+from steps.prepare.read.files import Row
 from steps.prepare.tokenize.tokens import ChatTokenizer, Tokens
 from steps.prepare.tokenize.words import ID_BYTES
 

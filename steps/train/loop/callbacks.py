@@ -12,8 +12,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from steps.protocol.checkpoints import Claim, checkpoint_path, commit, prune
 from steps.errors import LoraFlowError
+from steps.protocol.checkpoints import Claim, checkpoint_path, commit, prune
 from steps.protocol.events import EventWriter
 from steps.protocol.failure_record import EXIT_DIVERGED
 from steps.protocol.rundir import read_json, storage_errors, write_json

@@ -17,14 +17,14 @@ from steps.protocol.prepared import PreparedRows
 from steps.protocol.rundir import storage_errors, write_atomic, write_json
 from steps.train.loop.backend import Listener, ModelSize
 from steps.train.loop.feed import Feed
+from steps.train.loop.ranks import Ranks
 from steps.train.neuron.cache import STEADY, KeepsGraphs, fetch_graphs, keep_graphs
 from steps.train.neuron.consolidate import SHAPE, AdapterShape, consolidate_checkpoint, shard_name
 from steps.train.neuron.planning.layout import has_fused_qkv
-from steps.train.neuron.ranks import by_replica
 from steps.train.neuron.planning.refusals import attention_of, check_training
+from steps.train.neuron.ranks import by_replica
 from steps.train.neuron.replicas import Copies, require_equal
 from steps.train.neuron.state import Place
-from steps.train.loop.ranks import Ranks
 from steps.train.spec import TrainSpec
 
 if TYPE_CHECKING:

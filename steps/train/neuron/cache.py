@@ -23,8 +23,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from steps.errors import DataError, StorageError
-from steps.s3 import list_objects
 from steps.protocol.rundir import storage_errors
+from steps.s3 import list_objects
 from steps.train.loop.backend import Listener, StepDone
 from steps.train.neuron.planning.environment import LOCAL_CACHE
 

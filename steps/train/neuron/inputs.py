@@ -13,8 +13,8 @@ import torch
 import torch_xla.core.xla_model as xm
 
 from steps.train.loop.feed import Feed, MicroBatch
-from steps.train.neuron.batch import fix_shape
 from steps.train.loop.rows import Batch
+from steps.train.neuron.batch import fix_shape
 from steps.train.spec import TrainSpec
 
 Inputs = dict[str, torch.Tensor]

@@ -35,15 +35,15 @@ from transformers import PrinterCallback, TrainerCallback
 from steps.errors import ConfigError, Problem
 from steps.train.loop.backend import Listener, StepDone
 from steps.train.loop.feed import Feed, MicroBatch
+from steps.train.loop.ranks import Ranks
+from steps.train.loop.rows import Batch
 from steps.train.neuron.batch import device_seed
-from steps.train.neuron.inputs import (Inputs, Rows, for_model, for_stages, inputs_of, with_mask)
+from steps.train.neuron.inputs import Inputs, Rows, for_model, for_stages, inputs_of, with_mask
 from steps.train.neuron.model import ADAPTER_NAME, BASE_PREFIX, gradient, trainable
 from steps.train.neuron.pipeline import Stage
 from steps.train.neuron.ranks import by_replica
 from steps.train.neuron.replicas import require_rate
 from steps.train.neuron.state import OptimizerState, Place
-from steps.train.loop.ranks import Ranks
-from steps.train.loop.rows import Batch
 from steps.train.spec import TrainSpec
 
 

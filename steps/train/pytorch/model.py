@@ -10,11 +10,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from steps.settings.catalog import ALL_LINEAR
 from steps.errors import ConfigError, ModelError, Problem
+from steps.settings.catalog import ALL_LINEAR
 from steps.train.loop.rows import Batch
-from steps.train.spec import TrainSpec
 from steps.train.pytorch.attention import NAME, choose_attention
+from steps.train.spec import TrainSpec
 
 if TYPE_CHECKING:
     from peft import PeftModel

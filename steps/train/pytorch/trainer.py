@@ -20,9 +20,9 @@ from steps.train.loop.backend import Listener, StepDone
 from steps.train.loop.feed import Feed, MicroBatch
 from steps.train.loop.ranks import Ranks, peers_may_vanish
 from steps.train.loop.rows import seed_of
-from steps.train.spec import TrainSpec
-from steps.train.pytorch.model import TargetLoss, trainable
 from steps.train.loop.tree import TreeSum, sum_over_ranks
+from steps.train.pytorch.model import TargetLoss, trainable
+from steps.train.spec import TrainSpec
 
 
 class Replica(torch.nn.Module):

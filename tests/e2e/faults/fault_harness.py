@@ -22,8 +22,8 @@ import pytest
 
 from steps.protocol import checkpoints
 from steps.protocol.events import Event, parse_line
-from steps.pytorchjob.manifest import label_value
 from steps.protocol.rundir import TrainDir, read_json
+from steps.pytorchjob.manifest import label_value
 
 PROGRAM = Path(__file__).parents[1] / "supervise_on_cluster.py"
 NAMESPACE = "hyperpod-ns-faults"

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+from steps.errors import ConfigError, Problem
 from steps.settings.catalog import ALL_LINEAR
 from steps.settings.checks import LLAMA_LINEAR
-from steps.errors import ConfigError, Problem
 from steps.settings.plan import LoraSettings
 from steps.train.neuron.planning.layout import has_fused_qkv, why_not_split
 
