@@ -26,7 +26,7 @@ e2e: .venv/installed-dev  ## tests on a Kubernetes with the Training Operator, 2
 
 coverage: .venv/installed-dev  ## branch coverage of the quick tests: 100 % of the pure core, 90 % of all, or it fails
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --timeout 600 --cov --cov-report= $(ARGS)
-	$(BIN)/python tests/pure_core.py
+	$(BIN)/python tests/project/pure_core.py
 
 test-neuron: .venv/installed-dev  ## the Trainium backend's own tests: on a Trainium node
 	$(BIN)/python -m pytest -q tests/neuron -m slow --timeout 1800 $(ARGS)

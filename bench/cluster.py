@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import subprocess
-import sys
 import threading
 import time
 import tracemalloc
@@ -26,7 +25,6 @@ from steps.pytorchjob.client import Kube
 from steps.pytorchjob.informer import Sight
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "tests" / "e2e" / "faults"), str(ROOT / "tests" / "e2e")]
 
 SDK = """
 import json, sys, time
@@ -89,7 +87,7 @@ def said_at(trial: Any, text: str) -> float:
 
 def undisturbed(shared: Path, eye: Eye, sdk: str) -> None:
     """Start and end of a job that nothing happens to, watched by the SDK too."""
-    from fault_harness import NAMESPACE, Trial
+    from tests.e2e.faults.fault_harness import NAMESPACE, Trial
 
     trial = Trial(shared / f"bench-{time.time_ns()}", {"steps": 40, "step_s": 0.5, "save_every": 10})
     trial.start()
@@ -110,7 +108,7 @@ def undisturbed(shared: Path, eye: Eye, sdk: str) -> None:
 
 def killed(shared: Path) -> None:
     """From the death of a rank to the creation of the next attempt's job, with no delay asked for."""
-    from fault_harness import Trial
+    from tests.e2e.faults.fault_harness import Trial
 
     settings = {"retry": {"delay_s": 0}}
     play = {
@@ -133,7 +131,7 @@ def killed(shared: Path) -> None:
 
 def node_killed(shared: Path) -> None:
     """From Kubernetes' own verdict on a dead node (its pod is to go) to the creation of the next attempt's job."""
-    from fault_harness import Trial, eventually, tool
+    from tests.e2e.faults.fault_harness import Trial, eventually, tool
 
     trial = Trial(shared / f"bench-{time.time_ns()}", {"steps": 400, "step_s": 0.5, "save_every": 2, "together": True})
     trial.start()
@@ -158,7 +156,7 @@ def node_killed(shared: Path) -> None:
 
 def waiting(wait_s: float) -> None:
     """API calls of a launcher that waits for a job that does nothing."""
-    from fault_harness import NAMESPACE
+    from tests.e2e.faults.fault_harness import NAMESPACE
 
     kube = Kube(NAMESPACE)
     sight = Sight(kube, "nothing")
@@ -217,8 +215,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--node-kill", action="store_true", help="kill a node too (LORA_E2E_TOOL)")
     parser.add_argument("--rounds", type=int, default=1)
     given = parser.parse_args(argv)
-    from conftest import make_namespace
-    from fault_harness import NAMESPACE, shared_folder
+    from bench.conftest import make_namespace
+    from tests.e2e.faults.fault_harness import NAMESPACE, shared_folder
 
     shared = shared_folder()
     make_namespace(NAMESPACE, shared.parent)

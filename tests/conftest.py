@@ -10,10 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from clean_environment import environment_for, hear_interrupts
 from hypothesis import settings
 
 from steps.machine import quiet_threads
+from tests.shared.clean_environment import environment_for, hear_interrupts
 
 LONGEST_FIRST = ("soak", "flow", "train", "job")
 """Folders whose files take longest: begun first, none of them is what one worker waits for at the end."""

@@ -1,7 +1,7 @@
 """Everything of Metaflow's internals that this project touches, in one place, with a test of its own.
 
-Public Metaflow API is used elsewhere as it is. What is here may break with a new Metaflow version: `tests/test_codepackage.py`
-fails then, and only this file changes.
+Public Metaflow API is used elsewhere as it is. What is here may break with a new Metaflow version:
+`tests/flow/test_metaflow_internals.py` fails then, and only this file changes.
 """
 
 from __future__ import annotations

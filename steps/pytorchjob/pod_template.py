@@ -6,11 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import steps
 from steps.job.job import Job
 from steps.pytorchjob.spec import Request
 from steps.settings.cluster import Cluster, Volume
 from steps.settings.instances import Instance, find_instance
 
+BOOTSTRAP = Path(steps.__file__).parent / "job" / "agent" / "bootstrap.py"
+"""Its text is the container's command."""
 CONTAINER = "pytorch"
 """The operator looks for exactly this name."""
 RENDEZVOUS_PORT = 23456
@@ -63,7 +66,7 @@ def security(cluster: Cluster) -> dict[str, Any]:
 
 def _container(request: Request, job: Job, attempt: int, name: str) -> dict[str, Any]:
     cluster = request.cluster
-    bootstrap = Path(__file__).with_name("bootstrap.py").read_text(encoding="utf-8")
+    bootstrap = BOOTSTRAP.read_text(encoding="utf-8")
     return {
         "name": CONTAINER,
         "image": cluster.image,

@@ -125,12 +125,12 @@ PresetT = TypeVar("PresetT", ModelPreset, DatasetPreset)
 def config_root() -> Path:
     """The folder that holds the presets: `config/` beside `steps/`, or the copy inside an installed package."""
     beside = project_root() / "config"
-    return beside if beside.is_dir() else Path(__file__).resolve().parent / "_config"
+    return beside if beside.is_dir() else Path(__file__).resolve().parents[1] / "_config"
 
 
 def project_root() -> Path:
     """The folder that relative storage paths start from."""
-    return Path(__file__).resolve().parents[1]
+    return Path(__file__).resolve().parents[2]
 
 
 def preset_names(kind: Literal["models", "datasets"]) -> list[str]:

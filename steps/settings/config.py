@@ -36,7 +36,7 @@ class Launcher(Section):
     backend: Literal["torch", "neuron"] = "torch"
     """`torch`: CPUs and GPUs; `neuron`: Trainium, one process per NeuronCore."""
     tensor_parallel: int = Field(default=1, ge=0)
-    """Processes that share each layer of one replica; neuron only. 0: chosen by the table of steps/train/neuron/planning/layout.py."""
+    """Processes that share each layer of one replica; neuron only. 0: chosen, by steps/train/neuron/planning/layout.py."""
     pipeline_parallel: int = Field(default=1, ge=1)
     """Stages that one replica's layers are spread over; neuron only, Llama and Qwen 3 only. 1: none."""
     compile_cache: str = ""

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fake_hub import SMALL, FakeHub
 
 from steps.base.sources.random import write_tiny
+from tests.base.fake_hub import SMALL, FakeHub
 
 
 @pytest.fixture

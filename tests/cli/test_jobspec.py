@@ -15,7 +15,6 @@ import jsonschema
 import pytest
 import yaml
 from click.testing import CliRunner
-from sample_records import BASE, plan_of, prepared_of
 
 from steps.cli.main import main
 from steps.cli.manifest_text import archive_sources, by_hand, text_of
@@ -29,8 +28,9 @@ from steps.protocol.prepared import DATA_FILES, MANIFEST, digest_files, sealed
 from steps.protocol.records import digest_of
 from steps.protocol.rundir import RunDir, held_lock, read_json, write_json
 from steps.pytorchjob import manifest as pytorchjob
+from tests.shared.sample_records import BASE, plan_of, prepared_of
 
-SCHEMA = Path(__file__).parents[1] / "job" / "pytorchjob-1.7.0.json"
+SCHEMA = Path(__file__).parents[1] / "pytorchjob" / "pytorchjob-1.7.0.json"
 """The operator's own."""
 CLUSTER = {"namespace": "ns", "image": "registry/image:1", "nodes": 2, "token_secret": "hub", "run_as_user": 0}
 

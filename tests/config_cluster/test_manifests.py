@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from manifests import (
+
+from tests.config_cluster.manifests import (
     ACCOUNT,
     CLAIM,
     FILES,

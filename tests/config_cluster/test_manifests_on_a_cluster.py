@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from manifests import (
+
+from tests.config_cluster.manifests import (
     FILES,
     FOLDER,
     NAMESPACE,

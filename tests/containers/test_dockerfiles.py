@@ -11,7 +11,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
-from dockerfile import (
+
+from tests.containers.dockerfile import (
     CPU,
     NEURON,
     NEURON_LOCK,

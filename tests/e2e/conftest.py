@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import logging
 import os
-import sys
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -17,11 +16,9 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-import cluster_harness as harness
-from cluster_harness import Mount, Place, Site
-from turns import held
+from tests.e2e import cluster_harness as harness
+from tests.e2e.cluster_harness import Mount, Place, Site
+from tests.e2e.turns import held
 
 CREDENTIALS = {
     "AWS_ACCESS_KEY_ID": "testing",

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "job")]
+sys.path.insert(0, str(ROOT))
 
 from steps.errors import LoraFlowError  # noqa: E402
 from steps.export.compile import CompileRequest  # noqa: E402

@@ -5,17 +5,14 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-sys.path.append(str(Path(__file__).parent / "faults"))
-
-from cluster_harness import SMALL, Place, Site, kubectl, run_id_of, wait_until
-from fault_table import Row, versions, write_row
+from tests.e2e.cluster_harness import SMALL, Place, Site, kubectl, run_id_of, wait_until
+from tests.e2e.faults.fault_table import Row, versions, write_row
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.devices, pytest.mark.timeout(2400)]
 

@@ -19,7 +19,6 @@ from typing import Any
 
 import pytest
 import yaml
-from supervise_on_cluster import archive_code
 
 from steps.base import stage as base_stage
 from steps.flow import launchers
@@ -33,6 +32,7 @@ from steps.pytorchjob import manifest as pytorchjob
 from steps.pytorchjob.spec import Code
 from steps.settings.config import Settings, parse_options, parse_settings
 from steps.settings.resolve import resolve
+from tests.e2e.supervise_on_cluster import archive_code
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 ROOT = Path(__file__).resolve().parents[2]

@@ -13,7 +13,12 @@ from typing import Any
 
 import pytest
 from kubernetes.client import ApiClient
-from preflight_cluster import (
+
+from steps.errors import ClusterError
+from steps.preflight.run import findings, require
+from steps.preflight.survey import Target
+from steps.pytorchjob.connection import load_client
+from tests.e2e.preflight_cluster import (
     NAME,
     PROJECT,
     Objects,
@@ -28,11 +33,6 @@ from preflight_cluster import (
     verbs_of,
     without,
 )
-
-from steps.errors import ClusterError
-from steps.preflight.run import findings, require
-from steps.preflight.survey import Target
-from steps.pytorchjob.connection import load_client
 
 pytestmark = pytest.mark.cluster
 QUEUE_ONLY = frozenset({"localqueues", "workloads", "clusterqueues", "resourceflavors", "workloadpriorityclasses"})

@@ -8,7 +8,18 @@ from typing import Any
 import pytest
 import yaml
 from kubernetes.client import ApiClient
-from preflight_cluster import EXAMPLE, PROJECT, Objects, apply, client_of, kubectl, look, made_namespace, sentences
+
+from tests.e2e.preflight_cluster import (
+    EXAMPLE,
+    PROJECT,
+    Objects,
+    apply,
+    client_of,
+    kubectl,
+    look,
+    made_namespace,
+    sentences,
+)
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 

@@ -8,7 +8,8 @@ import signal
 from pathlib import Path
 
 import pytest
-from cluster_harness import Place, Site, run_id_of, wait_until
+
+from tests.e2e.cluster_harness import Place, Site, run_id_of, wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.devices, pytest.mark.timeout(1800)]
 

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from evaluate_data import write_model
 
 from steps.evaluate.measure import load_model
+from tests.evaluate.evaluate_data import write_model
 
 
 @pytest.fixture(scope="session")

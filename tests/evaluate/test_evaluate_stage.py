@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from evaluate_data import adapter_record, base_record, merged_record, write_model, write_prepared
 
 from steps.errors import DataError, ModelError
 from steps.evaluate.stage import evaluate, judge, read_samples
@@ -15,6 +14,7 @@ from steps.protocol.records import PreparedData, Report
 from steps.protocol.rundir import RunDir
 from steps.settings.config import parse_options, parse_settings
 from steps.settings.resolve import resolve
+from tests.evaluate.evaluate_data import adapter_record, base_record, merged_record, write_model, write_prepared
 
 ANSWERS = ['{"item": "apple", "quantity": 3}', '{"item": "pear", "quantity": 5}', '{"item": "fig", "quantity": 1}']
 

@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from evaluate_data import token_rows, write_model
 
 from steps.evaluate.attention import NAME
 from steps.evaluate.generate import end_tokens, generate, generate_batch
 from steps.evaluate.measure import load_model
+from tests.evaluate.evaluate_data import token_rows, write_model
 
 
 def alone(model: Any, prompt: list[int], *, ends: frozenset[int], most: int) -> list[int]:

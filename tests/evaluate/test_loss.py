@@ -4,10 +4,10 @@ import math
 from typing import Any
 
 import pytest
-from evaluate_data import token_rows
 
 from steps.evaluate import loss
 from steps.evaluate.loss import IGNORED, Sample, mean_loss, perplexity
+from tests.evaluate.evaluate_data import token_rows
 
 
 def sample(row: list[int], first: int) -> Sample:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from flow_harness import Place
+from tests.flow.flow_harness import Place
 
 
 def make_place(folder: Path, environment: dict[str, str]) -> Place:

@@ -11,7 +11,16 @@ from pathlib import Path
 
 import psutil
 import pytest
-from flow_harness import Place, checkpoint_after, kill_and_resume, processes_of, run_id_of, steps_seen, wait_until
+
+from tests.flow.flow_harness import (
+    Place,
+    checkpoint_after,
+    kill_and_resume,
+    processes_of,
+    run_id_of,
+    steps_seen,
+    wait_until,
+)
 
 
 def workers_of(place: Place) -> list[psutil.Process]:

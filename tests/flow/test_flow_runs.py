@@ -9,7 +9,8 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from flow_harness import FLOW, PROJECT, Place, kill_and_resume, run_id_of
+
+from tests.flow.flow_harness import FLOW, PROJECT, Place, kill_and_resume, run_id_of
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import psutil
 import pytest
-from flow_harness import Place, processes_of, wait_until
-from test_secrets import NETRC_PASSWORD, PLANTED, SECRETS
+
+from tests.flow.flow_harness import Place, processes_of, wait_until
+from tests.project.test_secrets import NETRC_PASSWORD, PLANTED, SECRETS
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

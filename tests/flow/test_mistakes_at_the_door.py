@@ -14,14 +14,14 @@ from typing import Any
 
 import pytest
 import yaml
-from flow_harness import PROJECT, SMALL, Place, run_id_of
-from mistake_words import NOT_FOR_PEOPLE
-from test_mistakes import LLAMA, ON_NEURON, PARAMETERS, SETTINGS, TOGETHER, UNFIT
-from test_mistakes_in_files import ADAPTERS, DATA, MODELS, OTHER, PAIR, lines
-from test_mistakes_in_files import SMALL as SMALL_MODEL
 
 from steps.base.sources.random import write_tiny
 from steps.settings.catalog import RandomModel
+from tests.flow.flow_harness import PROJECT, SMALL, Place, run_id_of
+from tests.project.mistake_words import NOT_FOR_PEOPLE
+from tests.project.test_mistakes_in_files import ADAPTERS, DATA, MODELS, OTHER, PAIR, lines
+from tests.project.test_mistakes_in_files import SMALL as SMALL_MODEL
+from tests.settings.test_mistakes import LLAMA, ON_NEURON, PARAMETERS, SETTINGS, TOGETHER, UNFIT
 
 pytestmark = pytest.mark.timeout(300)
 

@@ -6,10 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from job_fakes import Attempt, Script
-from test_supervise import Stage, succeed
 
 from steps.job.snapshot import JobSnapshot, Phase, Reason, WorkerState
+from tests.job.job_fakes import Attempt, Script
+from tests.job.test_supervise import Stage, succeed
 
 WORDS = "(FATAL-RT-UNDEFINED-STATE) Uncorrectable HBM memory error is detected. Execution results may be invalid."
 

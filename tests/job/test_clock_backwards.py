@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from test_supervise import Stage, fail_with, hang_at, succeed
 
 from steps.errors import JobTimeout
 from steps.job.supervise import JobResult, supervise
+from tests.job.test_supervise import Stage, fail_with, hang_at, succeed
 
 DAY_S = 86400.0
 

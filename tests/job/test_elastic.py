@@ -6,12 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from job_fakes import Attempt, Script
-from test_supervise import Stage, succeed
 
 from steps.errors import JobCancelled, JobRetriesExhausted
 from steps.job.retry import fewer_nodes
 from steps.job.snapshot import JobSnapshot, Phase, Reason, WorkerState
+from tests.job.job_fakes import Attempt, Script
+from tests.job.test_supervise import Stage, succeed
 
 NO_ROOM = "0/4 nodes are available: 2 Insufficient aws.amazon.com/neuron"
 

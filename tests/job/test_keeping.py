@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from job_fakes import Attempt, FakeClock, make_job
 
 from steps.errors import StorageError
 from steps.job.accounting import account_of
@@ -20,6 +19,7 @@ from steps.job.history import History, Verdict, save
 from steps.job.local_jobs import describe, is_watched, running_jobs, size_of
 from steps.job.result import publish, result_damage
 from steps.settings.config import Launcher
+from tests.job.job_fakes import Attempt, FakeClock, make_job
 
 
 def torchrun_event(rank: int | None, code: int | None) -> str:

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 from filelock import FileLock
-from job_fakes import Attempt, FakeClock, Script, ScriptedLauncher, make_job
 
 from steps.errors import JobCancelled, JobError, JobPermanentError, JobRetriesExhausted, JobTimeout, StorageError
 from steps.job import cancel
@@ -19,6 +18,7 @@ from steps.job.snapshot import JobSnapshot, Phase
 from steps.job.supervise import JobResult, supervise
 from steps.protocol.rundir import read_json
 from steps.settings.config import Settings
+from tests.job.job_fakes import Attempt, FakeClock, Script, ScriptedLauncher, make_job
 
 
 class Stage:

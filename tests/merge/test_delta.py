@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from merge_records import LINEAGE, adapter_record, base_record
 
 from steps.errors import CheckpointError
 from steps.merge.card import model_card
 from steps.merge.delta import PREFIX, Change, LowRank, Shape, changes_of, check_fits
+from tests.merge.merge_records import LINEAGE, adapter_record, base_record
 
 LORA: dict[str, Any] = {"peft_type": "LORA", "r": 2, "lora_alpha": 4}
 LAYER, HEAD, EMBEDDING = "model.layers.0.mlp.up_proj", "lm_head", "model.embed_tokens"

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from merge_records import merge
 
 from steps.errors import CheckpointError, ModelError
 from steps.merge.delta import changes_of
@@ -19,6 +18,7 @@ from steps.merge.inputs import ADAPTER_CONFIG, ADAPTER_WEIGHTS, INDEX
 from steps.merge.outputs import merge_folders
 from steps.protocol.safetensors_header import lay_out
 from tests.merge.conftest import Workshop
+from tests.merge.merge_records import merge
 
 LORA: dict[str, Any] = {"peft_type": "LORA", "r": 2, "lora_alpha": 4}
 MODULE = "base_model.model.model.layers.0.self_attn.q_proj"

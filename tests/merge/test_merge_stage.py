@@ -12,8 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from merge_records import LINEAGE, adapter_record, base_record, merge, plan
-from small_disk import disk_of
 
 from steps.errors import CheckpointError, StorageError
 from steps.merge import stage
@@ -21,6 +19,8 @@ from steps.merge.inputs import read_base
 from steps.protocol.records import MergedModel
 from steps.protocol.rundir import RunDir
 from tests.merge.conftest import Workshop, adapted, load, stored
+from tests.merge.merge_records import LINEAGE, adapter_record, base_record, merge, plan
+from tests.shared.small_disk import disk_of
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -11,11 +10,8 @@ from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "merge"))
-
-from neuron_harness import LENGTH, PATIENCE_S, RUNS, Training, write_base, write_prepared
-
 from steps.train.spec import TrainSpec
+from tests.neuron.neuron_harness import LENGTH, PATIENCE_S, RUNS, Training, write_base, write_prepared
 
 MakeTraining = Callable[..., Training]
 NEEDED = ("torch_xla", "neuronx_distributed", "optimum.neuron")

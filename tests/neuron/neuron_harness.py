@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from prepared_rows import write_manifest, write_rows
 
 from steps.protocol.checkpoints import directories
 from steps.protocol.events import Event, EventTail
 from steps.protocol.failure_record import FailureRecord, read_records
 from steps.protocol.prepared import HELD_OUT, ORDER, ROWS, VALIDATION
 from steps.train.spec import TrainSpec
+from tests.shared.prepared_rows import write_manifest, write_rows
 
 ROOT = Path(__file__).resolve().parents[2]
 ENTRY = Path(__file__).with_name("neuron_entry.py")

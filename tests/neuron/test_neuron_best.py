@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from neuron_harness import PATIENCE_S, Training
-
 from steps.train.neuron.consolidate import ADAPTER, consolidate_checkpoint
 from steps.train.neuron.precompile import precompile_spec
+from tests.neuron.neuron_harness import PATIENCE_S, Training
 
 
 def test_the_best_adapter_is_remembered_over_a_restart(new_training: Callable[..., Training], tmp_path: Path) -> None:

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from merge_records import adapter_record, base_record, plan
-from neuron_harness import EXACT, PATIENCE_S, Training
 
 from steps.merge import stage
 from steps.protocol.prepared import PreparedRow, PreparedRows
 from steps.protocol.rundir import RunDir
+from tests.merge.merge_records import adapter_record, base_record, plan
+from tests.neuron.neuron_harness import EXACT, PATIENCE_S, Training
 
 
 def plain_loss(model: Any, rows: Iterable[PreparedRow]) -> float:

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from neuron_harness import EXACT, PATIENCE_S, Training
-from test_neuron_learns import last_validation, merged_loss, tuned_loss
 
 from steps.protocol.checkpoints import directories
 from steps.train.neuron.cache import count_graphs
 from steps.train.neuron.consolidate import ADAPTER, AdapterShape, consolidate, consolidate_checkpoint
+from tests.neuron.neuron_harness import EXACT, PATIENCE_S, Training
+from tests.neuron.test_neuron_learns import last_validation, merged_loss, tuned_loss
 
 
 def adapter_weights(training: Training) -> dict[str, Any]:

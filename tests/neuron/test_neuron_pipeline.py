@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from neuron_harness import EXACT, PATIENCE_S, Training, write_base
-from test_neuron_learns import last_validation, plain_loss, plain_model, tuned_loss
-from test_neuron_parallel import adapter_weights, gradients, largest_difference
 
 from steps.protocol.prepared import PreparedRows
 from steps.train.neuron.consolidate import ADAPTER, consolidate_checkpoint
+from tests.neuron.neuron_harness import EXACT, PATIENCE_S, Training, write_base
+from tests.neuron.test_neuron_learns import last_validation, plain_loss, plain_model, tuned_loss
+from tests.neuron.test_neuron_parallel import adapter_weights, gradients, largest_difference
 
 SUBGROUPS = pytest.mark.skipif(
     os.environ.get("PJRT_DEVICE") == "CPU" and not os.environ.get("NEURON_TEST_SUBGROUPS"),

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from neuron_harness import RUNS, Training, same_tensors
+
+from tests.neuron.neuron_harness import RUNS, Training, same_tensors
 
 
 @pytest.mark.parametrize("name", ["bf16, one core", "bf16, TP=2", "bf16, DP=2", "bf16, PP=2"])

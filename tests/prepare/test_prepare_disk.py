@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from prepare_data import PlanMaker, questions, write_lines
-from small_disk import PAGE, disk_of
 
 from steps.errors import StorageError
 from steps.prepare import stage
@@ -14,6 +12,8 @@ from steps.prepare.stage import prepare
 from steps.protocol.records import BaseModel
 from steps.protocol.rundir import RunDir
 from steps.settings.plan import Plan
+from tests.prepare.prepare_data import PlanMaker, questions, write_lines
+from tests.shared.small_disk import PAGE, disk_of
 
 
 def test_a_disk_that_fills_anywhere_leaves_nothing_and_says_so(

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from prepare_data import PlanMaker, base_at, questions, write_lines, write_tokenizer
 from tokenizers import Tokenizer
 
 from steps.errors import DataError
@@ -20,6 +19,7 @@ from steps.protocol.prepared import PreparedRows
 from steps.protocol.records import BaseModel, PreparedData
 from steps.protocol.rundir import RunDir
 from steps.settings.config import parse_settings
+from tests.prepare.prepare_data import PlanMaker, base_at, questions, write_lines, write_tokenizer
 
 
 def opened(record: PreparedData) -> PreparedRows:

@@ -25,15 +25,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[up]) for up in (2, 0, 1)]
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from clean_environment import hear_interrupts  # noqa: E402
-from soak_checks import Kill, Watched, count, newest_attempt, recovery_told, steps_are_consistent  # noqa: E402
-from soak_training import STEP_GAP_S, prepare  # noqa: E402
-
-from steps.job.agent.processes import find_marked, send  # noqa: E402
-from steps.protocol import checkpoints  # noqa: E402
-from steps.protocol.rundir import TrainDir, read_json  # noqa: E402
+from steps.job.agent.processes import find_marked, send
+from steps.protocol import checkpoints
+from steps.protocol.rundir import TrainDir, read_json
+from tests.shared.clean_environment import hear_interrupts
+from tests.soak.soak_checks import Kill, Watched, count, newest_attempt, recovery_told, steps_are_consistent
+from tests.soak.soak_training import STEP_GAP_S, prepare
 
 PROGRAM = Path(__file__).with_name("soak_training.py")
 ADAPTER = "adapter_model.safetensors"
@@ -257,7 +256,7 @@ def main(argv: list[str] | None = None) -> int:
     print(f"soaking {choices} in {folder}", file=sys.stderr, flush=True)
     run = soak
     if given.flow:
-        from soak_flow import soak_flow as run
+        from tests.soak.soak_flow import soak_flow as run
     try:
         told = run(folder, **choices, say=lambda text: print(text, file=sys.stderr, flush=True))
     except AssertionError:

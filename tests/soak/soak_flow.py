@@ -10,22 +10,19 @@ import os
 import random
 import re
 import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psutil
-from soak import ADAPTER, Soak, examine
 
 from steps.protocol.rundir import TrainDir
+from tests.soak.soak import ADAPTER, Soak, examine
 
 PROJECT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(PROJECT / "tests"), str(PROJECT / "tests" / "flow")]
-
-from clean_environment import environment_for  # noqa: E402
-from flow_harness import Place  # noqa: E402
+from tests.flow.flow_harness import Place  # noqa: E402
+from tests.shared.clean_environment import environment_for  # noqa: E402
 
 RUN_ID = re.compile(r"run-id (\d+)")
 

@@ -8,14 +8,12 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from soak import soak
-from soak_flow import soak_flow
+from tests.soak.soak import soak
+from tests.soak.soak_flow import soak_flow
 
 HEARS = """
 import signal, subprocess, sys
-from clean_environment import hear_interrupts
+from tests.shared.clean_environment import hear_interrupts
 signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a shell does for what it begins in the background
 hear_interrupts()
 child = "import signal; print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)"
@@ -24,8 +22,8 @@ print(subprocess.run([sys.executable, "-c", child], capture_output=True, text=Tr
 
 
 def test_a_soak_begun_in_the_background_starts_what_hears_an_interrupt() -> None:
-    tests = Path(__file__).resolve().parents[1]
-    told = subprocess.run([sys.executable, "-c", HEARS], cwd=tests, capture_output=True, text=True, check=True)
+    project = Path(__file__).resolve().parents[2]
+    told = subprocess.run([sys.executable, "-c", HEARS], cwd=project, capture_output=True, text=True, check=True)
     assert told.stdout.strip() == "True"
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from train_harness import Training, Trainings, write_base
+
+from tests.train.train_harness import Training, Trainings, write_base
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from train_harness import Trainings
 
 from steps.protocol.checkpoints import choose, take_claim
 from steps.protocol.events import Event, EventTail, EventWriter
@@ -16,6 +15,7 @@ from steps.protocol.failure_record import EXIT_DIVERGED, record_of
 from steps.train.loop.backend import Listener, ModelSize, StepDone
 from steps.train.loop.callbacks import Callbacks, DivergedError
 from steps.train.spec import TrainSpec
+from tests.train.train_harness import Trainings
 
 
 class Counting:

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from train_harness import VOCABULARY, Trainings
 
 from steps.protocol.prepared import PreparedRow
 from steps.train.loop.rows import collate
 from steps.train.pytorch.attention import choose_attention
 from steps.train.pytorch.model import TargetLoss, load_model
 from steps.train.spec import TrainSpec
+from tests.train.train_harness import VOCABULARY, Trainings
 
 CPU = torch.device("cpu")
 

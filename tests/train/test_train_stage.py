@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from train_harness import write_prepared
 
 from steps.errors import CheckpointError, ConfigError, StorageError
 from steps.protocol.events import EventWriter
@@ -21,6 +20,7 @@ from steps.settings.options import Options
 from steps.settings.resolve import resolve
 from steps.train.spec import TrainSpec, read_spec
 from steps.train.stage import build, checkpoint_interval, collect, validation_interval
+from tests.train.train_harness import write_prepared
 
 BASE = BaseModel(
     name="tiny", path="/base", source="random:0", revision="r", digest="d" * 64, model_type="llama", parameters=1, bytes=1,

@@ -6,9 +6,9 @@ import json
 import signal
 
 import pytest
-from train_harness import Training, Trainings
 
 from steps.protocol.failure_record import EXIT_CONFIG, EXIT_DIVERGED, EXIT_NETWORK, EXIT_STOPPED, read_records
+from tests.train.train_harness import Training, Trainings
 
 pytestmark = pytest.mark.timeout(900)  # seconds when alone; the machine may be shared
 
@@ -122,7 +122,8 @@ def test_a_straggler_may_not_write(whole: Training, trainings: Trainings) -> Non
 def test_poisoned_weights_end_at_step_1_as_the_users(trainings: Trainings) -> None:
     import torch
     from safetensors.torch import load_file, save_file
-    from train_harness import write_base
+
+    from tests.train.train_harness import write_base
 
     folder = trainings.folder / "poisoned"
     write_base(folder)

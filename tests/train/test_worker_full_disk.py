@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from small_disk import PAGE, disk_of, fill
-from train_harness import Training, Trainings
 
 from steps.protocol import checkpoints
 from steps.protocol.events import EventTail
 from steps.protocol.failure_record import EXIT_STORAGE, read_records
+from tests.shared.small_disk import PAGE, disk_of, fill
+from tests.train.train_harness import Training, Trainings
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

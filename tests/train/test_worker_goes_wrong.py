@@ -11,7 +11,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-from train_harness import Training, Trainings, finish
 
 from steps.job.job import Job
 from steps.job.local_launcher import LocalLauncher
@@ -22,6 +21,7 @@ from steps.protocol.failure_record import read_records
 from steps.protocol.prepared import ORDER, ROWS
 from steps.protocol.records import digest_file
 from steps.settings.config import Settings
+from tests.train.train_harness import Training, Trainings, finish
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 HERE = Path(__file__).parent

@@ -8,9 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from test_neuron_layout import make_spec
-
 from steps.protocol.failure_record import EXIT_STORAGE, read_records
+from tests.train.neuron.test_layout import make_spec
 
 ROOT = Path(__file__).parents[2]
 HANDLER = """

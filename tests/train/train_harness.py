@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import psutil
-from prepared_rows import write_manifest, write_rows
 
 from steps.protocol.events import Event, EventTail
 from steps.protocol.prepared import HELD_OUT, MANIFEST, ORDER, ROWS, VALIDATION
@@ -25,6 +24,7 @@ from steps.protocol.records import digest_file
 from steps.settings.plan import LoraSettings
 from steps.train.spec import TrainSpec
 from steps.train.stage import PROCESS_ENVIRONMENT
+from tests.shared.prepared_rows import write_manifest, write_rows
 
 ROOT = Path(__file__).resolve().parents[2]
 VOCABULARY = 259

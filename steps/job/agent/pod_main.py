@@ -1,6 +1,6 @@
 """The entry program of a pod (its PID 1): a keeper for this node of the job, with what only a pod needs around it.
 
-    python -m steps.job.agent.pod_main --directory <train directory> --module steps.train.worker --attempt 1 --nodes 2 --processes 32 …
+    python -m steps.job.agent.pod_main --directory DIRECTORY --module steps.train.worker --attempt 1 --nodes 2 --processes 32 …
 
 Started by `bootstrap` with the arguments of `pod`. It waits for worker 0's name, copies the ranks' logs to the pod's log, and
 ends with the failing rank's exit code and a termination message that says why. Of other nodes and attempts it knows nothing.

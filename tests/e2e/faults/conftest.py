@@ -5,18 +5,24 @@ from __future__ import annotations
 import json
 import os
 import re
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from fault_harness import CLAIM, NAMESPACE, Supervisor, Trial, apply, eventually, kubectl, shared_folder
-from fault_table import Row, versions, write_row
-from turns import held
+from tests.e2e.faults.fault_harness import (
+    CLAIM,
+    NAMESPACE,
+    Supervisor,
+    Trial,
+    apply,
+    eventually,
+    kubectl,
+    shared_folder,
+)
+from tests.e2e.faults.fault_table import Row, versions, write_row
+from tests.e2e.turns import held
 
 PLAY = {"steps": 60, "step_s": 0.5, "later_step_s": 0.05, "save_every": 2, "together": True}
 LOST_AT_MOST = 2

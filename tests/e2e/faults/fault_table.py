@@ -8,7 +8,7 @@ import json
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
-from fault_harness import kubectl
+from tests.e2e.faults.fault_harness import kubectl
 
 PATH = Path(__file__).parents[3] / "docs" / "fault-table.md"
 HEAD = """# What follows each fault

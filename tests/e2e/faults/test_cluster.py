@@ -10,8 +10,9 @@ from collections.abc import Iterator
 
 import psutil
 import pytest
-from conftest import Expect, MakeTrial
-from fault_harness import Trial, eventually, kubectl, tool
+
+from tests.e2e.faults.conftest import Expect, MakeTrial
+from tests.e2e.faults.fault_harness import Trial, eventually, kubectl, tool
 
 pytestmark = [pytest.mark.cluster, pytest.mark.alone, pytest.mark.timeout(1200)]
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
-from conftest import Expect, MakeTrial
-from fault_harness import kubectl
+
+from tests.e2e.faults.conftest import Expect, MakeTrial
+from tests.e2e.faults.fault_harness import kubectl
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
 

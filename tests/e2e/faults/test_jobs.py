@@ -9,8 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import Expect, MakeTrial, patch
-from fault_harness import Trial, eventually, kubectl
+
+from tests.e2e.faults.conftest import Expect, MakeTrial, patch
+from tests.e2e.faults.fault_harness import Trial, eventually, kubectl
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
 ROOT = Path(__file__).resolve().parents[3]

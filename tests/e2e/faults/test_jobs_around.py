@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import MakeTrial
-from fault_harness import Trial, eventually
-from test_training import PATIENT, TINY
 
 from steps.protocol.rundir import read_json
 from steps.train.neuron.cache import finished_graphs
+from tests.e2e.faults.conftest import MakeTrial
+from tests.e2e.faults.fault_harness import Trial, eventually
+from tests.e2e.faults.test_training import PATIENT, TINY
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(1500)]
 

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import Expect, MakeTrial
-from fault_harness import NAMESPACE, apply, kubectl
+
+from tests.e2e.faults.conftest import Expect, MakeTrial
+from tests.e2e.faults.fault_harness import NAMESPACE, apply, kubectl
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
 

@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import Expect, MakeTrial, make_namespace
-from fault_harness import NAMESPACE, apply, eventually, kubectl
+
+from tests.e2e.faults.conftest import Expect, MakeTrial, make_namespace
+from tests.e2e.faults.fault_harness import NAMESPACE, apply, eventually, kubectl
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
 

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from conftest import Expect, MakeTrial
-from fault_harness import NAMESPACE, apply, eventually, kubectl
+
+from tests.e2e.faults.conftest import Expect, MakeTrial
+from tests.e2e.faults.fault_harness import NAMESPACE, apply, eventually, kubectl
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(1500)]
 

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import Expect, MakeTrial
-from fault_harness import eventually
+
+from tests.e2e.faults.conftest import Expect, MakeTrial
+from tests.e2e.faults.fault_harness import eventually
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(1500)]
 

@@ -1,0 +1,79 @@
+"""The plan in one line, and what is remembered for the next one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from steps.flow.estimate import FILE, plan_line, recall, remember, tokens_of_run
+from steps.settings.plan import Plan
+from tests.shared.sample_records import BASE, plan_of, prepared_of
+
+ACCOUNT = {"productive_s": 12.0, "attempts": 1}
+
+
+def test_without_an_earlier_training_the_time_is_unknown_and_not_guessed(tmp_path: Path) -> None:
+    plan = plan_of()
+    line = plan_line(plan, BASE, prepared_of(global_batch=plan.global_batch), cache=tmp_path)
+    assert line.startswith(
+        f"plan: 30 steps of {plan.global_batch} rows (1 process(es) × {plan.accumulation} accumulated × "
+    )
+    assert "time: unknown, this model has not been trained here with this layout yet" in line
+
+
+def test_the_speed_of_the_last_training_gives_time_and_cost(tmp_path: Path) -> None:
+    plan = plan_of({"launcher": {"price_per_node_hour": 36.0, "currency": "EUR"}})
+    prepared = prepared_of()
+    assert tokens_of_run(prepared) == 24_000
+    remember(plan, BASE, ACCOUNT, prepared, cache=tmp_path)
+    assert recall(plan, BASE, cache=tmp_path) == 2000.0
+    line = plan_line(plan, BASE, prepared, cache=tmp_path)
+    assert line.endswith("about 12 s at the 2,000 tokens/s of the last time, 0.12 EUR")
+    assert plan_line(plan_of(), BASE, prepared, cache=tmp_path).endswith("of the last time")
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        pytest.param({"processes": 2}, id="processes"),
+        pytest.param({"precision": "fp32"}, id="precision"),
+        pytest.param({"lora_rank": 3}, id="rank"),
+        pytest.param({"sequence_length": 77}, id="length"),
+        pytest.param({"packing": "on"}, id="packing"),
+    ],
+)
+def test_another_layout_has_a_speed_of_its_own(tmp_path: Path, other: dict[str, Any]) -> None:
+    plan: Plan = plan_of(precision="bf16")
+    remember(plan, BASE, ACCOUNT, prepared_of(), cache=tmp_path)
+    assert recall(plan_of(**{"precision": "bf16", **other}), BASE, cache=tmp_path) is None
+    assert recall(plan, replace(BASE, digest="c" * 64), cache=tmp_path) is None
+    remember(plan_of(**{"precision": "bf16", **other}), BASE, {"productive_s": 6.0}, prepared_of(), cache=tmp_path)
+    assert recall(plan, BASE, cache=tmp_path) == 2000.0
+
+
+@pytest.mark.parametrize(
+    "account",
+    [
+        pytest.param({}, id="empty"),
+        pytest.param({"productive_s": 0.0, "attempts": 1}, id="nothing-productive"),
+        pytest.param({"productive_s": None}, id="none"),
+        pytest.param({"productive_s": 12.0, "attempts": 3}, id="several-attempts"),
+    ],
+)
+def test_a_training_that_teaches_nothing_is_not_remembered(tmp_path: Path, account: dict[str, Any]) -> None:
+    remember(plan_of(), BASE, account, prepared_of(), cache=tmp_path)
+    assert not (tmp_path / FILE).exists()
+
+
+def test_a_damaged_memory_is_no_memory_and_is_written_anew(tmp_path: Path) -> None:
+    (tmp_path / FILE).write_text("{")
+    assert recall(plan_of(), BASE, cache=tmp_path) is None
+    remember(plan_of(), BASE, ACCOUNT, prepared_of(), cache=tmp_path)
+    assert recall(plan_of(), BASE, cache=tmp_path) == 2000.0
+
+
+def test_data_without_rows_has_no_tokens() -> None:
+    assert tokens_of_run(prepared_of(rows=0, tokens=0)) == 0

@@ -1,0 +1,93 @@
+"""Where a model comes from, in one plain dict; and what is made of it for tables, tags and a shell."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from steps.flow.lineage import build, example_prompt, flat, plan_facts, tags
+from tests.shared.sample_records import ADAPTER, BASE, REPORT, plan_of, prepared_of
+
+
+def build_from(**options: Any) -> dict[str, Any]:
+    return build(plan_of(**options), BASE, prepared_of(), ADAPTER, code={"digest": "c"}, pathspec="LoraFlow/7")
+
+
+def test_the_lineage_names_code_settings_base_data_and_adapter() -> None:
+    lineage = build_from(seed=5)
+    assert json.loads(json.dumps(lineage)) == lineage
+    assert (lineage["run"], lineage["code"]) == ("LoraFlow/7", {"digest": "c"})
+    assert (lineage["base"]["digest"], lineage["base"]["revision"]) == (BASE.digest, "r1")
+    assert (lineage["data"]["name"], lineage["data"]["fingerprint"]) == ("orders", "f" * 64)
+    assert (lineage["training"]["seed"], lineage["training"]["steps"], lineage["training"]["loss"]) == (
+        5,
+        30,
+        [3.5, 0.5],
+    )
+    assert lineage["adapter"] == {"digest": ADAPTER.digest, "identity": "id1"}
+
+
+def test_the_digest_of_the_settings_changes_with_any_of_them() -> None:
+    assert build_from() == build_from()
+    assert build_from(seed=1)["settings_digest"] != build_from(seed=2)["settings_digest"]
+
+
+def test_a_flat_lineage_joins_keys_with_dots() -> None:
+    assert flat({"a": 1, "b": {"c": [2], "d": {"e": None}}}) == {"a": 1, "b.c": [2], "b.d.e": None}
+
+
+def test_the_facts_that_a_reader_asks_for_first() -> None:
+    facts = plan_facts(plan_of(lora_rank=4, quantization="4bit", packing="on"), prepared_of(packed=True))
+    assert facts["data"] == "1,200 samples of builtin:orders"
+    assert str(facts["method"]).startswith("lora, rank 4, alpha 8")
+    assert str(facts["precision"]).endswith(", base in 4bit")
+    assert str(facts["sequence length"]).endswith(", packed")
+    assert "warm-up 10%" in str(facts["learning rate"])
+    assert "base in" not in str(plan_facts(plan_of(), prepared_of())["precision"])
+    untitled = plan_of().model_copy(update={"model": plan_of().model.model_copy(update={"title": ""})})
+    assert plan_facts(untitled, prepared_of())["model"] == "tiny"
+
+
+def test_tags_make_a_run_findable() -> None:
+    assert tags(plan_of(), REPORT) == ["model:tiny", "dataset:orders", "method:lora", "score:0.938", "gate:passed"]
+    assert "gate:failed" in tags(plan_of(), replace(REPORT, gate_passed=False))
+
+
+def prompt_from(folder: Path, line: str) -> str:
+    (folder / "samples.jsonl").write_text(line, encoding="utf-8")
+    return example_prompt(replace(REPORT, path=str(folder)))
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["", "{", '{"answer": 1}', "[]", '{"prompt": " "}'],
+    ids=["empty", "cut-off", "no-prompt", "list", "blank"],
+)
+def test_without_a_usable_sample_the_example_says_hello(tmp_path: Path, line: str) -> None:
+    assert prompt_from(tmp_path, line) == "Hello"
+    assert example_prompt(replace(REPORT, path=str(tmp_path / "nowhere"))) == "Hello"
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.text(st.characters(exclude_categories=["Cs", "Cc"]) | st.sampled_from('"\\$`!\n\t '), min_size=1, max_size=30)
+)
+def test_the_example_is_one_quoted_word_for_a_shell(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    prompt = prompt_from(tmp_path_factory.mktemp("samples"), json.dumps({"prompt": text}))
+    assert "\n" not in prompt
+    plain = prompt.replace("\\!", "!").replace("\\$", "$").replace("\\`", "`")
+    assert shlex.split(f'"{plain}"') == [" ".join(text.split()) or "Hello"]
+
+
+def test_a_real_shell_reads_the_example_as_it_was(tmp_path: Path) -> None:
+    text = 'cost `$HOME` "5" \\n $(id)'
+    prompt = prompt_from(tmp_path, json.dumps({"prompt": text}))
+    assert subprocess.run(["sh", "-c", f'printf %s "{prompt}"'], capture_output=True, text=True).stdout == text
