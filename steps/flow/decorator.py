@@ -27,7 +27,7 @@ from steps.flow import metaflow_internals
 from steps.settings.options import Options, help_of
 
 if TYPE_CHECKING:
-    from steps.job.launcher import Launcher
+    from steps.job.snapshot import Launcher
     from steps.job.supervise import Job, JobResult
     from steps.settings.config import Settings
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from steps.errors import ConfigError, Problem
-from steps.job.launcher import Launcher
 from steps.job.local_launcher import LocalLauncher
+from steps.job.snapshot import Launcher
 from steps.pytorchjob.spec import Code, Request
 from steps.settings.config import Settings, parse_settings
 

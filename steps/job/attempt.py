@@ -12,11 +12,10 @@ from steps.job.agent.runtime_log import find_broken_hardware
 from steps.job.classify import HIDES_HARDWARE, Failure, classify, of_hardware
 from steps.job.evidence import collect_stacks, save_evidence
 from steps.job.job import Job
-from steps.job.launcher import Launcher
 from steps.job.lease import Lease
 from steps.job.progress import Passed, Progress, Work
 from steps.job.result import result_damage
-from steps.job.snapshot import JobSnapshot, Reason
+from steps.job.snapshot import JobSnapshot, Launcher, Reason
 from steps.protocol.events import Event, EventTail
 from steps.protocol.failure_class import FailureClass
 from steps.protocol.failure_record import read_records

@@ -13,8 +13,7 @@ from pathlib import Path
 
 from steps.job.classify import Failure
 from steps.job.job import Job
-from steps.job.launcher import Launcher
-from steps.job.snapshot import JobSnapshot
+from steps.job.snapshot import JobSnapshot, Launcher
 from steps.protocol.rundir import storage_errors, write_json
 
 STACKS_WANTED = "stacks-wanted"

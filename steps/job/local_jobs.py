@@ -17,9 +17,9 @@ from typing import Any
 
 from steps.errors import StorageError
 from steps.job import progress as deadlines
-from steps.job.accounting import account_of
 from steps.job.agent import processes
 from steps.job.agent.agent import STOP, read_or_empty
+from steps.job.goodput import account_of
 from steps.job.history import History
 from steps.job.lease import holder_of
 from steps.protocol import checkpoints

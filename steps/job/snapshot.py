@@ -1,15 +1,17 @@
-"""What a launcher saw, in the project's own words: a `JobSnapshot`, and the tables that translate foreign phases into it.
+"""What a launcher saw, in the project's own words: a `JobSnapshot`, the tables that translate foreign phases, and `Launcher`.
 
-Used by the launchers (they build snapshots) and the supervisor (it reads them). Pure: no process or cluster is looked at here.
+The launchers build snapshots, the supervisor reads them. Pure: no process or cluster is looked at here.
 """
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, Protocol
+
+from steps.job.job import Job
 
 
 class Phase(StrEnum):
@@ -151,6 +153,32 @@ class JobSnapshot:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, for the evidence."""
         return asdict(self)
+
+
+class Launcher(Protocol):
+    """What the supervisor asks of a launcher; `LocalLauncher` and `KubeLauncher` satisfy it. No method waits for a worker."""
+
+    def create(self, job: Job, attempt: int, *, exclude_nodes: Sequence[str] = ()) -> None:
+        """Start an attempt; nothing happens if it runs already.
+
+        Raises:
+            StorageError, ClusterError: it cannot be started.
+        """
+
+    def read(self, job: Job, attempt: int) -> JobSnapshot:
+        """How the attempt is."""
+        ...
+
+    def delete(self, job: Job, attempt: int, *, grace_s: float) -> None:
+        """Ask that its workers save and stop, and that what is left after `grace_s` is killed; 0 kills at once."""
+
+    def logs(self, job: Job, attempt: int, rank: int, *, lines: int = 400) -> str:
+        """The end of a rank's log; empty if there is none."""
+        ...
+
+    def evidence(self, job: Job, attempt: int) -> Mapping[str, str]:
+        """What only this platform knows about an attempt, as file name → text."""
+        ...
 
 
 def signal_name(number: int) -> str:

@@ -14,17 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from steps.job import cancel, messages
-from steps.job.accounting import account_of
 from steps.job.attempt import Ending, Watch
 from steps.job.classify import Failure
+from steps.job.goodput import account_of
 from steps.job.history import History
 from steps.job.job import Job
-from steps.job.launcher import Launcher
 from steps.job.lease import Lease, acting
 from steps.job.logbook import Logbook
 from steps.job.result import publish
 from steps.job.retry import GiveUp, Resubmit, decide, excluded_nodes, fewer_nodes
-from steps.job.snapshot import Phase, Reason
+from steps.job.snapshot import Launcher, Phase, Reason
 from steps.protocol.events import Event
 from steps.protocol.failure_class import FailureClass
 from steps.protocol.rundir import write_json

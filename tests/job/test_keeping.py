@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from steps.errors import StorageError
-from steps.job.accounting import account_of
 from steps.job.agent import processes
 from steps.job.agent.agent import oom_kills, ranks_of_log, read_or_empty
+from steps.job.goodput import account_of
 from steps.job.history import Attempt as Told
 from steps.job.history import History, Verdict, save
 from steps.job.local_jobs import describe, is_watched, running_jobs, size_of
