@@ -20,9 +20,8 @@ from steps.machine import has_fast_bf16
 from steps.protocol.records import Adapter, BaseModel, MergedModel, PreparedData, Report
 from steps.protocol.rundir import RunDir, read_json, run_directory
 from steps.settings.catalog import project_root
-from steps.settings.checks import check_model
+from steps.settings.checks import check_libraries, check_model
 from steps.settings.config import parse_options, parse_settings
-from steps.settings.libraries import check_libraries
 from steps.settings.options import OPTIONS
 from steps.settings.plan import Plan
 from steps.settings.resolve import resolve

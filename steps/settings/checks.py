@@ -1,12 +1,12 @@
-"""What in a plan cannot be meant together, and what does not fit the model: all of it, in words.
+"""What is wrong with a plan: contradictions, what does not fit the model, missing libraries. All of it at once, in words.
 
-`contradictions` knows settings and options only; `check_model` holds a plan against the model's own config.json. Called by
-`presets` and by the flow's `start`; fetches nothing.
+`contradictions` knows settings and options only; `check_model` compares a plan with the model's own config.json. Called by
+`resolve` and by the flow's `start`. Pure: fetches nothing, and is told what is installed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from steps.errors import ConfigError, Problem
@@ -19,6 +19,8 @@ from steps.settings.section import suggest
 LLAMA_LIKE = frozenset({"llama", "mistral", "qwen2", "qwen3", "granite", "gemma", "gemma2", "gemma3_text", "smollm3"})
 """model_type values whose decoder layers name their linear modules as Llama does."""
 LLAMA_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+EXTRAS = {"bitsandbytes": "quantization", "tensorboard": "tracking"}
+"""Libraries that come with an extra of this project."""
 
 
 def contradictions(plan: Plan, options: Options) -> list[Problem]:
@@ -145,3 +147,33 @@ def _whole(config: dict[str, Any], key: str) -> int:
     """The positive whole number at `key`, 0 for anything else: judging a foreign config.json is not our business."""
     value = config.get(key)
     return value if isinstance(value, int) and value > 0 else 0
+
+
+def check_libraries(plan: Plan, is_installed: Callable[[str], bool]) -> None:
+    """Whether all that the plan asks for can be loaded, before anything is fetched.
+
+    Only for workers on this machine: on a cluster they have their image's libraries, which nobody can look into from here.
+
+    Raises:
+        ConfigError: with each library that is missing.
+    """
+    if plan.settings.is_on_cluster:
+        return
+    asked: list[tuple[str, str, str]] = [
+        ("reporting.report_to", name, name) for name in plan.settings.reporting.report_to
+    ]
+    if plan.quantization == "4bit":
+        asked.append(("--quantization", "4bit", "bitsandbytes"))
+    problems = [
+        Problem(where, f"{what} needs the library {name}, which is not installed here; {how_to_install(name)}")
+        for where, what, name in asked
+        if not is_installed(name)
+    ]
+    if problems:
+        raise ConfigError(problems)
+
+
+def how_to_install(name: str) -> str:
+    """What to type, or what to do without."""
+    package = f"'.[{EXTRAS[name]}]'" if name in EXTRAS else name
+    return f"install it (pip install {package}) or leave it out"

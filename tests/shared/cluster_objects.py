@@ -13,6 +13,7 @@ from steps.protocol.events import PREFIX, Event
 from steps.pytorchjob.client import Listing
 
 BORN_S = 1_700_000_000.0
+NAME = "tiny-orders-train-0a1b2c3d-a1"
 
 
 def stamp(seconds: float) -> str:
@@ -20,7 +21,7 @@ def stamp(seconds: float) -> str:
 
 
 def make_job(
-    name: str = "tiny-orders-train-0a1b2c3d-a1",
+    name: str = NAME,
     *,
     run: str = "LoraFlow/17",
     attempt: int = 1,
@@ -122,3 +123,10 @@ class FakeCluster:
 def visible(folder: Path) -> dict[str, Any]:
     """A job whose training directory can be seen."""
     return make_job(directory=str(folder))
+
+
+def running(job: dict[str, Any] | None = None, **given: Any) -> FakeCluster:
+    """A cluster on which both pods of a job run, four steps in."""
+    job = job or make_job()
+    pods = [make_pod(job, 0), make_pod(job, 1)]
+    return FakeCluster([job], pods, {f"{NAME}-worker-0": ["hello", *event_lines(4)]}, **given)

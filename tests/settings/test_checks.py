@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from steps.settings.libraries import check_libraries
+from steps.settings.checks import check_libraries
 from tests.project.mistake_words import assert_tells
 from tests.shared.sample_records import plan_of
 

@@ -1,0 +1,96 @@
+"""`clean` on made-up run directories: what it shows, ends and removes."""
+
+from __future__ import annotations
+
+import os
+import platform
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from steps.cli.clean import remove
+from steps.job.agent.processes import MARKER, identify, marker_of
+from steps.job.lease import HOLDER
+from steps.protocol.rundir import TrainDir, write_json
+from tests.cli.cli_harness import call, make_run
+
+
+def start_marked(train: TrainDir) -> subprocess.Popen[bytes]:
+    """A process that looks like a worker of the training's first attempt."""
+    marker = {MARKER: marker_of(train.path.resolve(), 1)}
+    return subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], env={**os.environ, **marker})
+
+
+def test_clean_without_yes_shows_and_removes_nothing(tmp_path: Path) -> None:
+    train = make_run(tmp_path)
+    result = call("clean", "--root", tmp_path)
+    assert result.exit_code == 0
+    assert f"MiB  {train.path.parent}" in result.output
+    assert "Nothing was removed; --yes removes all of this" in result.output
+    assert train.checkpoints.is_dir()
+
+
+def test_clean_with_yes_removes_what_is_old_enough(tmp_path: Path) -> None:
+    old, young = make_run(tmp_path, "7", age_days=3), make_run(tmp_path, "8")
+    result = call("clean", "--root", tmp_path, "--older-than-days", "2", "--yes")
+    assert result.exit_code == 0
+    assert "Nothing was removed" not in result.output
+    assert not old.path.parent.exists()
+    assert young.checkpoints.is_dir()
+    assert [path.name for path in (tmp_path / "LoraFlow").iterdir()] == ["8"]
+
+
+def test_clean_leaves_a_run_with_a_living_supervisor_alone(tmp_path: Path) -> None:
+    train = make_run(tmp_path)
+    write_json(train.path / HOLDER, {**identify(os.getpid()), "node": platform.node()})
+    assert str(train.path.parent) not in call("clean", "--root", tmp_path, "--yes").output
+    assert train.checkpoints.is_dir()
+
+
+def test_clean_ends_processes_that_nobody_watches_and_no_others(tmp_path: Path) -> None:
+    train = make_run(tmp_path)
+    worker = start_marked(train)
+    try:
+        write_json(train.path / HOLDER, {**identify(os.getpid()), "node": platform.node()})
+        assert f"running, watched: {train.path} (left alone)" in call("clean", "--root", tmp_path, "--yes").output
+        assert worker.poll() is None
+        (train.path / HOLDER).unlink()
+        assert (
+            f"running, no launcher: attempt 1 of {train.path}, 1 processes" in call("clean", "--root", tmp_path).output
+        )
+        assert worker.poll() is None
+        assert "  ended, its state is saved" in call("clean", "--root", tmp_path, "--yes").output
+        assert worker.wait(10) == -signal.SIGTERM
+    finally:
+        worker.kill()
+        worker.wait()
+
+
+def test_clean_of_what_was_set_aside_leaves_the_run(tmp_path: Path) -> None:
+    train = make_run(tmp_path)
+    run = train.path.parent
+    complete = list(train.checkpoints.iterdir())
+    aside = [
+        train.checkpoints / "step-000020.001-01.damaged",
+        run / "prepared-x.damaged-2",
+        run / ".merged-x.damaged-1",
+    ]
+    for path in (*aside, run / "merged-damaged"):
+        path.mkdir()
+    shown = call("clean", "--damaged", "--root", tmp_path).output
+    assert all(str(path) in shown and path.is_dir() for path in aside)
+    assert str(run / "merged-damaged") not in shown
+    call("clean", "--damaged", "--root", tmp_path, "--yes")
+    assert not any(path.exists() for path in aside)
+    assert list(train.checkpoints.iterdir()) == complete
+    assert (run / "merged-damaged").is_dir()
+
+
+def test_clean_of_nothing_says_so(tmp_path: Path) -> None:
+    assert "Nothing was removed" in call("clean", "--root", tmp_path / "none").output
+
+
+def test_a_removal_leaves_nothing(tmp_path: Path) -> None:
+    remove(make_run(tmp_path, "2").path.parent)
+    assert list((tmp_path / "LoraFlow").iterdir()) == []
