@@ -18,47 +18,19 @@ sys.path.insert(0, str(ROOT))  # `python flows/lora_flow.py` works without insta
 
 from metaflow import Config, FlowSpec, card, current, package_sources, step  # noqa: E402
 
-from steps.flow.decorator import clean_errors, option, pytorchjob, read_config  # noqa: E402
+from steps.flow.decorator import pytorchjob  # noqa: E402
 from steps.flow.metaflow_internals import run_command_line  # noqa: E402
+from steps.flow.parameters import clean_errors, option_parameters, read_config  # noqa: E402
 from steps.flow.step_pods import step_pods  # noqa: E402
 
 
+@option_parameters
 @step_pods
 @package_sources(["../steps", "../config"], suffixes=[".py", ".yaml", ".json"])
 class LoraFlow(FlowSpec):
     """Fine-tune a language model with LoRA and show what it learned."""
 
     config = Config("config", default=str(ROOT / "config" / "local.yaml"), parser=read_config)
-
-    model = option("model")
-    dataset = option("dataset")
-    max_steps = option("max_steps")
-    epochs = option("epochs")
-    max_rows = option("max_rows")
-    learning_rate = option("learning_rate")
-    scheduler = option("scheduler")
-    warmup_ratio = option("warmup_ratio")
-    weight_decay = option("weight_decay")
-    max_grad_norm = option("max_grad_norm")
-    method = option("method")
-    lora_rank = option("lora_rank")
-    lora_alpha = option("lora_alpha")
-    lora_dropout = option("lora_dropout")
-    lora_targets = option("lora_targets")
-    init_adapter = option("init_adapter")
-    sequence_length = option("sequence_length")
-    packing = option("packing")
-    global_batch = option("global_batch")
-    micro_batch = option("micro_batch")
-    gradient_checkpointing = option("gradient_checkpointing")
-    precision = option("precision")
-    quantization = option("quantization")
-    sharding = option("sharding")
-    processes = option("processes")
-    seed = option("seed")
-    validation_fraction = option("validation_fraction")
-    continue_from = option("continue_from")
-    dry_run = option("dry_run")
 
     @step
     def start(self) -> None:
@@ -129,9 +101,9 @@ class LoraFlow(FlowSpec):
     @step
     def end(self) -> None:
         """Say in plain words what was learned and where it lies."""
-        from steps.flow import stages
+        from steps.flow import summary
 
-        stages.conclude(self)
+        summary.conclude(self)
 
 
 if __name__ == "__main__":

@@ -6,25 +6,22 @@
         result = current.pytorchjob.run("steps.train.worker", spec, directory=..., ...)
 
 The decorator builds the real launcher, adds @retry (for a launcher that dies) and a live card, and turns this project's errors
-into words. The retry that knows checkpoints is the supervisor's (`job/`). Also here, since they meet Metaflow too: the parser
-of the Config, `option` for Parameters, and `clean_errors`. Every command of Metaflow reads this file, `--help` as well, so what
-a step or the Config needs is imported where it is needed.
+into Metaflow's. The retry that knows checkpoints is the supervisor's (`steps/job`). Every command of Metaflow reads this file,
+`--help` too, so what a step needs is imported in the step.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from metaflow import Parameter, StepMutator, UserStepDecorator, current
-from metaflow.exception import MetaflowException
+from metaflow import StepMutator, UserStepDecorator, current
 
-from steps.errors import ConfigError, JobCancelled, JobPermanentError, JobRetriesExhausted, LoraFlowError, Problem
+from steps.errors import ConfigError, JobCancelled, JobPermanentError, JobRetriesExhausted, LoraFlowError
 from steps.flow import metaflow_internals
-from steps.settings.options import Options, help_of
+from steps.flow.parameters import FlowError
 
 if TYPE_CHECKING:
     from steps.job.snapshot import Launcher
@@ -34,46 +31,6 @@ if TYPE_CHECKING:
 TRAIN_CARD = "training"
 FINAL = (JobPermanentError, JobRetriesExhausted, JobCancelled, ConfigError)
 """Errors after which Metaflow's own @retry must not start the step again."""
-
-
-class FlowError(MetaflowException):
-    """One of this project's errors, in the form that Metaflow prints without a traceback."""
-
-    def __init__(self, error: LoraFlowError) -> None:
-        self.headline = error.headline
-        super().__init__(str(error))
-
-
-@contextlib.contextmanager
-def clean_errors() -> Iterator[None]:
-    """Turn this project's errors into Metaflow's; others pass with their traceback, since they are bugs."""
-    try:
-        yield
-    except LoraFlowError as error:
-        raise FlowError(error) from error
-
-
-def read_config(text: str) -> dict[str, Any]:
-    """Parse the Config's YAML; a mistake in it ends the command before anything runs.
-
-    Raises:
-        MetaflowException: with all mistakes.
-    """
-    import yaml
-
-    from steps.settings.config import parse_settings
-
-    with clean_errors():
-        try:
-            raw = yaml.safe_load(text)
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
-            raise ConfigError([Problem("config", f"not valid YAML: {error}")]) from error
-        return parse_settings(raw).model_dump(mode="json")
-
-
-def option(name: str) -> Parameter:
-    """The Metaflow Parameter of one field of Options: its name with dashes, its default, its help."""
-    return Parameter(name.replace("_", "-"), default=getattr(Options(), name), help=help_of(name))
 
 
 class JobHandle:

@@ -1,23 +1,22 @@
 """The flow's steps as plain functions: artifacts (dicts) in, the rooms' doors called, artifacts out.
 
-Called by `flows/lora_flow.py` only; the one place where the rooms meet. What a step prints is here as well.
+Called by `flows/lora_flow.py` only; the one place where all packages meet. The sentences of more than a line are in `summary`.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from steps.errors import ConfigError, LoraFlowError, Problem
-from steps.flow import cards, estimate, metaflow_internals, neuron_jobs
+from steps.flow import cards, estimate, metaflow_internals, neuron_jobs, summary
 from steps.flow import lineage as lineages
 from steps.flow.terminal import StageProgress, say
 from steps.flow.training import Inputs
 from steps.machine import has_fast_bf16
-from steps.protocol.records import Adapter, BaseModel, MergedModel, PreparedData, Report
+from steps.protocol.records import Adapter, BaseModel, MergedModel, PreparedData
 from steps.protocol.rundir import RunDir, read_json, run_directory
 from steps.settings.catalog import project_root
 from steps.settings.checks import check_libraries, check_model
@@ -130,7 +129,7 @@ def prepare(raw_plan: Artifact, raw_base: Artifact, run_dir: str) -> Artifact:
 
     plan, base, run = Plan.model_validate(raw_plan), BaseModel.from_dict(raw_base), RunDir(Path(run_dir))
     prepared = prepare_stage.prepare(plan, base, run, cache=cache_folder(plan), progress=StageProgress())
-    for line in describe_data(prepared):
+    for line in summary.describe_data(prepared):
         say(line)
     inputs = Inputs(plan, base, prepared)
     spec, job = inputs.job(run)
@@ -139,20 +138,6 @@ def prepare(raw_plan: Artifact, raw_base: Artifact, run_dir: str) -> Artifact:
     inputs.save(run)
     say(estimate.plan_line(plan, base, prepared, cache=cache_folder(plan)))
     return prepared.to_dict()
-
-
-def describe_data(data: PreparedData) -> list[str]:
-    """What was read, kept and cut, in sentences."""
-    lines = [
-        f"data: {data.samples:,} samples from {data.source} ({data.shape}); {data.train_samples:,} to train on, "
-        f"{data.validation_samples:,} held out; {data.rows:,} rows of up to {data.sequence_length:,} tokens"
-        + (f", packed, {data.fill:.1%} full" if data.packed else "")
-    ]
-    if data.duplicates or data.skipped:
-        lines.append(f"left out: {data.duplicates:,} duplicates, {data.skipped:,} rows without a usable conversation")
-    if data.truncated_samples:
-        lines.append(f"cut to length: {data.truncated_samples:,} samples lost {data.truncated_tokens:,} tokens")
-    return lines
 
 
 def check_continuation(spec: Artifact, directory: Path, run: RunDir) -> None:
@@ -278,43 +263,3 @@ def evaluate(card: Any, raw_plan: Artifact, made: Sequence[Artifact], run_dir: s
         raise LoraFlowError(f"the gate is not passed: {report.gate}; the report is in {report.path}")
     record: Artifact = report.to_dict()
     return record
-
-
-def conclude(flow: Any) -> None:
-    """The last words of a run: what was learned, where it lies, what to type next."""
-    if flow.dry_run:
-        say("dry run: nothing was trained. The prepared data is kept; the same command without --dry-run uses it.")
-        return
-    report, adapter, merged = (
-        Report.from_dict(flow.report),
-        Adapter.from_dict(flow.adapter),
-        MergedModel.from_dict(flow.merged),
-    )
-    script = Path(sys.argv[0])
-    talk = Path(sys.executable).parent / "hyperpod-lora"
-    for line in (
-        "",
-        verdict(report),
-        f"  {report.score_name} on {report.samples} samples it never saw: {report.base_score:.1%} → {report.tuned_score:.1%}",
-        *([f"  {report.details['words']}"] if report.details.get("words") else []),
-        f"  loss on held-out samples: {report.base_loss:.4f} → {report.tuned_loss:.4f}",
-        f"  gate: {report.gate}",
-        "",
-        f"adapter       {adapter.path}",
-        f"merged model  {merged.path}",
-        f"see the card  {sys.executable} {script} card view evaluate --id evaluation",
-        f'talk to it    {talk} generate {merged.path} "{lineages.example_prompt(report)}"',
-    ):
-        say(line)
-
-
-def verdict(report: Report) -> str:
-    """Did it learn? In one sentence, from the numbers."""
-    better_score, better_loss = report.tuned_score > report.base_score, report.tuned_loss < report.base_loss
-    if better_score and better_loss:
-        return "The model learned: both score and loss are better than the base model's."
-    if better_loss:
-        return "The model learned a little: its loss is lower than the base model's, its score is not higher."
-    if better_score:
-        return "Mixed: the score is higher than the base model's, the loss is not lower; look at the samples."
-    return "The model did not learn: neither score nor loss is better than the base model's. Train longer, or look at the data."

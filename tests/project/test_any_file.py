@@ -19,7 +19,7 @@ from metaflow.exception import MetaflowException
 from steps.base.inspect import inspect
 from steps.base.sources.random import write_tiny
 from steps.errors import CheckpointError, LoraFlowError, ModelError
-from steps.flow.decorator import read_config
+from steps.flow.parameters import read_config
 from steps.job.history import load
 from steps.merge.inputs import read_adapter, read_base
 from steps.prepare.chat.template import read_template

@@ -1,0 +1,65 @@
+"""What the steps say at length: of the data they read, and at the end what was learned, where it lies and what to type next."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from steps.flow import lineage as lineages
+from steps.flow.terminal import say
+from steps.protocol.records import Adapter, MergedModel, PreparedData, Report
+
+
+def describe_data(data: PreparedData) -> list[str]:
+    """What was read, kept and cut, in sentences."""
+    lines = [
+        f"data: {data.samples:,} samples from {data.source} ({data.shape}); {data.train_samples:,} to train on, "
+        f"{data.validation_samples:,} held out; {data.rows:,} rows of up to {data.sequence_length:,} tokens"
+        + (f", packed, {data.fill:.1%} full" if data.packed else "")
+    ]
+    if data.duplicates or data.skipped:
+        lines.append(f"left out: {data.duplicates:,} duplicates, {data.skipped:,} rows without a usable conversation")
+    if data.truncated_samples:
+        lines.append(f"cut to length: {data.truncated_samples:,} samples lost {data.truncated_tokens:,} tokens")
+    return lines
+
+
+def conclude(flow: Any) -> None:
+    """The last words of a run: what was learned, where it lies, what to type next."""
+    if flow.dry_run:
+        say("dry run: nothing was trained. The prepared data is kept; the same command without --dry-run uses it.")
+        return
+    report, adapter, merged = (
+        Report.from_dict(flow.report),
+        Adapter.from_dict(flow.adapter),
+        MergedModel.from_dict(flow.merged),
+    )
+    script = Path(sys.argv[0])
+    talk = Path(sys.executable).parent / "hyperpod-lora"
+    for line in (
+        "",
+        verdict(report),
+        f"  {report.score_name} on {report.samples} samples it never saw: {report.base_score:.1%} → {report.tuned_score:.1%}",
+        *([f"  {report.details['words']}"] if report.details.get("words") else []),
+        f"  loss on held-out samples: {report.base_loss:.4f} → {report.tuned_loss:.4f}",
+        f"  gate: {report.gate}",
+        "",
+        f"adapter       {adapter.path}",
+        f"merged model  {merged.path}",
+        f"see the card  {sys.executable} {script} card view evaluate --id evaluation",
+        f'talk to it    {talk} generate {merged.path} "{lineages.example_prompt(report)}"',
+    ):
+        say(line)
+
+
+def verdict(report: Report) -> str:
+    """Did it learn? In one sentence, from the numbers."""
+    better_score, better_loss = report.tuned_score > report.base_score, report.tuned_loss < report.base_loss
+    if better_score and better_loss:
+        return "The model learned: both score and loss are better than the base model's."
+    if better_loss:
+        return "The model learned a little: its loss is lower than the base model's, its score is not higher."
+    if better_score:
+        return "Mixed: the score is higher than the base model's, the loss is not lower; look at the samples."
+    return "The model did not learn: neither score nor loss is better than the base model's. Train longer, or look at the data."
