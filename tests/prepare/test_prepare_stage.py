@@ -282,9 +282,10 @@ def test_a_template_without_system_turns_skips_those_conversations(
 
 def test_preparing_loads_neither_torch_nor_transformers(base: BaseModel, question_file: Path, tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from steps import config, options, presets, records, rundir\n"
+        "import sys; from pathlib import Path; from steps.settings import config, options, resolve\n"
+        "from steps.protocol import records, rundir\n"
         "from steps.prepare.stage import prepare\n"
-        f"plan = presets.resolve(config.Settings(), options.Options(model='tiny', dataset={str(question_file)!r}))\n"
+        f"plan = resolve.resolve(config.Settings(), options.Options(model='tiny', dataset={str(question_file)!r}))\n"
         f"base = records.BaseModel.from_dict({base.to_dict()!r})\n"
         f"prepare(plan, base, rundir.RunDir(Path({str(tmp_path)!r}, 'run')), cache=Path({str(tmp_path)!r}))\n"
         "print([name for name in ('torch', 'transformers', 'datasets') if name in sys.modules])"
@@ -300,9 +301,10 @@ def peak_mib(rows: int, base: BaseModel, folder: Path) -> float:
             answer = " ".join(f"word{(n * 7 + m) % 900}" for m in range(40))
             file.write(json.dumps({"question": f"{n}: why?", "answer": answer}) + "\n")
     code = (
-        "import resource; from pathlib import Path; from steps import config, options, presets, records, rundir\n"
+        "import resource; from pathlib import Path; from steps.settings import config, options, resolve\n"
+        "from steps.protocol import records, rundir\n"
         "from steps.prepare.stage import prepare\n"
-        f"plan = presets.resolve(config.Settings(), options.Options(model='tiny', dataset={str(path)!r}))\n"
+        f"plan = resolve.resolve(config.Settings(), options.Options(model='tiny', dataset={str(path)!r}))\n"
         f"base = records.BaseModel.from_dict({base.to_dict()!r})\n"
         f"prepare(plan, base, rundir.RunDir(Path({str(folder)!r}, 'run')), cache=Path({str(folder)!r}))\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"

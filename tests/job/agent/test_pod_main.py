@@ -133,8 +133,8 @@ def arguments(directory: Path, **more: Any) -> list[str]:
 
 def begin(directory: Path, termination: Path, **more: Any) -> subprocess.Popen[str]:
     program = (
-        "import sys, pathlib; from steps.job import node; import os; "
-        "code = node.main(sys.argv[2:], pathlib.Path(sys.argv[1])); sys.stdout.flush(); os._exit(code)"
+        "import sys, pathlib; from steps.job.agent import pod_main; import os; "
+        "code = pod_main.main(sys.argv[2:], pathlib.Path(sys.argv[1])); sys.stdout.flush(); os._exit(code)"
     )
     command = [sys.executable, "-u", "-c", program, str(termination), *arguments(directory, **more)]
     return subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
