@@ -115,10 +115,9 @@ def supervised_below(root: Path, given: str) -> list[Path]:
 
 def supervised_of(trainings: Sequence[Path]) -> list[Path]:
     """Those that can be seen from here and that a supervisor acts on, wherever it runs."""
-    from steps.job.cancel import is_supervised
-    from steps.protocol.rundir import TrainDir
+    from steps.job.agent.in_use import is_supervised
 
-    return [path for path in trainings if path.is_dir() and is_supervised(TrainDir(path))]
+    return [path for path in trainings if path.is_dir() and is_supervised(path)]
 
 
 def ask_all(trainings: Sequence[Path]) -> None:

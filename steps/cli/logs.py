@@ -61,13 +61,14 @@ def local_log(root: Path, run: str, rank: int, lines: int, *, follow: bool) -> I
 def directory_log(directory: Path, rank: int, lines: int, *, follow: bool) -> Iterable[str]:
     """From a training directory."""
     from steps.cli import log_source
-    from steps.job.local_jobs import is_watched, running_in
+    from steps.job.agent.in_use import is_supervised
+    from steps.job.local_jobs import running_in
 
     if not follow:
         return log_source.last_lines(log_source.log_file(directory, log_source.newest_attempt(directory), rank), lines)
 
     def is_running() -> bool:
-        return is_watched(directory) or bool(running_in(directory))
+        return is_supervised(directory) or bool(running_in(directory))
 
     return log_source.follow_file(directory, rank, is_running=is_running, lines=lines, note=say_aside)
 

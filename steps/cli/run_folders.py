@@ -5,6 +5,8 @@ For the command line. It reads directories, decides nothing, and knows no cluste
 
 from __future__ import annotations
 
+import contextlib
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -25,10 +27,22 @@ def storage_root(given: str) -> Path:
 
 
 def run_folders(root: Path, *, older_than_s: float = 0.0) -> list[Path]:
-    """`<root>/<flow>/<run id>` folders that have not been touched for so long, the oldest first."""
+    """`<root>/<flow>/<run id>` folders in which nothing was written for so long, the oldest first."""
     latest = time.time() - older_than_s
-    found = [path for path in root.glob("*/*") if path.is_dir() and path.stat().st_mtime <= latest]
+    found = [path for path in root.glob("*/*") if path.is_dir()]
+    if older_than_s > 0:
+        found = [path for path in found if newest_write_s(path) <= latest]
     return sorted(found, key=lambda path: path.stat().st_mtime)
+
+
+def newest_write_s(folder: Path) -> float:
+    """Unix time of the newest file below a folder (its own time says only when something was made directly in it)."""
+    newest = folder.stat().st_mtime
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):  # vanished meanwhile
+                newest = max(newest, Path(parent, name).lstat().st_mtime)
+    return newest
 
 
 def find_run(root: Path, given: str) -> Path:

@@ -15,6 +15,7 @@ from steps.flow import cards, estimate, metaflow_internals, neuron_jobs, summary
 from steps.flow import lineage as lineages
 from steps.flow.terminal import StageProgress, say
 from steps.flow.training import Inputs
+from steps.job.agent.in_use import in_use
 from steps.machine import has_fast_bf16
 from steps.protocol.records import Adapter, BaseModel, MergedModel, PreparedData
 from steps.protocol.rundir import RunDir, read_json, run_directory
@@ -128,7 +129,8 @@ def prepare(raw_plan: Artifact, raw_base: Artifact, run_dir: str) -> Artifact:
     from steps.prepare import stage as prepare_stage
 
     plan, base, run = Plan.model_validate(raw_plan), BaseModel.from_dict(raw_base), RunDir(Path(run_dir))
-    prepared = prepare_stage.prepare(plan, base, run, cache=cache_folder(plan), progress=StageProgress())
+    with in_use(run.path, "prepare"):
+        prepared = prepare_stage.prepare(plan, base, run, cache=cache_folder(plan), progress=StageProgress())
     for line in summary.describe_data(prepared):
         say(line)
     inputs = Inputs(plan, base, prepared)
@@ -176,12 +178,13 @@ def train(
     )
     spec, job = Inputs(plan, base, prepared).job(RunDir(Path(run_dir)))
     facts = lineages.plan_facts(plan, prepared)
-    if plan.settings.launcher.precompile and not job.directory.adapter.is_dir():
-        say(neuron_jobs.precompile(handle, job, plan.settings, facts))
-    result = handle.run(job, plan.settings, title=f"Training {job.label}", facts=facts)
-    adapter = train_stage.collect(
-        spec, result.result_dir, attempts=result.attempts, account=result.account, layout=result.layout
-    )
+    with in_use(Path(run_dir), "train"):
+        if plan.settings.launcher.precompile and not job.directory.adapter.is_dir():
+            say(neuron_jobs.precompile(handle, job, plan.settings, facts))
+        result = handle.run(job, plan.settings, title=f"Training {job.label}", facts=facts)
+        adapter = train_stage.collect(
+            spec, result.result_dir, attempts=result.attempts, account=result.account, layout=result.layout
+        )
     estimate.remember(plan, base, result.account, prepared, cache=cache_folder(plan))
     say(
         f"adapter: {adapter.path}, {adapter.bytes / 2**20:.1f} MiB, loss {adapter.first_loss:.4f} → {adapter.last_loss:.4f}"
@@ -211,7 +214,9 @@ def merge(raw_plan: Artifact, raw_base: Artifact, raw_adapter: Artifact, run_dir
     from steps.merge import stage as merge_stage
 
     plan, base, adapter = Plan.model_validate(raw_plan), BaseModel.from_dict(raw_base), Adapter.from_dict(raw_adapter)
-    merged = merge_stage.merge(plan, base, adapter, RunDir(Path(run_dir)), lineage=made_from, progress=StageProgress())
+    run = RunDir(Path(run_dir))
+    with in_use(run.path, "merge"):
+        merged = merge_stage.merge(plan, base, adapter, run, lineage=made_from, progress=StageProgress())
     say(f"merged model: {merged.path}, {merged.bytes / 2**20:,.0f} MiB of {merged.dtype} in {merged.seconds:.1f} s")
     return merged.to_dict()
 
@@ -228,7 +233,8 @@ def compile_merged(handle: JobHandle, raw_plan: Artifact, raw_merged: Artifact, 
         LoraFlowError: model and request do not go together, or the compiler failed.
     """
     plan, merged = Plan.model_validate(raw_plan), MergedModel.from_dict(raw_merged)
-    compiled = neuron_jobs.compile_merged(handle, plan, merged, RunDir(Path(run_dir)))
+    with in_use(Path(run_dir), "compile"):
+        compiled = neuron_jobs.compile_merged(handle, plan, merged, RunDir(Path(run_dir)))
     say(neuron_jobs.describe(compiled))
     return compiled.to_dict()
 
@@ -242,15 +248,16 @@ def evaluate(card: Any, raw_plan: Artifact, made: Sequence[Artifact], run_dir: s
     from steps.evaluate import stage as evaluate_stage
 
     plan, (raw_base, raw_prepared, raw_adapter, raw_merged) = Plan.model_validate(raw_plan), made
-    report = evaluate_stage.evaluate(
-        plan,
-        BaseModel.from_dict(raw_base),
-        PreparedData.from_dict(raw_prepared),
-        Adapter.from_dict(raw_adapter),
-        MergedModel.from_dict(raw_merged),
-        RunDir(Path(run_dir)),
-        progress=StageProgress(),
-    )
+    with in_use(Path(run_dir), "evaluate"):
+        report = evaluate_stage.evaluate(
+            plan,
+            BaseModel.from_dict(raw_base),
+            PreparedData.from_dict(raw_prepared),
+            Adapter.from_dict(raw_adapter),
+            MergedModel.from_dict(raw_merged),
+            RunDir(Path(run_dir)),
+            progress=StageProgress(),
+        )
     cards.fill_evaluate_card(
         card,
         title=f"{plan.model.title or plan.model.name} tuned on {plan.dataset.title or plan.dataset.name}",

@@ -10,25 +10,7 @@ import os
 import platform
 import time
 
-from filelock import FileLock, Timeout
-
 from steps.protocol.rundir import TrainDir, storage_errors, write_json
-
-
-def is_supervised(directory: TrainDir) -> bool:
-    """Does a supervisor act on this training, here or on another machine?
-
-    Raises:
-        StorageError: the lock file cannot be used.
-    """
-    lock = FileLock(directory.lock)
-    with storage_errors(f"locking {directory.lock}"):
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            return True
-    lock.release()
-    return False
 
 
 def ask(directory: TrainDir) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import platform
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +19,12 @@ from filelock import FileLock, Timeout
 from steps.errors import JobTimeout, StorageError
 from steps.job import messages
 from steps.job.agent.agent import DETACHED
-from steps.job.agent.processes import identify
+from steps.job.agent.in_use import HOLDER, held
 from steps.job.job import Job
 from steps.protocol.events import Event, EventTail
-from steps.protocol.rundir import read_json, storage_errors, write_atomic, write_json
+from steps.protocol.rundir import read_json, storage_errors, write_atomic
 
 LEASE = "lease"
-HOLDER = "supervisor.json"
 ADVANCES_PER_LEASE = 20
 """So that a slow disk or a busy machine never looks like a dead supervisor."""
 FOLLOW_POLL_S = 1.0
@@ -101,10 +99,9 @@ def acting(
             raise JobTimeout(f"{job.label}: another supervisor has held {directory.lock} for {patience_s:.0f} s")
         sleep(FOLLOW_POLL_S)
     try:
-        write_json(directory.path / HOLDER, {**identify(os.getpid()), "node": platform.node()})
-        yield
+        with held(directory.path / HOLDER, "supervisor"):
+            yield
     finally:
-        (directory.path / HOLDER).unlink(missing_ok=True)
         lock.release()
 
 

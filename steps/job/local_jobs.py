@@ -6,7 +6,6 @@ For `hyperpod-lora status`, `cancel` and `clean`. It only looks, but for `end_ru
 from __future__ import annotations
 
 import os
-import platform
 import re
 import signal
 import time
@@ -18,10 +17,11 @@ from typing import Any
 from steps.errors import StorageError
 from steps.job import progress as deadlines
 from steps.job.agent import processes
-from steps.job.agent.agent import STOP, read_or_empty
+from steps.job.agent.agent import DETACHED, STOP, read_or_empty
+from steps.job.agent.in_use import is_supervised
 from steps.job.goodput import account_of
 from steps.job.history import History
-from steps.job.lease import holder_of
+from steps.job.lease import LEASE
 from steps.protocol import checkpoints
 from steps.protocol.events import EventTail
 from steps.protocol.rundir import TrainDir, read_json, write_json
@@ -41,7 +41,9 @@ class RunningJob:
     attempt: int
     pids: tuple[int, ...]
     is_watched: bool
-    """A supervisor of this machine acts on it."""
+    """A supervisor acts on it, wherever it runs."""
+    is_detached: bool = False
+    """A person left it running, or started it by hand."""
 
 
 def running_jobs(root: Path) -> list[RunningJob]:
@@ -53,8 +55,14 @@ def running_jobs(root: Path) -> list[RunningJob]:
     for marker, pids in sorted(by_marker.items()):
         folder, _, number = marker.rpartition("#")
         if number.isdigit():
-            found.append(RunningJob(Path(folder), int(number), tuple(sorted(pids)), is_watched(Path(folder))))
+            found.append(_running(Path(folder), int(number), pids))
     return found
+
+
+def _running(directory: Path, attempt: int, pids: list[int]) -> RunningJob:
+    lease = TrainDir(directory).attempt(attempt) / LEASE
+    is_detached = lease.is_file() and lease.read_text(errors="replace") == DETACHED
+    return RunningJob(directory, attempt, tuple(sorted(pids)), is_supervised(directory), is_detached)
 
 
 def running_in(directory: Path) -> list[RunningJob]:
@@ -62,10 +70,25 @@ def running_in(directory: Path) -> list[RunningJob]:
     return [job for job in running_jobs(directory.parent) if job.directory == directory.resolve()]
 
 
-def is_watched(directory: Path) -> bool:
-    """Whether the supervisor that a training directory names lives on this machine."""
-    holder = holder_of(directory)
-    return bool(holder) and holder.get("node") == platform.node() and processes.is_alive(holder)
+def unseen_attempt(directory: Path) -> str:
+    """Words about a newest attempt that is not known to have ended, and was not begun on a machine by itself; else empty.
+
+    Its job may wait in a cluster's queue, where no file shows it.
+    """
+    paths = TrainDir(directory)
+    try:
+        last = _history(paths).last
+    except StorageError:
+        return ""
+    if last is None or not last.is_open or paths.adapter.is_dir():
+        return ""
+    folder = paths.attempt(last.number)
+    if (folder / "keeper.json").exists():
+        return ""
+    return (
+        f"attempt {last.number} of {directory.name} is not known to have ended, and may run or wait on a cluster: say --config "
+        "with the run's config, and it is looked for"
+    )
 
 
 def end_running(job: RunningJob, *, grace_s: float, sleep: Callable[[float], None] = time.sleep) -> int:
@@ -121,7 +144,7 @@ def describe(directory: Path, prices: Launcher | None = None) -> dict[str, Any]:
     return {
         "path": str(directory),
         "state": _state(paths, history, is_running=bool(running)),
-        "is_watched": is_watched(directory),
+        "is_watched": is_supervised(directory),
         "pids": [pid for job in running for pid in job.pids],
         "step": progress.step,
         "of": progress.of,

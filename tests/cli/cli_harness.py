@@ -29,7 +29,8 @@ def make_run(root: Path, run: str = "7", *, age_days: float = 0.0) -> TrainDir:
     (path / "state").write_text("x")
     commit(path, step=40, claim=Claim(1, 1), identity="abc", layout={})
     then = time.time() - age_days * 86400
-    os.utime(train.path.parent, (then, then))
+    for found in (train.path.parent, *train.path.parent.rglob("*")):
+        os.utime(found, (then, then))
     return train
 
 

@@ -9,16 +9,21 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from steps.cli.clean import remove
+from steps.job.agent.agent import DETACHED, KEEPER
+from steps.job.agent.in_use import HOLDER, in_use
 from steps.job.agent.processes import MARKER, identify, marker_of
-from steps.job.lease import HOLDER
+from steps.job.history import Attempt, History
 from steps.protocol.rundir import TrainDir, write_json
+from steps.settings.catalog import project_root
 from tests.cli.cli_harness import call, make_run
 
 
 def start_marked(train: TrainDir) -> subprocess.Popen[bytes]:
     """A process that looks like a worker of the training's first attempt."""
-    marker = {MARKER: marker_of(train.path.resolve(), 1)}
+    marker = {MARKER: marker_of(train.path, 1)}
     return subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], env={**os.environ, **marker})
 
 
@@ -44,8 +49,73 @@ def test_clean_with_yes_removes_what_is_old_enough(tmp_path: Path) -> None:
 def test_clean_leaves_a_run_with_a_living_supervisor_alone(tmp_path: Path) -> None:
     train = make_run(tmp_path)
     write_json(train.path / HOLDER, {**identify(os.getpid()), "node": platform.node()})
-    assert str(train.path.parent) not in call("clean", "--root", tmp_path, "--yes").output
+    said = call("clean", "--root", tmp_path, "--yes").output
+    assert f"in use, left alone: {train.path.parent}: the launcher of train-abc (process {os.getpid()} on " in said
     assert train.checkpoints.is_dir()
+
+
+@pytest.mark.parametrize("place", [".in-use/merge-1.json", "train-abc/supervisor.json"])
+def test_clean_leaves_a_run_alone_that_another_host_uses(tmp_path: Path, place: str) -> None:
+    run = make_run(tmp_path).path.parent
+    write_json(run / place, {**identify(1), "boot": "another", "node": "node-b", "what": "merge"})
+    assert "process 1 on node-b" in call("clean", "--root", tmp_path, "--yes").output
+    assert run.is_dir()
+    os.utime(run / place, (1, 1))
+    call("clean", "--root", tmp_path, "--yes")
+    assert not run.exists()
+
+
+@pytest.mark.parametrize("stage", ["prepare", "merge", "evaluate", "compile"])
+def test_clean_leaves_a_run_alone_while_a_stage_of_it_works(tmp_path: Path, stage: str) -> None:
+    run = make_run(tmp_path).path.parent
+    with in_use(run, stage):
+        assert f"in use, left alone: {run}: {stage} (process" in call("clean", "--root", tmp_path, "--yes").output
+        assert run.is_dir()
+
+
+def test_clean_asks_for_the_config_before_it_removes_a_run_whose_attempt_may_be_on_a_cluster(tmp_path: Path) -> None:
+    train = make_run(tmp_path)
+    write_json(train.history, History("abc", (Attempt(1, 0.0),)).to_dict())
+    said = call("clean", "--root", tmp_path, "--yes").output
+    assert "attempt 1 of train-abc is not known to have ended, and may run or wait on a cluster: say --config" in said
+    assert train.path.is_dir()
+    call("clean", "--root", tmp_path, "--yes", "--config", project_root() / "config" / "local.yaml")
+    assert not train.path.exists()
+
+
+def test_a_training_of_three_days_is_not_older_than_one(tmp_path: Path) -> None:
+    train = make_run(tmp_path, age_days=3)
+    (train.checkpoints / "just-now").touch()
+    call("clean", "--root", tmp_path, "--older-than-days", "1", "--yes")
+    assert train.path.is_dir()
+
+
+def test_clean_finds_processes_through_a_link_to_the_root(tmp_path: Path) -> None:
+    train = make_run(tmp_path / "real")
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    worker = start_marked(TrainDir(tmp_path / "link" / "LoraFlow" / "7" / "train-abc"))
+    try:
+        said = call("clean", "--root", tmp_path / "link").output
+        assert f"running, no launcher: attempt 1 of {train.path.resolve()}, 1 processes" in said
+        assert str(worker.pid) in call("status", "--root", tmp_path / "link").output
+    finally:
+        worker.kill()
+        worker.wait()
+
+
+def test_clean_leaves_workers_alone_that_a_person_left_running(tmp_path: Path) -> None:
+    train = make_run(tmp_path)
+    worker = start_marked(train)
+    try:
+        train.attempt(1).mkdir(parents=True)
+        (train.attempt(1) / "lease").write_text(DETACHED)
+        write_json(train.attempt(1) / KEEPER, identify(worker.pid))
+        assert f"running, left running by a person: {train.path}" in call("clean", "--root", tmp_path, "--yes").output
+        assert worker.poll() is None
+        assert train.path.is_dir()
+    finally:
+        worker.kill()
+        worker.wait()
 
 
 def test_clean_ends_processes_that_nobody_watches_and_no_others(tmp_path: Path) -> None:

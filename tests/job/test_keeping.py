@@ -13,10 +13,11 @@ import pytest
 from steps.errors import StorageError
 from steps.job.agent import processes
 from steps.job.agent.agent import oom_kills, ranks_of_log, read_or_empty
+from steps.job.agent.in_use import is_supervised
 from steps.job.goodput import account_of
 from steps.job.history import Attempt as Told
 from steps.job.history import History, Verdict, save
-from steps.job.local_jobs import describe, is_watched, running_jobs, size_of
+from steps.job.local_jobs import describe, running_jobs, size_of
 from steps.job.result import publish, result_damage
 from steps.settings.config import Launcher
 from tests.job.job_fakes import Attempt, FakeClock, make_job
@@ -139,5 +140,5 @@ def test_account_skips_attempts_that_left_no_events_and_torn_lines(tmp_path: Pat
 
 def test_nothing_runs_where_nothing_was_started(tmp_path: Path) -> None:
     assert running_jobs(tmp_path) == []
-    assert not is_watched(tmp_path)
+    assert not is_supervised(tmp_path)
     assert size_of(tmp_path / "nowhere") == 0

@@ -28,6 +28,9 @@ import psutil
 from steps.job.agent import processes
 
 POLL_S = 0.1
+KEEPER = "keeper-state.json"
+"""Who keeps an attempt; touched every `BEAT_S` for as long as it lives."""
+BEAT_S = 15.0
 ORPHAN_GRACE_S = 5.0
 """For helpers of the workers (data loaders, say) that are left when torchrun has ended in order."""
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
@@ -65,6 +68,7 @@ class Keeper:
         self._stacks_sent = False
         self._oom_kills = oom_kills()
         self._torchrun = 0
+        self._beat_s = time.monotonic()
 
     def run(self) -> int:
         """From start to exit.json; returns torchrun's exit code, negative for a signal."""
@@ -73,7 +77,7 @@ class Keeper:
         signal.signal(signal.SIGTERM, lambda *_: self._stop("stopped"))
         for ignored in (signal.SIGINT, signal.SIGHUP):
             signal.signal(ignored, signal.SIG_IGN)
-        write_whole(self._folder / "keeper-state.json", processes.identify(os.getpid()))
+        write_whole(self._folder / KEEPER, processes.identify(os.getpid()))
         self._torchrun = self._start_torchrun(lambda: prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0))
         while self._torchrun not in self._statuses and not self._stop_reason:
             self._look()
@@ -126,11 +130,19 @@ class Keeper:
         return started.pid
 
     def _look(self) -> None:
+        self._beat()
         self._reap()
         self._note_ends()
         if time.monotonic() - self._shared_look_s >= self._plan.get("shared_poll_s", 0.0):
             self._shared_look_s = time.monotonic()
             self._look_at_shared()
+
+    def _beat(self) -> None:
+        """Show other machines that this attempt is in use; see `in_use`."""
+        if time.monotonic() - self._beat_s >= BEAT_S:
+            self._beat_s = time.monotonic()
+            with contextlib.suppress(OSError):
+                os.utime(self._folder / KEEPER)
 
     def _look_at_shared(self) -> None:
         """What the supervisor says: its lease, a wish for stacks, a wish to stop."""
@@ -199,6 +211,7 @@ class Keeper:
                 for child in left:
                     processes.send(child.pid, signal.SIGKILL)
             time.sleep(POLL_S)
+            self._beat()
             self._reap()
             self._note_ends()
 

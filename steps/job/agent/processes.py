@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 import signal
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,8 +20,8 @@ PROC = Path("/proc")
 
 
 def marker_of(directory: Path, attempt: int) -> str:
-    """The marker's value."""
-    return f"{directory}#{attempt}"
+    """The marker's value: the same, whichever links led to the directory."""
+    return f"{directory.resolve()}#{attempt}"
 
 
 def boot_id() -> str:
@@ -28,9 +29,22 @@ def boot_id() -> str:
     return (PROC / "sys/kernel/random/boot_id").read_text().strip()
 
 
+def pid_namespace() -> str:
+    """Numbers of processes mean something within one only: a container has its own."""
+    return os.readlink(PROC / "self/ns/pid")
+
+
 def identify(pid: int) -> dict[str, Any]:
     """The identity of a living process, as JSON values; start 0 if it is gone already."""
-    return {"pid": pid, "start": start_ticks(pid) or 0, "boot": boot_id()}
+    place = {"boot": boot_id(), "pids": pid_namespace(), "node": platform.node()}
+    return {"pid": pid, "start": start_ticks(pid) or 0, **place}
+
+
+def is_visible(identity: Mapping[str, Any]) -> bool:
+    """Whether such a process would be seen from here; an older version's identity tells no PID namespace, but a node."""
+    if "pids" not in identity and identity.get("node") != platform.node():
+        return False
+    return bool(identity["boot"] == boot_id() and identity.get("pids", pid_namespace()) == pid_namespace())
 
 
 def start_ticks(pid: int) -> int | None:

@@ -1,0 +1,168 @@
+"""Who uses a run directory: told by files that every machine which sees the directory can judge.
+
+A stage holds a file in `<run>/.in-use/`, a supervisor `<training>/supervisor.json`, a keeper the `keeper-state.json` of its
+attempt. Each holds its owner's identity, and its owner touches it every `BEAT_S`. Where the owner's processes can be seen
+(same boot, same PID namespace), the process itself is the answer; elsewhere a file untouched for `SILENT_S` has no owner any
+more, by the file system's own clock. A supervisor's lock is looked at as well. Nothing here needs more than permission to read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from steps.errors import StorageError
+from steps.job.agent import processes
+from steps.job.agent.agent import BEAT_S, KEEPER
+from steps.protocol.rundir import TrainDir, write_json
+
+FOLDER = ".in-use"
+HOLDER = "supervisor.json"
+EXIT = "exit.json"
+SILENT_S = 180.0
+"""Twelve beats, and longer than any NFS client keeps a file's old time (60 s)."""
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """One process that uses a run directory."""
+
+    what: str
+    """merge, evaluate, the launcher of train-1a2b …"""
+    node: str = ""
+    pid: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.what} (process {self.pid} on {self.node})" if self.pid else self.what
+
+
+@contextlib.contextmanager
+def in_use(run: Path, what: str) -> Iterator[None]:
+    """Show everybody that `what` uses this run directory, until the block ends or this process dies.
+
+    Raises:
+        StorageError: the directory cannot be written.
+    """
+    _sweep(run / FOLDER)
+    with held(run / FOLDER / f"{what}-{uuid.uuid4().hex[:8]}.json", what):
+        yield
+
+
+@contextlib.contextmanager
+def held(path: Path, what: str) -> Iterator[None]:
+    """Hold one such file: written at the beginning, touched every `BEAT_S` by a thread, removed at the end.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    record = {**processes.identify(os.getpid()), "what": what}
+    write_json(path, record)
+    stop = threading.Event()
+    threading.Thread(target=_beat, args=(path, record, stop), daemon=True, name="in-use").start()
+    try:
+        yield
+    finally:
+        stop.set()
+        with contextlib.suppress(OSError):  # it is silent from now on, which says the same
+            path.unlink(missing_ok=True)
+
+
+def _beat(path: Path, record: dict[str, Any], stop: threading.Event) -> None:
+    while not stop.wait(BEAT_S):
+        touch(path, record)
+
+
+def touch(path: Path, record: dict[str, Any]) -> None:
+    """Say that its owner lives; a file system that is away, or a directory that is gone, is not this one's matter."""
+    with contextlib.suppress(OSError, StorageError):
+        if path.exists():
+            os.utime(path)  # without times: the file system's own clock
+        elif path.parent.is_dir():
+            write_json(path, record)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what killed owners left."""
+    now_s = _now_s(folder)
+    for path in folder.glob("*.json"):
+        if _user(path, now_s) is None:
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+
+
+def users_of(run: Path) -> list[User]:
+    """Every living user of a run directory: stages, supervisors, and the workers' keepers."""
+    now_s = _now_s(run)
+    files = [*run.glob(f"{FOLDER}/*.json"), *_keepers(run)]
+    found = [user for path in sorted(files) if (user := _user(path, now_s))]
+    trainings = sorted({path.parent for name in (HOLDER, "supervisor.lock") for path in run.glob(f"*/{name}")})
+    return [*found, *(user for path in trainings if (user := supervisor_of(path)))]
+
+
+def supervisor_of(training: Path) -> User | None:
+    """The supervisor that acts on a training, here or on another machine; None if there is none."""
+    found = _user(training / HOLDER, _now_s(training))
+    if found:
+        return User(f"the launcher of {training.name}", found.node, found.pid)
+    return User(f"a launcher of {training.name}") if _is_locked(TrainDir(training).lock) else None
+
+
+def is_supervised(training: Path) -> bool:
+    """Does a supervisor act on this training, here or on another machine?"""
+    return supervisor_of(training) is not None
+
+
+def _keepers(run: Path) -> list[Path]:
+    """Of the attempts that have not ended, on this machine and in pods."""
+    found = (*run.glob(f"*/attempts/*/{KEEPER}"), *run.glob(f"*/attempts/*/nodes/*/{KEEPER}"))
+    return [path for path in found if not (path.parent / EXIT).exists()]
+
+
+def _user(path: Path, now_s: float) -> User | None:
+    """The living owner of a file."""
+    try:
+        with path.open(encoding="utf-8") as file:  # opening asks an NFS server anew
+            record, touched_s = json.load(file), os.fstat(file.fileno()).st_mtime
+        user = User(str(record.get("what") or "workers"), str(record.get("node", "")), int(record["pid"]))
+        is_alive = processes.is_alive(record) if processes.is_visible(record) else now_s - touched_s < SILENT_S
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return user if is_alive else None
+
+
+def _is_locked(path: Path) -> bool:
+    """Whether a supervisor's lock is held; asked for by a shared lock, which needs permission to read only."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # a file system without locks: the beats alone tell
+        return False
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def _now_s(folder: Path) -> float:
+    """The time on the file system's clock, where it may be asked; else on ours."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b".")
+            file.flush()
+            return os.fstat(file.fileno()).st_mtime
+    except OSError:
+        return time.time()
