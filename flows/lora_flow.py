@@ -47,7 +47,7 @@ class LoraFlow(FlowSpec):
         from steps.flow import stages
 
         with clean_errors():
-            self.prepared = stages.prepare(self.plan, self.base, self.run_dir)
+            self.plan, self.prepared = stages.prepare(self.plan, self.base, self.run_dir)
         self.then = "stop" if self.dry_run else "train"
         self.next({"train": self.train, "stop": self.end}, condition="then")
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from steps.errors import StorageError
+from steps.flow.small_data import in_epochs
 from steps.flow.terminal import seconds_in_words
 from steps.protocol.records import BaseModel, PreparedData, identity_of
 from steps.protocol.rundir import read_json, write_json
@@ -28,6 +29,8 @@ def plan_line(plan: Plan, base: BaseModel, prepared: PreparedData, *, cache: Pat
         f"{plan.lora.method} rank {plan.lora.rank} on {', '.join(plan.lora.targets)}, {plan.precision}"
     )
     line += f" ({plan.precision_reason})" if plan.precision_reason else ""
+    line += f"; {in_epochs(prepared)}"
+    line += f"; not packed: {plan.packing_reason}" if plan.packing_reason else ""
     line += "".join(f"; {reason}" for reason in plan.layout)
     speed = recall(plan, base, cache=cache)
     if speed is None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from steps.errors import ConfigError, LoraFlowError, Problem
 from steps.flow import cards, estimate, metaflow_internals, neuron_jobs, summary
 from steps.flow import lineage as lineages
+from steps.flow.small_data import fit_to_data
 from steps.flow.terminal import StageProgress, say
 from steps.flow.training import Inputs
 from steps.job.agent.in_use import in_use
@@ -120,8 +121,8 @@ def find_run(plan: Plan, flow_name: str) -> RunDir:
     raise ConfigError([Problem("--continue-from", message)])
 
 
-def prepare(raw_plan: Artifact, raw_base: Artifact, run_dir: str) -> Artifact:
-    """Tokenised rows and their order, and the plan in one line.
+def prepare(raw_plan: Artifact, raw_base: Artifact, run_dir: str) -> tuple[Artifact, Artifact]:
+    """Tokenised rows and their order; the plan, fitted to small data, in one line.
 
     Raises:
         LoraFlowError: unusable data, full disk, or a continued run that this one does not match.
@@ -131,6 +132,9 @@ def prepare(raw_plan: Artifact, raw_base: Artifact, run_dir: str) -> Artifact:
     plan, base, run = Plan.model_validate(raw_plan), BaseModel.from_dict(raw_base), RunDir(Path(run_dir))
     with in_use(run.path, "prepare"):
         prepared = prepare_stage.prepare(plan, base, run, cache=cache_folder(plan), progress=StageProgress())
+        if (fitted := fit_to_data(plan, prepared)) != plan:
+            plan = fitted
+            prepared = prepare_stage.prepare(plan, base, run, cache=cache_folder(plan), progress=StageProgress())
     for line in summary.describe_data(prepared):
         say(line)
     inputs = Inputs(plan, base, prepared)
@@ -139,7 +143,7 @@ def prepare(raw_plan: Artifact, raw_base: Artifact, run_dir: str) -> Artifact:
         check_continuation(spec.to_dict(), job.directory.path, run)
     inputs.save(run)
     say(estimate.plan_line(plan, base, prepared, cache=cache_folder(plan)))
-    return prepared.to_dict()
+    return plan.model_dump(mode="json"), prepared.to_dict()
 
 
 def check_continuation(spec: Artifact, directory: Path, run: RunDir) -> None:

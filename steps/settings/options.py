@@ -44,12 +44,12 @@ class Options:
     max_grad_norm: Annotated[float, Ge(0), doc("Gradients are clipped to this norm; 0: not at all.")] = 1.0
     method: Annotated[Literal["auto", Method], doc("PEFT method; auto: lora.")] = "auto"
     lora_rank: Annotated[int, Ge(0), Le(1024), doc("Rank r; 0: from the preset.")] = 0
-    lora_alpha: Annotated[float, Ge(0), doc("Scale numerator; 0: twice the rank.")] = 0.0
+    lora_alpha: Annotated[float, Ge(0), doc("Scale numerator; 0: twice the rank, 8 for rslora.")] = 0.0
     lora_dropout: Annotated[float, Ge(0), Lt(1), doc("Dropout before lora_A.")] = 0.0
     lora_targets: Annotated[str, doc("`all-linear`, or module names separated by commas; auto: from the preset.")] = (
         AUTO
     )
-    init_adapter: Annotated[str, doc("A PEFT adapter folder to start from; auto: fresh.")] = AUTO
+    init_adapter: Annotated[str, doc("A PEFT adapter folder to go on from, with its settings; auto: fresh.")] = AUTO
     sequence_length: Annotated[int, Ge(0), doc("Tokens in a row; 0: from the preset.")] = 0
     packing: Annotated[
         Literal["auto", "on", "off"],

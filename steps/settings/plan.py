@@ -18,7 +18,7 @@ class LoraSettings(Section):
     targets: tuple[str, ...]
     """Module names, or the single word `all-linear`."""
     init_adapter: str = ""
-    """PEFT folder to start from; empty: fresh."""
+    """PEFT folder to start from, which then decides the rest; empty: fresh."""
 
 
 class Plan(Section):
@@ -57,6 +57,10 @@ class Plan(Section):
     sharding: Sharding
     seed: int
     validation_fraction: float
+    given: tuple[str, ...] = ()
+    """Options that a person gave; what is not among them may be fitted to the data and to the model."""
+    packing_reason: str = ""
+    """Why packing is off where it was on by default; empty: it is as asked."""
     continue_from: str = ""
     dry_run: bool = False
 

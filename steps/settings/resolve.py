@@ -6,16 +6,19 @@ fetches nothing.
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from steps.errors import ConfigError, Problem
 from steps.settings.catalog import DatasetPreset, ModelPreset, find_dataset, find_model, find_path
 from steps.settings.checks import contradictions
 from steps.settings.config import Settings
+from steps.settings.init_adapter import settings_of
 from steps.settings.instances import find_instance
-from steps.settings.options import AUTO, Options, Precision
+from steps.settings.options import AUTO, Method, Options, Precision
 from steps.settings.plan import LoraSettings, Plan
 
+RSLORA_ALPHA = 8.0
 SLOW_BF16 = "a processor without AVX512-BF16 and AMX has no fast bf16"
 
 
@@ -28,8 +31,14 @@ def resolve(settings: Settings, options: Options, *, fast_bf16: bool = False) ->
         ConfigError: with every contradiction found.
     """
     model, dataset = _find_both(settings, options)
-    plan = _decide(settings, options, model, dataset, fast_bf16=fast_bf16)
-    problems = contradictions(plan, options)
+    problems: list[Problem] = []
+    try:
+        lora = _lora(options, model)
+    except ConfigError as error:
+        problems += error.problems
+        lora = _fresh(options, model)
+    plan = _decide(settings, options, (model, dataset, lora), fast_bf16=fast_bf16)
+    problems += contradictions(plan, options)
     if problems:
         raise ConfigError(problems)
     return plan
@@ -56,27 +65,51 @@ def _where_steps_run(settings: Settings) -> str:
     return f"; steps run in pods, which see {settings.cluster.mount_path} and no file of the machine that launched them"
 
 
-def _decide(
-    settings: Settings, options: Options, model: ModelPreset, dataset: DatasetPreset, *, fast_bf16: bool
-) -> Plan:
+def _lora(options: Options, model: ModelPreset) -> LoraSettings:
+    """Of the adapter to start from, where there is one."""
+    start = find_path(options.init_adapter) if options.init_adapter != AUTO else None
+    if start is None or not (start / "adapter_config.json").is_file():
+        return _fresh(options, model)  # a path that leads nowhere is told by `checks`
+    return settings_of(start, options)
+
+
+def _fresh(options: Options, model: ModelPreset) -> LoraSettings:
+    method: Method = "lora" if options.method == "auto" else options.method
     rank = options.lora_rank or model.lora_rank
     targets = model.lora_targets if options.lora_targets == AUTO else options.lora_targets
+    return LoraSettings(
+        method=method,
+        rank=rank,
+        alpha=options.lora_alpha or default_alpha(method, rank),
+        dropout=options.lora_dropout,
+        targets=tuple(name.strip() for name in targets.split(",") if name.strip()),
+        init_adapter=""
+        if options.init_adapter == AUTO
+        else str(find_path(options.init_adapter) or options.init_adapter),
+    )
+
+
+def default_alpha(method: Method, rank: int) -> float:
+    """Twice the rank: the update is scaled by alpha / rank = 2 at every rank. rsLoRA scales by alpha / √rank, so that alpha need
+    not follow the rank (Kalajdzievski 2023, arXiv:2312.03732): 8, which gives the same 2 at the usual rank of 16."""
+    return RSLORA_ALPHA if method == "rslora" else 2.0 * rank
+
+
+def _decide(
+    settings: Settings,
+    options: Options,
+    found: tuple[ModelPreset, DatasetPreset, LoraSettings],
+    *,
+    fast_bf16: bool,
+) -> Plan:
+    model, dataset, lora = found
     asked = options.max_steps or options.epochs
     precision = _precision(settings, options, model, fast_bf16=fast_bf16)
     return Plan(
         model=model,
         dataset=dataset,
         settings=settings,
-        lora=LoraSettings(
-            method="lora" if options.method == AUTO else options.method,
-            rank=rank,
-            alpha=options.lora_alpha or 2.0 * rank,
-            dropout=options.lora_dropout,
-            targets=tuple(name.strip() for name in targets.split(",") if name.strip()),
-            init_adapter=""
-            if options.init_adapter == AUTO
-            else str(find_path(options.init_adapter) or options.init_adapter),
-        ),
+        lora=lora,
         learning_rate=options.learning_rate or model.learning_rate,
         scheduler="cosine" if options.scheduler == AUTO else options.scheduler,
         warmup_ratio=options.warmup_ratio,
@@ -101,6 +134,7 @@ def _decide(
         sharding="ddp" if options.sharding == AUTO else options.sharding,
         seed=options.seed,
         validation_fraction=options.validation_fraction,
+        given=tuple(name for name, value in asdict(options).items() if value != asdict(Options())[name]),
         continue_from="" if options.continue_from == AUTO else options.continue_from,
         dry_run=options.dry_run,
     )

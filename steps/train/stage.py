@@ -22,6 +22,9 @@ from steps.train.spec import TrainSpec
 WORKER = "steps.train.worker"
 """The module that every rank runs: `python -m steps.train.worker <directory>/spec.json --attempt N`."""
 
+SCHEDULE = 2
+"""Of the rates in `loop/schedule.py`; 1 were transformers' own, whose first step has the rate 0."""
+
 PROCESS_ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": "4294967296",
     "MALLOC_TRIM_THRESHOLD_": "-1",
@@ -145,6 +148,7 @@ def _identity(plan: Plan, base: BaseModel, prepared: PreparedData) -> str:
             "steps": prepared.steps,
             "learning_rate": plan.learning_rate,
             "scheduler": plan.scheduler,
+            "schedule": SCHEDULE,
             "warmup_ratio": plan.warmup_ratio,
             "weight_decay": plan.weight_decay,
             "max_grad_norm": plan.max_grad_norm,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -210,9 +211,70 @@ def test_both_unknown_names_are_told_at_once() -> None:
     assert "--dataset" in message
 
 
-def test_an_adapter_to_start_from_is_kept_as_an_absolute_path(tmp_path: Path) -> None:
-    (tmp_path / "adapter_config.json").write_text("{}")
-    assert plan_of(init_adapter=str(tmp_path)).lora.init_adapter == str(tmp_path)
+ADAPTER = {
+    "peft_type": "LORA", "r": 8, "lora_alpha": 24, "lora_dropout": 0.05, "target_modules": ["v_proj", "q_proj"],
+    "use_rslora": True,
+}  # fmt: skip
+
+
+def adapter_in(folder: Path, **changes: Any) -> str:
+    (folder / "adapter_config.json").write_text(json.dumps(ADAPTER | changes))
+    return str(folder)
+
+
+def test_an_adapter_to_start_from_decides_its_settings(tmp_path: Path) -> None:
+    lora = plan_of(init_adapter=adapter_in(tmp_path)).lora
+    assert lora.model_dump() == {
+        "method": "rslora", "rank": 8, "alpha": 24.0, "dropout": 0.05, "targets": ("q_proj", "v_proj"),
+        "init_adapter": str(tmp_path),
+    }  # fmt: skip
+    same = {"method": "rslora", "lora_rank": 8, "lora_alpha": 24, "lora_dropout": 0.05, "lora_targets": "q_proj,v_proj"}
+    assert plan_of(init_adapter=str(tmp_path), **same).lora == lora
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "there"),
+    [
+        ("method", "lora", "rslora"),
+        ("lora_rank", 16, "8"),
+        ("lora_alpha", 16, "24"),
+        ("lora_dropout", 0.1, "0.05"),
+        ("lora_targets", "q_proj", "q_proj,v_proj"),
+    ],
+)
+def test_an_option_that_contradicts_the_adapter_is_refused(
+    tmp_path: Path, option: str, value: object, there: str
+) -> None:
+    message = refusal(plan_of, init_adapter=adapter_in(tmp_path), **{option: value})
+    assert f"--{option.replace('_', '-')}: is {value}" in message
+    assert there in message
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("{}", "has peft_type None; training goes on from LORA adapters only"),
+        ("[]", "has peft_type 'list'"),
+        ("{", "cannot be read"),
+        ('{"peft_type": "LORA"}', "is no LoRA adapter's that PEFT wrote"),
+        ('{"peft_type": "LORA", "use_dora": true, "use_rslora": true}', "DoRA and rsLoRA together"),
+    ],
+)
+def test_an_adapter_that_training_cannot_go_on_from_is_refused(tmp_path: Path, content: str, words: str) -> None:
+    (tmp_path / "adapter_config.json").write_text(content)
+    message = refusal(plan_of, init_adapter=str(tmp_path), sharding="fsdp")
+    assert words in message
+    assert "--sharding" in message
+
+
+def test_alpha_by_default_gives_the_same_scale_for_lora_at_every_rank_and_does_not_grow_for_rslora() -> None:
+    assert [plan_of(lora_rank=rank).lora.alpha for rank in (4, 16, 64)] == [8, 32, 128]
+    assert [plan_of(method="rslora", lora_rank=rank).lora.alpha for rank in (4, 16, 64)] == [8, 8, 8]
+    assert plan_of(method="rslora", lora_alpha=3).lora.alpha == 3
+
+
+def test_a_plan_knows_what_a_person_gave() -> None:
+    assert plan_of(global_batch=4, packing="on").given == ("model", "packing", "global_batch")
 
 
 CONFIG = {"model_type": "llama", "max_position_embeddings": 512, "hidden_size": 64, "intermediate_size": 128}

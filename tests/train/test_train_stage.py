@@ -108,19 +108,22 @@ def test_another_base_or_a_validation_that_decides_change_the_identity(prepared:
     )
 
 
+ADAPTER_CONFIG = '{"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"]}'
+
+
 def test_the_adapter_to_start_from_counts_by_its_content(prepared: Path, tmp_path: Path) -> None:
     identities = []
     for name, weights in (("a", b"1"), ("b", b"1"), ("c", b"2")):
         folder = tmp_path / name
         folder.mkdir()
-        (folder / "adapter_config.json").write_text("{}")
+        (folder / "adapter_config.json").write_text(ADAPTER_CONFIG)
         (folder / "adapter_model.safetensors").write_bytes(weights)
         identities.append(spec_of(prepared, init_adapter=str(folder)).identity)
     assert identities[0] == identities[1] != identities[2]
 
 
 def test_an_adapter_without_weights_is_refused_by_name(prepared: Path, tmp_path: Path) -> None:
-    (tmp_path / "adapter_config.json").write_text("{}")
+    (tmp_path / "adapter_config.json").write_text(ADAPTER_CONFIG)
     with pytest.raises(ConfigError, match=r"--init-adapter: no .*adapter_model.safetensors"):
         spec_of(prepared, init_adapter=str(tmp_path))
 

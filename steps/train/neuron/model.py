@@ -38,8 +38,7 @@ def training_arguments(spec: TrainSpec, *, accumulation: int) -> Any:
         per_device_train_batch_size=spec.micro_batch,
         gradient_accumulation_steps=accumulation,
         learning_rate=spec.learning_rate,
-        lr_scheduler_type="constant_with_warmup" if spec.scheduler == "constant" else spec.scheduler,
-        warmup_steps=math.ceil(spec.warmup_ratio * spec.steps),
+        lr_scheduler_type="constant_with_warmup",  # a LambdaLR, which `schedule.follow` gives its rates
         weight_decay=spec.weight_decay,
         max_grad_norm=spec.max_grad_norm or math.inf,  # so that the norm is measured either way
         bf16=spec.precision == "bf16",

@@ -6,6 +6,7 @@ What is mended, each found by running the library, each guarded at run time:
 - **The schedule reaches the optimizer.** The scheduler is made on torch's AdamW; accelerate's wrapper then gives ZeRO-1's
   optimizer new parameter groups (accelerate/optimizer.py:69), and the scheduler goes on writing to the old ones. With any
   warm-up the rate stays 0 for ever, while the log shows the schedule. `setup_training` links them; `_require_rate` checks.
+- **The first step has a rate above zero**, as in `loop/schedule.py`.
 - **Replicated LoRA gradients are whole.** Under sequence parallel a rank sees its slice of the sequence, so gradients of
   weights that are not sharded are sums over that slice; the library adds up those of norms only (accelerate/optimizer.py:40)
   and looks at `grad`, while ZeRO-1 in bf16 keeps `main_grad`. `_add_up_replicated` sums both kinds; the guard before each save
@@ -37,6 +38,7 @@ from steps.train.loop.backend import Listener, StepDone
 from steps.train.loop.feed import Feed, MicroBatch
 from steps.train.loop.ranks import Ranks
 from steps.train.loop.rows import Batch
+from steps.train.loop.schedule import follow
 from steps.train.neuron.batch import device_seed
 from steps.train.neuron.inputs import Inputs, Rows, for_model, for_stages, inputs_of, with_mask
 from steps.train.neuron.model import ADAPTER_NAME, BASE_PREFIX, gradient, trainable
@@ -141,6 +143,7 @@ class LoraTrainer(NeuronTrainer):
         """Model on the device, optimizer and scheduler made: link them, and take over a checkpoint's state."""
         super().setup_training(*args, **kwargs)
         self.lr_scheduler.optimizer = self.optimizer.optimizer
+        follow(self.lr_scheduler, self._spec)
         if self._spec.pipeline_parallel > 1:
             self._stage = Stage(self.model, checkpointing=self._spec.gradient_checkpointing)
         if self._course.restore is not None:

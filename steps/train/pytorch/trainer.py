@@ -2,8 +2,8 @@
 checkpoints, logs, metrics and random state is switched off. Only `torch_backend` imports this module: it loads transformers.
 
 What is overridden, in the order in which `Trainer.train` comes to it (transformers 4.57.6, trainer.py, `_inner_training_loop`):
-get_train_dataloader → _wrap_model → _load_optimizer_and_scheduler → per step: get_batch_samples, training_step for each
-micro-batch, clipping and the optimizer as they are, _maybe_log_save_evaluate.
+get_train_dataloader → create_scheduler → _wrap_model → _load_optimizer_and_scheduler → per step: get_batch_samples,
+training_step for each micro-batch, clipping and the optimizer as they are, _maybe_log_save_evaluate.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from steps.train.loop.backend import Listener, StepDone
 from steps.train.loop.feed import Feed, MicroBatch
 from steps.train.loop.ranks import Ranks, peers_may_vanish
 from steps.train.loop.rows import seed_of
+from steps.train.loop.schedule import make_scheduler
 from steps.train.loop.tree import TreeSum, sum_over_ranks
 from steps.train.pytorch.model import TargetLoss, trainable
 from steps.train.spec import TrainSpec
@@ -123,6 +124,11 @@ class OrderedTrainer(Trainer):
         """The micro-batches of this rank that are still to come."""
         return self._feed.from_step(self._course.done)
 
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """Ours, whose first step has a rate above zero."""
+        self.lr_scheduler = make_scheduler(self.optimizer if optimizer is None else optimizer, self._spec)
+        return self.lr_scheduler
+
     def _wrap_model(self, model: Any, training: bool = True, dataloader: Any = None) -> Any:
         if self._spec.sharding == "ddp":
             parameters: Any = list(trainable(self.model).values())
@@ -195,8 +201,6 @@ def training_arguments(spec: TrainSpec, *, accumulation: int, on_cpu: bool) -> T
         per_device_train_batch_size=spec.micro_batch,
         gradient_accumulation_steps=accumulation,
         learning_rate=spec.learning_rate,
-        lr_scheduler_type="constant_with_warmup" if spec.scheduler == "constant" else spec.scheduler,
-        warmup_steps=math.ceil(spec.warmup_ratio * spec.steps),
         weight_decay=spec.weight_decay,
         max_grad_norm=spec.max_grad_norm or math.inf,  # so that the norm is measured either way
         gradient_checkpointing=spec.gradient_checkpointing,
