@@ -18,6 +18,9 @@ PASSING = frozenset({429, 500, 502, 503, 504})
 LONGEST_ASKED_S, LONGEST_WAIT_S = 60.0, 30.0
 """Between two tries: as the server asks, and by ourselves."""
 
+ANONYMOUS = '"system:anonymous"'
+"""The user that Kubernetes sees where a request carries no login."""
+
 
 class Missing(ClusterError):
     """404."""
@@ -31,9 +34,15 @@ class Unready(ClusterError):
     """400: the container has no log yet."""
 
 
-def may_pass(status: int | None) -> bool:
+def may_pass(status: int | None, body: str | bytes = "") -> bool:
     """Whether to try again: no answer at all, a server that is away, a credential that may be renewed."""
-    return not status or status in PASSING or status == HTTPStatus.UNAUTHORIZED
+    return not status or status in PASSING or is_denied(status, body)
+
+
+def is_denied(status: int | None, body: str | bytes = "") -> bool:
+    """Whether the login was missing or refused: 401, or 403 for nobody (a program that fetches the token failed for a while)."""
+    is_nobody = status == HTTPStatus.FORBIDDEN and ANONYMOUS in _message(body, "")
+    return status == HTTPStatus.UNAUTHORIZED or is_nobody
 
 
 def delay_s(headers: Mapping[str, str] | None, tries: int) -> float:
@@ -61,6 +70,11 @@ def refused(doing: str, namespace: str, *, status: int, reason: str, body: str |
             return Found(f"{where}: {said}")
         case HTTPStatus.BAD_REQUEST if "log" in doing:
             return Unready(f"{where}: {said}")
+        case HTTPStatus.FORBIDDEN if is_denied(status, body):
+            return ClusterError(
+                f"{where}: the API saw no login ({said}): does the program that fetches the token (KUBECONFIG's exec entry) "
+                "work? Log in again, then `resume`"
+            )
         case HTTPStatus.FORBIDDEN:
             return ClusterForbidden(f"{where}: {said}; config/cluster/rbac.yaml has what is needed")
         case HTTPStatus.UNAUTHORIZED:

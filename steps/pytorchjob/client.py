@@ -22,10 +22,12 @@ from steps.pytorchjob.api_errors import Found, Missing, Unready
 from steps.pytorchjob.connection import TIMEOUT_S, Link, lines_of
 
 GROUP, VERSION, PLURAL = "kubeflow.org", "v1", "pytorchjobs"
-WATCH_S = 240
-"""A watch is begun anew after this: two kinds make sixty calls an hour."""
-WATCH_TIMEOUT_S = (10, 130)
-"""The server sends a bookmark every minute; one that is silent for longer is gone, even if nobody closed the connection."""
+WATCH_S = 12
+"""A watch ends in order after this, and goes on from where it was: one call for each kind."""
+WATCH_TIMEOUT_S = (10, 15)
+"""A watch that is silent for longer is gone, even if nobody closed the connection (a half-open one)."""
+LIST_TIMEOUT_S = (10, 10)
+"""Of a list: so that a death is seen within half a minute, even if a connection of the pool is half-open too."""
 LONGEST_LOG = 2**20
 """Bytes of one answer."""
 LOG_PATIENCE_S = 0.0
@@ -178,7 +180,7 @@ class Kube:
         return self._link.custom.list_namespaced_custom_object, (GROUP, VERSION, self.namespace, PLURAL)
 
     def _list(self, doing: str, what: Callable[..., Any], *where: Any, **given: Any) -> Listing:
-        raw = self._json(doing, what, *where, **given)
+        raw = self._json(doing, what, *where, timeout_s=LIST_TIMEOUT_S, **given)
         return Listing(tuple(raw.get("items") or ()), str(raw["metadata"].get("resourceVersion", "")))
 
     def _maybe(self, doing: str, what: Callable[..., Any], *where: Any, **given: Any) -> dict[str, Any] | None:

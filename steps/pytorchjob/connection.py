@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator
-from http import HTTPStatus
 from typing import Any
 
 from kubernetes import client, config
@@ -16,12 +15,12 @@ from kubernetes.client.rest import ApiException
 from urllib3.exceptions import HTTPError
 
 from steps.errors import ClusterError
-from steps.pytorchjob.api_errors import LONGEST_MESSAGE, delay_s, may_pass, refused, unreachable
+from steps.pytorchjob.api_errors import LONGEST_MESSAGE, delay_s, is_denied, may_pass, refused, unreachable
 
 TIMEOUT_S = (10, 30)
 """To connect, and to read."""
-DENIED_S = 60.0
-"""A refused credential is tried again for so long: tokens are renewed behind our back."""
+DENIED_S = 300.0
+"""A refused credential is tried again for so long, from the first refusal on: tokens are renewed behind our back."""
 
 
 class Link:
@@ -48,7 +47,13 @@ class Link:
         self.core, self.custom = client.CoreV1Api(self.api), client.CustomObjectsApi(self.api)
 
     def call(
-        self, doing: str, what: Callable[..., Any], *where: Any, patience_s: float | None = None, **given: Any
+        self,
+        doing: str,
+        what: Callable[..., Any],
+        *where: Any,
+        patience_s: float | None = None,
+        timeout_s: tuple[float, float] = TIMEOUT_S,
+        **given: Any,
     ) -> bytes:
         """One request's body; again while the API is away, for `patience_s` (None: as long as was given to this link).
 
@@ -57,17 +62,20 @@ class Link:
         """
         patience_s = self._patience_s if patience_s is None else patience_s
         begun_s, tries = self._clock(), 0
+        denied_s: float | None = None
         name = what.__name__
         while True:
             self.calls += 1
             try:
                 return _body(
-                    getattr(self._of(what), name)(*where, **given, _preload_content=False, _request_timeout=TIMEOUT_S)
+                    getattr(self._of(what), name)(*where, **given, _preload_content=False, _request_timeout=timeout_s)
                 )
             except (ApiException, HTTPError) as error:
                 told = self.failed(doing, error)
-                limit_s = min(DENIED_S, patience_s) if _is_denied(error) else patience_s
-                if not may_pass(_status(error)) or self._clock() - begun_s >= limit_s:
+                now_s = self._clock()
+                denied_s = (now_s if denied_s is None else denied_s) if _is_denied(error) else None
+                since_s, limit_s = (begun_s, patience_s) if denied_s is None else (denied_s, min(DENIED_S, patience_s))
+                if not may_pass(_status(error), getattr(error, "body", "")) or now_s - since_s >= limit_s:
                     raise told from error
                 if tries == 0:
                     self._notice(f"{told} (trying again)")
@@ -80,9 +88,10 @@ class Link:
         return self.core if isinstance(getattr(what, "__self__", None), client.CoreV1Api) else self.custom
 
     def failed(self, doing: str, error: ApiException | HTTPError) -> ClusterError:
-        """The project's own error; after a refused credential the next call has a new one."""
+        """The project's own error; after a refused credential the next call has a new one, where there is one."""
         if _is_denied(error):
-            self._login()
+            with contextlib.suppress(ClusterError):  # a kubeconfig that is just being written, say: the old login stays
+                self._login()
         if isinstance(error, ApiException):
             body = error.body or ""
             reason = str(error.reason or "")
@@ -144,7 +153,7 @@ def _status(error: Exception) -> int:
 
 
 def _is_denied(error: Exception) -> bool:
-    return _status(error) == HTTPStatus.UNAUTHORIZED
+    return is_denied(_status(error), getattr(error, "body", ""))
 
 
 def _cause(error: Exception) -> str:

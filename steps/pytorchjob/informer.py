@@ -1,7 +1,8 @@
 """What is known of one attempt on the cluster, kept up to date by a watch, so that a look costs no call.
 
-Used by `kube_launcher`. Two threads, one for the job and one for its pods: list, then watch, then list again. Where watching is
-not allowed they list every quarter of a minute. An API that is away leaves what was known, and `silent_s` grows.
+Used by `kube_launcher`. Two threads, one for the job and one for its pods: list, then watch after watch; list again when a watch
+breaks. Where watching is not allowed they list every quarter of a minute. An API that is away leaves what was known, and
+`silent_s` grows.
 """
 
 from __future__ import annotations
@@ -123,20 +124,36 @@ class Sight:
         wait_s = FIRST_WAIT_S
         while not self._over.is_set():
             try:
-                found = self._list(kind, patience_s=0.0)
-                self._replace(kind, found.items)
+                version = self._list_anew(kind)
                 wait_s = FIRST_WAIT_S
-                self._is_connected[kind] = True
-                for change, item in self._source.watch(kind, found.version, **self._selectors[kind]):
-                    self._apply(kind, change, item)
-                    if self._over.is_set():
-                        return
+                while not self._over.is_set():
+                    version = self._watch_from(kind, version)
             except ClusterError as error:
                 self._is_connected[kind] = False
                 self.error = str(error)
-                patience_s = POLL_S if isinstance(error, ClusterForbidden) else wait_s
-                self._over.wait(random.uniform(0.7, 1.3) * patience_s)
+                self._over.wait(random.uniform(0.7, 1.3) * wait_s)
                 wait_s = min(LONGEST_WAIT_S, wait_s * 2)
+
+    def _list_anew(self, kind: Kind) -> str:
+        found = self._list(kind, patience_s=0.0)
+        self._replace(kind, found.items)
+        self._is_connected[kind] = True
+        return str(found.version)
+
+    def _watch_from(self, kind: Kind, version: str) -> str:
+        """Follow one watch to its end; the version that the next one begins at. Where watching is not allowed: list later."""
+        try:
+            for change, item in self._source.watch(kind, version, **self._selectors[kind]):
+                self._apply(kind, change, item)
+                version = str(item["metadata"].get("resourceVersion") or version)
+                if self._over.is_set():
+                    break
+        except ClusterForbidden:  # the list was answered: nothing is away
+            self._over.wait(random.uniform(0.7, 1.0) * POLL_S)
+            return self._list_anew(kind)
+        self._heard(kind)
+        self._over.wait(FIRST_WAIT_S)  # something between us and the API may end every watch at once
+        return version
 
     def _replace(self, kind: Kind, items: Any) -> None:
         with self._lock:

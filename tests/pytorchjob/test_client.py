@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -15,7 +16,10 @@ import pytest
 import yaml
 
 from steps.errors import ClusterError, ClusterForbidden
+from steps.pytorchjob import client as module
 from steps.pytorchjob.client import Kube
+from steps.pytorchjob.informer import FIRST_WAIT_S, Sight
+from tests.pytorchjob.test_informer import eventually
 
 DEFAULT = "kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION"
 """The client reads KUBECONFIG once, when it is imported."""
@@ -38,6 +42,8 @@ class Api:
     answers: list[Answer] = field(default_factory=lambda: [answer(200, JOB)])
     asked: list[str] = field(default_factory=list)
     tokens: list[str] = field(default_factory=list)
+    is_half_open: bool = False
+    """A watch gets its headers and then nothing more."""
 
     def __post_init__(self) -> None:
         api = self
@@ -47,6 +53,9 @@ class Api:
                 api.asked.append(f"{self.command} {self.path}")
                 api.tokens.append(self.headers.get("Authorization", ""))
                 self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                if api.is_half_open and "watch=true" in self.path:
+                    self.hang()
+                    return
                 status, body, headers = api.answers.pop(0) if len(api.answers) > 1 else api.answers[0]
                 data = body["raw"].encode() if "raw" in body else json.dumps(body).encode()
                 self.send_response(status)
@@ -54,6 +63,12 @@ class Api:
                     self.send_header(key, value)
                 self.end_headers()
                 self.wfile.write(data)
+
+            def hang(self) -> None:
+                self.send_response(200)
+                self.end_headers()
+                while api.is_half_open:
+                    time.sleep(0.05)
 
             do_POST = do_DELETE = do_GET
 
@@ -234,8 +249,53 @@ def test_a_credential_that_stays_refused_is_told_soon(kube: Kube, api: Api, wait
         ClusterError, match=r"the credential was refused \(Unauthorized\); log in again, then `resume`"
     ) as caught:
         kube.job("j")
-    assert waits.now_s < 120
+    assert 300 <= waits.now_s < 400
     assert TOKEN not in repr(caught.value)
+
+
+NOBODY = 'pytorchjobs.kubeflow.org "j" is forbidden: User "system:anonymous" cannot get resource "pytorchjobs"'
+
+
+def test_while_no_token_can_be_fetched_it_is_waited(kube: Kube, api: Api, waits: Waits, said: list[str]) -> None:
+    """An exec plugin that fails for 75 s: the client goes on without a login, and the API answers 403 to nobody."""
+
+    def come_back() -> None:
+        if waits.now_s > 75:
+            api.answers = [answer(200, JOB)]
+
+    waits.before = come_back
+    api.answers = [answer(403, {"message": NOBODY})]
+    assert kube.job("j") == JOB
+    assert "the API saw no login" in said[0]
+    assert "rbac.yaml" not in said[0]
+
+
+def test_a_login_that_is_missing_for_long_is_told(kube: Kube, api: Api, waits: Waits) -> None:
+    api.answers = [answer(403, {"message": NOBODY})]
+    with pytest.raises(ClusterError, match=r"saw no login .*Log in again, then `resume`") as caught:
+        kube.job("j")
+    assert not isinstance(caught.value, ClusterForbidden)
+    assert 300 <= waits.now_s < 400
+
+
+def test_after_a_long_outage_the_first_refused_credential_is_renewed(kube: Kube, api: Api, waits: Waits) -> None:
+    def come_back() -> None:
+        if waits.now_s > 600:
+            api.answers = [answer(401), answer(200, JOB)]
+            waits.before = lambda: None
+
+    waits.before = come_back
+    api.answers = [answer(503)]
+    assert kube.job("j") == JOB
+    assert waits.now_s > 600
+
+
+def test_a_login_that_cannot_be_made_anew_just_now_is_no_end(
+    kube: Kube, api: Api, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(DEFAULT, str(tmp_path / "being-written"))
+    api.answers = [answer(401), answer(200, JOB)]
+    assert kube.job("j") == JOB
 
 
 def test_what_is_forbidden_is_said_at_once_with_the_place_to_look(kube: Kube, api: Api, waits: Waits) -> None:
@@ -309,6 +369,27 @@ def test_a_watch_that_breaks_off_says_so(kube: Kube, api: Api, raw: str) -> None
     api.answers = [answer(200, {"raw": raw})]
     with pytest.raises(ClusterError, match="broke off in the middle"):
         list(kube.watch("pods", "1"))
+
+
+def test_a_half_open_watch_hides_a_death_for_less_than_half_a_minute(
+    kube: Kube, api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connection stands and nothing comes: neither a change nor an end."""
+    seconds = module.WATCH_TIMEOUT_S[1] + module.LIST_TIMEOUT_S[1] + FIRST_WAIT_S
+    assert module.WATCH_TIMEOUT_S[1] > module.WATCH_S
+    assert seconds < 30
+    monkeypatch.setattr(module, "WATCH_TIMEOUT_S", (1, 0.2))
+    api.answers = [answer(200, LIST)]
+    api.is_half_open = True
+    sight = Sight(kube, "j")
+    sight.start()
+    try:
+        died = {**JOB, "status": "died"}
+        api.answers = [answer(200, {**LIST, "items": [died]})]
+        eventually(lambda: sight.job == died)
+    finally:
+        sight.stop()
+        api.is_half_open = False
 
 
 def test_a_watch_with_an_old_credential_has_a_new_one_next_time(kube: Kube, api: Api) -> None:

@@ -109,6 +109,19 @@ def test_changes_are_followed_without_another_list(cluster: Cluster, sight: Sigh
     assert sight.silent_s == 0.0
 
 
+def test_a_watch_that_ends_in_order_goes_on_from_where_it_was(
+    cluster: Cluster, sight: Sight, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def once(kind: str, version: str, **_: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        cluster.calls.append(f"watch {kind} {version}")
+        yield "BOOKMARK", {"metadata": {"resourceVersion": f"{int(version) + 1}"}}
+
+    monkeypatch.setattr(cluster, "watch", once)
+    sight.start()
+    eventually(lambda: "watch pods 3" in cluster.calls)
+    assert sum(call.startswith("list pods") for call in cluster.calls) == 2  # the first look, and the thread's
+
+
 def test_only_this_job_and_its_pods_are_asked_for(cluster: Cluster, sight: Sight) -> None:
     sight.start()
     assert "{'field_selector': 'metadata.name=demo-a1'}" in cluster.calls[0]
@@ -135,7 +148,11 @@ def test_where_watching_is_not_allowed_it_lists_again(cluster: Cluster, sight: S
     sight.start()
     cluster.objects["pods"] = [item("p0")]
     eventually(lambda: sight.pods)
-    assert sight.silent_s < 5
+    assert sight.silent_s == 0.0  # the lists are answered: nobody is told that the API is away
+    assert sight.error == ""
+    cluster.error = ClusterError("connection refused")
+    eventually(lambda: sight.silent_s > 0.1)
+    assert "refused" in sight.error
 
 
 def test_a_first_look_that_is_refused_is_told(cluster: Cluster, sight: Sight) -> None:
