@@ -135,8 +135,8 @@ class Kube:
         what, doing = self._link.core.read_namespaced_pod_log, f"reading the log of pod {pod}"
         try:
             while True:
-                where = {"tail_lines": lines, "limit_bytes": LONGEST_LOG, "patience_s": LOG_PATIENCE_S}
-                found = self._link.call(doing, what, pod, self.namespace, **where)
+                size: dict[str, Any] = {"tail_lines": lines, "limit_bytes": LONGEST_LOG}
+                found = self._link.call(doing, what, pod, self.namespace, patience_s=LOG_PATIENCE_S, **size)
                 if len(found) < LONGEST_LOG or lines <= 1:
                     return found.decode(errors="replace")
                 lines //= 2  # the limit cuts the newest lines off, not the oldest
