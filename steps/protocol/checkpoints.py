@@ -7,10 +7,11 @@ only metadata and bytes are looked at, never a tensor.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -111,7 +112,11 @@ def names_in(path: Path) -> list[str]:
 
 
 def read(path: Path) -> Checkpoint | Rejected:
-    """Read one directory's COMPLETE.json; the files themselves are not looked at."""
+    """Read one directory's COMPLETE.json; the files themselves are not looked at.
+
+    Raises:
+        OSError: it is there and cannot be read: the disk or the mount fails, which may pass.
+    """
     if not (path / COMPLETE).is_file() or (path / COMPLETE).is_symlink():
         return Rejected(path, f"{path.name} has no {COMPLETE}: its save was cut off", damaged=True)
     try:
@@ -122,8 +127,10 @@ def read(path: Path) -> Checkpoint | Rejected:
             )
         return _parse(path, raw)
     except (StorageError, ValueError) as error:
-        may_pass = isinstance(error.__cause__, OSError)  # the disk or the mount failed, not the save
-        return Rejected(path, f"{path.name} has an unreadable {COMPLETE}: {error}", damaged=not may_pass)
+        cause = error.__cause__
+        if isinstance(cause, OSError):
+            raise OSError(cause.errno, cause.strerror, str(path / COMPLETE)) from error
+        return Rejected(path, f"{path.name} has an unreadable {COMPLETE}: {error}", damaged=True)
 
 
 def _parse(path: Path, raw: dict[str, Any]) -> Checkpoint:
@@ -184,31 +191,45 @@ def choose(
 ) -> Choice:
     """The newest complete checkpoint of this identity whose layout fits.
 
-    `fits` says why a layout does not fit, None if it does. Looks at no more directories than it has to.
+    `fits` says why a layout does not fit, None if it does. Looks at no more directories than it has to. Only damage is passed
+    over: what cannot be read now may be whole, and an older one in its place would lose what was learned.
+
+    Raises:
+        StorageError: a checkpoint cannot be read.
     """
     rejected: list[Rejected] = []
-    for path in directories(folder):
-        found = read(path)
-        if isinstance(found, Rejected):
-            rejected.append(found)
-        elif found.identity != identity:
-            rejected.append(Rejected(path, f"{path.name} belongs to training {found.identity}, not {identity}", False))
-        elif (reason := fits(found.layout)) is not None:
-            rejected.append(Rejected(path, f"{path.name} does not fit: {reason}", damaged=False))
-        elif (verdict := _verdict(found)) is not None:
-            rejected.append(verdict)
-        else:
+    with _readable(folder):
+        found_paths = directories(folder)
+    for path in found_paths:
+        with _readable(path):
+            found = _usable(path, identity, fits)
+        if isinstance(found, Checkpoint):
             return Choice(found, tuple(rejected))
+        rejected.append(found)
     return Choice(None, tuple(rejected))
 
 
-def _verdict(found: Checkpoint) -> Rejected | None:
-    """None if the files are as they were saved. What cannot be read now is passed over, but stays where it is."""
+def _usable(path: Path, identity: str, fits: Callable[[dict[str, Any]], str | None]) -> Checkpoint | Rejected:
+    found = read(path)
+    if isinstance(found, Rejected):
+        return found
+    if found.identity != identity:
+        return Rejected(path, f"{path.name} belongs to training {found.identity}, not {identity}", damaged=False)
+    if (misfit := fits(found.layout)) is not None:
+        return Rejected(path, f"{path.name} does not fit: {misfit}", damaged=False)
+    wrong = damage(found)
+    return found if wrong is None else Rejected(path, wrong, damaged=True)
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
     try:
-        reason = damage(found)
+        yield
     except OSError as error:
-        return Rejected(found.path, f"{found.path.name} cannot be read: {error}", damaged=False)
-    return None if reason is None else Rejected(found.path, reason, damaged=True)
+        raise StorageError(
+            f"{path} cannot be read ({error.strerror or error}), and nothing older is taken in its place: look at the disk or "
+            f"the mount; if it is lost for good, `mv {path} {path}.damaged` makes the next attempt begin with the one before"
+        ) from error
 
 
 def set_aside(rejected: Iterable[Rejected]) -> list[Path]:
@@ -237,9 +258,10 @@ def rename_aside(path: Path) -> Path:
 def newest_step(folder: Path) -> int:
     """Step of the newest directory with a readable COMPLETE.json, 0 if there is none. Cheap: no file is hashed."""
     for path in directories(folder):
-        found = read(path)
-        if isinstance(found, Checkpoint):
-            return found.step
+        with contextlib.suppress(OSError):  # a look for people and for the account: who resumes reads it properly
+            found = read(path)
+            if isinstance(found, Checkpoint):
+                return found.step
     return 0
 
 
@@ -250,9 +272,10 @@ def prune(folder: Path, *, keep: int, claim: Claim, protect: Iterable[Path] = ()
     goes first, so that a deletion cut off in the middle leaves a partial checkpoint, never a complete-looking one.
 
     Raises:
-        StorageError: a checkpoint that should go cannot be deleted.
+        StorageError: a checkpoint cannot be read, or one that should go cannot be deleted.
     """
-    complete = [found for path in directories(folder) if isinstance(found := read(path), Checkpoint)]
+    with storage_errors(f"reading {folder}"):
+        complete = [found for path in directories(folder) if isinstance(found := read(path), Checkpoint)]
     kept = {found.path for found in complete[: max(keep, 1)]} | set(protect)
     deleted = []
     for found in complete:

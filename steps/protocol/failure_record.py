@@ -5,7 +5,6 @@ Written by workers, read by the job room. The exit codes are below 128, so they 
 
 from __future__ import annotations
 
-import errno
 import json
 import math
 import traceback
@@ -16,7 +15,7 @@ from typing import Any
 from steps.errors import CheckpointError, ConfigError, DataError, LoraFlowError, ModelError, StorageError
 from steps.protocol.failure_class import FailureClass
 from steps.protocol.neuron_codes import NeuronCode, find_neuron_code
-from steps.protocol.rundir import write_json
+from steps.protocol.rundir import errnos, write_json
 
 SCHEMA = "hyperpod-lora/failure/1"
 TERMINATION_MESSAGE_LIMIT = 4096
@@ -72,10 +71,32 @@ _CLASS_OF_TYPE: dict[str, FailureClass] = {
     "DistNetworkError": FailureClass.NETWORK,
     "DistStoreError": FailureClass.NETWORK,
     "ConnectionError": FailureClass.NETWORK,
+    "TimeoutError": FailureClass.NETWORK,
+    "gaierror": FailureClass.NETWORK,  # a name that cannot be resolved
 }
 """By the name of the exception's type or of one of its bases, so that torch need not be imported."""
 
-_STORAGE_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EACCES, errno.EPERM}
+_STORAGE_ERRNOS = errnos(
+    *(
+        "ENOSPC",
+        "EDQUOT",
+        "EROFS",
+        "EIO",
+        "ESTALE",
+        "EACCES",
+        "EPERM",
+        "EREMOTEIO",
+        "ENXIO",
+        "ENODEV",
+        "ENOLCK",
+        "EUCLEAN",
+    )
+)
+_NETWORK_ERRNOS = errnos(
+    *("ENOTCONN", "ETIMEDOUT", "EHOSTDOWN", "EHOSTUNREACH", "ENETDOWN", "ENETUNREACH", "ENETRESET", "ENONET"),
+    *("ECONNABORTED", "ECONNREFUSED", "ECONNRESET", "EPIPE"),
+)
+"""Of a socket's peer, or of a file server: then the error names a file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,8 +160,11 @@ def record_of(error: BaseException, *, rank: int, node: str, step: int, time_s: 
 
 def classify_exception(error: BaseException) -> FailureClass:
     """The class of an exception raised in a worker; an unknown one is the user's, since it would happen again."""
-    if isinstance(error, StorageError) or (isinstance(error, OSError) and error.errno in _STORAGE_ERRNOS):
+    if isinstance(error, StorageError):
         return FailureClass.STORAGE
+    if isinstance(error, OSError) and error.errno in _STORAGE_ERRNOS | _NETWORK_ERRNOS:
+        is_file = error.errno in _STORAGE_ERRNOS or error.filename is not None
+        return FailureClass.STORAGE if is_file else FailureClass.NETWORK
     if isinstance(error, ConfigError | DataError | ModelError | CheckpointError):
         return FailureClass.CONFIG
     if isinstance(error, LoraFlowError):

@@ -26,6 +26,17 @@ from steps.errors import StorageError
 GIB = 1024**3
 
 
+def errnos(*names: str) -> frozenset[int]:
+    """The numbers of these errors, as far as this platform knows them (a laptop is not always Linux)."""
+    return frozenset(getattr(errno, name) for name in names if hasattr(errno, name))
+
+
+AWAY = errnos("ENOTCONN", "ETIMEDOUT", "EHOSTDOWN", "EHOSTUNREACH", "EREMOTEIO")
+"""What a network file system says whose server does not answer; a socket says the same of its peer."""
+MAY_PASS = AWAY | errnos("EIO", "ESTALE", "EROFS")
+"""A mount that failed over, or that the kernel turned read-only for a while: worth waiting for."""
+
+
 @dataclass(frozen=True, slots=True)
 class TrainDir:
     """Paths inside `train-<identity>/`."""
@@ -221,11 +232,13 @@ def storage_errors(doing: str) -> Iterator[None]:
         errno.EFBIG: "a file grew over the file system's or this user's limit (`ulimit -f`)",
         errno.ESTALE: "the file system went away and came back: look at the mount, then run again",
         errno.EIO: "the device reports an input/output error: check the disk or the mount",
+        **dict.fromkeys(AWAY, "the file server does not answer: look at the mount, then run again"),
     }
     try:
         yield
     except OSError as error:
-        if error.errno not in advice:
+        is_peer = error.errno in AWAY and error.filename is None  # of a download, say
+        if error.errno not in advice or is_peer:
             raise
         raise StorageError(f"{doing}: {advice[error.errno]}") from error
 

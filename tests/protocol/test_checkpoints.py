@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from steps.errors import CheckpointError
+from steps.errors import CheckpointError, StorageError
 from steps.protocol import checkpoints
 from steps.protocol.checkpoints import (
     COMPLETE,
@@ -31,6 +33,9 @@ from steps.protocol.checkpoints import (
     rename_aside,
     set_aside,
 )
+from steps.protocol.failure_class import FailureClass
+from steps.protocol.failure_record import classify_exception
+from steps.protocol.records import digest_file
 from steps.protocol.writer import Claim
 
 ME = Claim(2, 1)
@@ -165,22 +170,49 @@ def test_a_whole_checkpoint_of_something_else_is_passed_over_and_stays(
     assert newest.path.is_dir()
 
 
-def test_a_checkpoint_that_cannot_be_read_now_is_passed_over_and_stays(
+AWAY = ["EIO", "ESTALE", "ENOTCONN", "ETIMEDOUT", "EHOSTDOWN", "EACCES"]
+
+
+@pytest.mark.parametrize("name", AWAY)
+@pytest.mark.parametrize("function", ["digest_file", "read_json"])
+def test_nothing_older_is_taken_in_the_place_of_a_checkpoint_that_cannot_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str, name: str
+) -> None:
+    _, newest = save(tmp_path, 100), save(tmp_path, 200)
+    whole = getattr(checkpoints, function)
+
+    def failing(path: Path) -> object:
+        if newest.path in path.parents:
+            error = OSError(getattr(errno, name), os.strerror(getattr(errno, name)), str(path))
+            if function == "read_json":
+                raise StorageError(f"cannot read {path}") from error
+            raise error
+        return whole(path)
+
+    monkeypatch.setattr(checkpoints, function, failing)
+    with pytest.raises(StorageError, match=f"{newest.path.name} cannot be read .*nothing older is taken") as caught:
+        choose(tmp_path, identity=IDENTITY)
+    assert classify_exception(caught.value) is FailureClass.STORAGE
+    assert newest.path.is_dir()
+    monkeypatch.undo()
+    assert choose(tmp_path, identity=IDENTITY).checkpoint == newest
+
+
+def test_the_remedy_for_a_checkpoint_that_is_lost_for_good_works_as_printed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     older, newest = save(tmp_path, 100), save(tmp_path, 200)
-    digest = checkpoints.digest_file
 
     def failing(path: Path) -> str:
         if newest.path in path.parents:
-            raise OSError(5, "Input/output error", str(path))
-        return digest(path)
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return digest_file(path)
 
     monkeypatch.setattr(checkpoints, "digest_file", failing)
-    choice = choose(tmp_path, identity=IDENTITY)
-    assert choice.checkpoint == older
-    assert not choice.rejected[0].damaged
-    assert "cannot be read" in choice.rejected[0].reason
+    with pytest.raises(StorageError) as caught:
+        choose(tmp_path, identity=IDENTITY)
+    subprocess.run(str(caught.value).split("`")[1].split(), check=True)
+    assert choose(tmp_path, identity=IDENTITY).checkpoint == older
 
 
 def test_where_nothing_is_usable_nothing_is_chosen(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import socket
 from dataclasses import replace
 from pathlib import Path
 
@@ -53,6 +54,16 @@ class Diverged(errors.LoraFlowError):
         pytest.param(StorageError("full"), "storage", id="ours-storage"),
         pytest.param(OSError(errno.ENOSPC, "full"), "storage", id="disk-full"),
         pytest.param(PermissionError(errno.EACCES, "no"), "storage", id="no-permission"),
+        *(
+            pytest.param(OSError(getattr(errno, name), "away", "/shared/x"), "storage", id=f"file-{name}")
+            for name in ("EIO", "ESTALE", "ENOTCONN", "ETIMEDOUT", "EHOSTDOWN", "EREMOTEIO")
+        ),
+        *(
+            pytest.param(OSError(getattr(errno, name), "away"), "network", id=f"peer-{name}")
+            for name in ("ENOTCONN", "ETIMEDOUT", "EHOSTDOWN", "EHOSTUNREACH", "ENETUNREACH", "ECONNRESET")
+        ),
+        pytest.param(TimeoutError("timed out"), "network", id="timed-out"),
+        pytest.param(socket.gaierror(-3, "Temporary failure in name resolution"), "network", id="no-name"),
         pytest.param(OSError(errno.EINVAL, "odd"), "user", id="another-os-error"),
         pytest.param(ConfigError([Problem("a", "b")]), "config", id="config"),
         pytest.param(DataError("x"), "config", id="data"),
