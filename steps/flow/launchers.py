@@ -54,7 +54,8 @@ def request_of(
 ) -> Request:
     """What every PyTorchJob of this step is made of; see `Request` for the words."""
     deadlines = settings.deadlines
-    return Request(settings.cluster, run, step, code, deadlines.grace_s, deadlines.total_s, owner)
+    lengths = (deadlines.grace_s, deadlines.total_s)
+    return Request(settings.cluster, run, step, code, *lengths, owner, startup_s=deadlines.startup_s)
 
 
 def cluster_launcher(kube: Kube, request: Request, *, notice: Callable[[str], None]) -> Launcher:

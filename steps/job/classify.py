@@ -7,7 +7,7 @@ and a lost connection is believed only when nobody else has a better explanation
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from steps.job.progress import Passed, Progress, Work
@@ -39,6 +39,8 @@ CLASS_OF_REASON: dict[Reason, FailureClass] = {
     Reason.KEEPER: FailureClass.UNKNOWN,
     Reason.CANCELLED: FailureClass.PREEMPTED,
     Reason.RECREATED: FailureClass.PREEMPTED,
+    Reason.INIT: FailureClass.UNKNOWN,
+    Reason.OWN_STORAGE: FailureClass.STORAGE,
     Reason.UNSCHEDULABLE: FailureClass.NODE,
 }
 WORDS_OF_REASON: dict[Reason, str] = {
@@ -52,6 +54,8 @@ WORDS_OF_REASON: dict[Reason, str] = {
     Reason.KEEPER: "the process that watched over the workers was killed",
     Reason.CANCELLED: "somebody cancelled or deleted it",
     Reason.RECREATED: "its pod was deleted from outside",
+    Reason.INIT: "a container that runs before it has failed",
+    Reason.OWN_STORAGE: "it wrote more to its node than it may",
     Reason.UNSCHEDULABLE: "no node has room for it",
 }
 
@@ -69,6 +73,8 @@ class Failure:
     """Steps done; None if training had not begun."""
     traceback: tuple[str, ...] = ()
     """The worker's own last lines."""
+    is_at_start: bool = False
+    """Its workers had not all started when the startup deadline passed."""
 
     @property
     def is_permanent(self) -> bool:
@@ -85,15 +91,18 @@ def classify(
     """
     step = progress.step if progress.has_trained else None
     cause = _first(record for record in records if record.failure_class not in SYMPTOMS)
-    by_platform = _first(worker for worker in _ended(snapshot) if worker.reason is not Reason.NONE)
+    is_late = passed is not None and passed.work is Work.STARTUP
+    by_platform = _first(item for item in _ended(snapshot, is_late=is_late) if item.reason is not Reason.NONE)
     killed = _first(worker for worker in _ended(snapshot) if _died_by_signal(worker))
     coded = _first(worker for worker in _ended(snapshot) if worker.exit_code in CLASS_OF_EXIT and not _stopped(worker))
     symptom = _first(record for record in records if record.failure_class != FailureClass.PREEMPTED)
     if cause:
         return _of_record(cause, snapshot, step)
     is_told = by_platform is not None or snapshot.reason is not Reason.NONE
-    if passed and not (is_told and passed.work is Work.STARTUP):
+    if passed and not (is_told and is_late):
         return _of_deadline(passed, step, snapshot.message)
+    if passed:
+        return _of_late_start(by_platform, snapshot, passed, step)
     if by_platform:
         return _of_reason(by_platform.reason, by_platform, by_platform.message, step)
     if snapshot.reason in ON_REQUEST:
@@ -158,6 +167,13 @@ def _of_deadline(passed: Passed, step: int | None, hint: str) -> Failure:
     return Failure(passed.failure_class, words, step=step)
 
 
+def _of_late_start(worker: WorkerState | None, snapshot: JobSnapshot, passed: Passed, step: int | None) -> Failure:
+    """What kept the workers from starting until the deadline is believed now."""
+    reason, said = (worker.reason, worker.message) if worker else (snapshot.reason, snapshot.message)
+    waited = f"waited for {passed.waited_s:.0f} s (deadlines.startup_s)"
+    return replace(_of_reason(reason, worker, f"{said}; {waited}" if said else waited, step), is_at_start=True)
+
+
 def _of_reason(reason: Reason, worker: WorkerState | None, message: str, step: int | None) -> Failure:
     who = f"rank {worker.rank}{f' ({worker.name})' if worker.name else ''}" if worker else "the job"
     words = f"{who}: {WORDS_OF_REASON[reason]}{f' ({message})' if message else ''}"
@@ -190,9 +206,9 @@ def _stopped(worker: WorkerState) -> bool:
     return worker.signal == SIGTERM
 
 
-def _ended(snapshot: JobSnapshot) -> list[WorkerState]:
-    """Failed workers, the first to end first; those of unknown time last."""
-    failed = [worker for worker in snapshot.workers if worker.has_failed]
+def _ended(snapshot: JobSnapshot, *, is_late: bool = False) -> list[WorkerState]:
+    """Failed workers, the first to end first, those of unknown time last; `is_late`: also what might have come to start."""
+    failed = [worker for worker in snapshot.workers if worker.has_failed or (is_late and worker.may_pass)]
     return sorted(failed, key=lambda worker: worker.finished_s if worker.finished_s is not None else float("inf"))
 
 

@@ -36,11 +36,13 @@ class Logbook:
         """
         return cls(job, wall, memory.load(job.directory.history, job.identity))
 
-    def begin(self, job: Job) -> int:
+    def begin(self, job: Job, image: str = "") -> int:
         """Name the next attempt before it exists, so that none can exist without a name; its number."""
         last = self.history.last
         number = last.number + 1 if last else 1
-        begun = Attempt(number, self.wall(), job.spec_digest, begins_session=not self.has_begun, nodes=job.nodes)
+        begun = Attempt(
+            number, self.wall(), job.spec_digest, begins_session=not self.has_begun, nodes=job.nodes, image=image
+        )
         self.has_begun = True
         self._remember(replace(self.history, attempts=(*self.history.attempts, begun)))
         return number
@@ -66,6 +68,7 @@ class Logbook:
                 "rank": failure.rank,
                 "node": failure.node,
                 "step": failure.step,
+                "is_at_start": failure.is_at_start,
             }
         self._remember(self.history.with_last(**changes))
 

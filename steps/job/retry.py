@@ -1,8 +1,9 @@
 """What to do after a failed attempt: `decide` answers with a `Resubmit` or a `GiveUp`. Pure: no clock, no sleep, no log.
 
-The rules: a permanent failure stops at once; a preemption is free, unless one follows another without progress; out of memory
-is tried once more, and stops when it comes at the same step again; anything else goes on from the last complete checkpoint
-while there is progress. Attempts in a row without a new complete checkpoint, attempts in all, and the total time have limits.
+The rules: a permanent failure stops at once (a start that failed is none if the same workers have started before); a preemption
+is free, unless one follows another without progress; out of memory is tried once more, and stops when it comes at the same step
+again; anything else goes on from the last complete checkpoint while there is progress. Attempts in a row without a new complete
+checkpoint, attempts in all, and the total time have limits.
 A node that failed twice is left out, one with a broken accelerator at once; see `excluded_nodes`.
 """
 
@@ -23,6 +24,8 @@ NODE_FAILURES = 2
 BLAMES_NODE = frozenset(
     {FailureClass.NODE, FailureClass.ACCELERATOR, FailureClass.NETWORK, FailureClass.HANG, FailureClass.UNKNOWN}
 )
+LONGEST_GROWTH = 64
+"""Power of `delay_factor`, at most: beyond it numbers overflow, and `max_delay_s` was reached long ago."""
 MEMORY_ADVICE = "lower --micro-batch, turn on --gradient-checkpointing, or lower --sequence-length"
 
 
@@ -52,7 +55,7 @@ def decide(history: History, policy: Retry, *, spent_s: float, total_s: float, n
     """
     last = history.attempts[-1]
     failure_class = FailureClass(last.failure_class)
-    if failure_class in PERMANENT:
+    if failure_class in PERMANENT and not _has_started_before(history):
         return GiveUp("permanent", f"a failure of class {failure_class} would only come again")
     if failure_class is FailureClass.OUT_OF_MEMORY and _same_step_before(history):
         return GiveUp("permanent", f"out of memory twice {_at(last.step)}: {MEMORY_ADVICE}")
@@ -68,6 +71,13 @@ def decide(history: History, policy: Retry, *, spent_s: float, total_s: float, n
     )
 
 
+def _has_started_before(history: History) -> bool:
+    """The workers could not start, and those of an earlier attempt with the same image and spec trained: this may pass."""
+    last = history.attempts[-1]
+    same = (item for item in history.attempts if (item.image, item.spec_digest) == (last.image, last.spec_digest))
+    return last.is_at_start and any(item.step is not None for item in same)
+
+
 def _look_ahead(history: History, delay_s: float, spent_s: float, total_s: float) -> GiveUp | None:
     """An attempt that cannot reach its first step before the total deadline is not begun."""
     ready_s = min((attempt.ready_s for attempt in history.attempts if attempt.ready_s is not None), default=0.0)
@@ -80,8 +90,11 @@ def _look_ahead(history: History, delay_s: float, spent_s: float, total_s: float
 def fewer_nodes(choices: Sequence[int], nodes: int, started: int) -> int:
     """With how many nodes to go on after only `started` of `nodes` came up in time: the largest allowed number that did.
 
-    None of `choices` that small: the smallest. `nodes` where there is no smaller choice.
+    None of `choices` that small: the smallest. `nodes` where there is no smaller choice, and where all came up: then it was not
+    for want of a node.
     """
+    if started >= nodes:
+        return nodes
     smaller = [choice for choice in choices if choice < nodes]
     return max((choice for choice in smaller if choice <= started), default=min(smaller, default=nodes))
 
@@ -155,7 +168,7 @@ def _same_step_before(history: History) -> bool:
 def _delay_s(last: Attempt, streak: int, policy: Retry) -> float:
     if last.failure_class == FailureClass.PREEMPTED:
         return 0.0
-    growth: float = policy.delay_factor ** max(streak - 1, 0)
+    growth: float = policy.delay_factor ** min(max(streak - 1, 0), LONGEST_GROWTH)
     return min(policy.delay_s * growth, policy.max_delay_s)
 
 

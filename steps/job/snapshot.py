@@ -48,6 +48,10 @@ class Reason(StrEnum):
     """A person asked that it ends: deleted the job while we watched it, or said so (`hyperpod-lora cancel`)."""
     RECREATED = "recreated"
     """Somebody deleted a pod; the operator made it anew, and it can never join its peers."""
+    INIT = "init"
+    """A container that has to end before the worker's begins has failed."""
+    OWN_STORAGE = "own_storage"
+    """The node ended it for what it wrote itself."""
     UNSCHEDULABLE = "unschedulable"
     """No node has room for it."""
 
@@ -114,6 +118,8 @@ class WorkerState:
     """Unix times, on the platform's clock."""
     ranks: int = 1
     """How many ranks it holds."""
+    may_pass: bool = False
+    """`reason` only keeps it from starting, and may go away by itself."""
 
     @property
     def signal(self) -> int | None:
@@ -126,7 +132,7 @@ class WorkerState:
     @property
     def has_failed(self) -> bool:
         """It ended, and not well."""
-        return self.exit_code not in (None, 0) or self.reason is not Reason.NONE
+        return self.exit_code not in (None, 0) or (self.reason is not Reason.NONE and not self.may_pass)
 
     def holds(self, rank: int) -> bool:
         """Whether a rank is one of its own."""

@@ -144,7 +144,7 @@ class _Supervisor:
             return last.number, self._adopt(last.number, excluded)
         if last and last.is_open:
             self._replace(last.number)
-        number = self.book.begin(self.job)
+        number = self.book.begin(self.job, self.settings.cluster.image)
         self._create(number, excluded)
         return number, True
 

@@ -50,7 +50,7 @@ def delay_s(headers: Mapping[str, str] | None, tries: int) -> float:
     asked = (headers or {}).get("Retry-After", "")
     if asked.isdigit():
         return min(float(asked), LONGEST_ASKED_S)
-    return random.uniform(0.5, 1.0) * min(LONGEST_WAIT_S, 2.0**tries)
+    return random.uniform(0.5, 1.0) * min(LONGEST_WAIT_S, 2.0 ** min(tries, 16))
 
 
 def unreachable(doing: str, namespace: str, cause: str) -> ClusterError:

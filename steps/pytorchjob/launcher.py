@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 
 NOTICE_S = 60.0
 """Within this time the operator has taken notice of a job, or never will: 1.7.0 has no webhook that would refuse one."""
-ASK_AGAIN_S = 30.0
-"""Between two questions for events, or for a node."""
+ASK_SOON_S, ASK_AGAIN_S = 5.0, 30.0
+"""Between two questions for events: in the first minute until they say something, and later."""
 CONFIRM_S = 2.0
 """Between two looks for a job that the watch does not show."""
 KEPT = ("involvedObject", "reason", "message", "type", "count", "lastTimestamp")
@@ -110,9 +110,9 @@ class KubeLauncher:
         self._require_api(watched)
         found = watched.sight.job or self._confirm_gone(watched, job, attempt)
         watched.has_been = watched.has_been or found is not None
-        watched.onlooker.look(found, watched.sight.pods, self._clock() - watched.since_s)
         self._notice_dead(watched, watched.sight.pods)
         self._ask(watched, job, found, watched.sight.pods)
+        watched.onlooker.look(found, watched.sight.pods, self._clock() - watched.since_s, hint=watched.hint)
         snapshot = self._snapshot(watched, job, found)
         if snapshot.phase is Phase.FAILED and not watched.has_looked_again:
             watched.has_looked_again = True
@@ -173,7 +173,7 @@ class KubeLauncher:
             name = pytorchjob.name_of(self._request, job, attempt)
             sight = Sight(self._kube, name)
             sight.start()
-            onlooker = Onlooker(name, self._request.cluster.api_patience_s, self._notice)
+            onlooker = Onlooker(name, self._request.cluster.api_patience_s, self._request.startup_s, self._notice)
             self._watched[attempt] = _Watched(sight, self._clock(), onlooker)
         return self._watched[attempt]
 
@@ -265,7 +265,8 @@ class KubeLauncher:
         """Why pods do not come: only the events say (a quota, a validation). Asked seldom, and only then."""
         now_s = self._clock()
         waits = found is not None and len(pods) < job.nodes and not is_suspended(found)
-        if not waits or now_s - watched.since_s < CONFIRM_S or now_s - watched.asked_s < ASK_AGAIN_S:
+        again_s = ASK_AGAIN_S if watched.hint or now_s - watched.since_s > NOTICE_S else ASK_SOON_S
+        if not waits or now_s - watched.since_s < CONFIRM_S or now_s - watched.asked_s < again_s:
             return
         watched.asked_s = now_s
         name = str(found["metadata"]["name"]) if found else ""

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from steps.job.snapshot import Reason
+from steps.pytorchjob.pod_words import words_of
 from steps.pytorchjob.snapshot import has_conditions, is_suspended
 
 AWAY_S = 15.0
@@ -22,11 +24,14 @@ class Onlooker:
     name: str
     """Of its PyTorchJob."""
     api_patience_s: float
+    startup_s: float
     notice: Callable[[str], None]
     is_api_away: bool = False
     is_ignored: bool = False
     uids: dict[str, str] = field(default_factory=dict)
     """Of the pods seen last, by name."""
+    troubles: set[tuple[str, str]] = field(default_factory=set)
+    """(pod, reason) that were told."""
 
     def hear(self, silent_s: float, error: str) -> None:
         """For how long the API has said nothing."""
@@ -40,15 +45,12 @@ class Onlooker:
             self.is_api_away = False
             self.notice("the Kubernetes API answers again")
 
-    def look(self, job: Mapping[str, Any] | None, pods: Sequence[Mapping[str, Any]], age_s: float) -> None:
-        """The attempt as it is, `age_s` after it was first looked at."""
-        if (
-            job is not None
-            and not has_conditions(job)
-            and not is_suspended(job)
-            and age_s > AWAY_S
-            and not self.is_ignored
-        ):
+    def look(
+        self, job: Mapping[str, Any] | None, pods: Sequence[Mapping[str, Any]], age_s: float, *, hint: str = ""
+    ) -> None:
+        """The attempt as it is, `age_s` after it was first looked at; `hint`: what the events say about the job."""
+        has_spoken = job is None or has_conditions(job) or is_suspended(job) or bool(pods) or bool(hint)
+        if not has_spoken and age_s > AWAY_S and not self.is_ignored:
             self.is_ignored = True
             self.notice(
                 f"the Training Operator has taken no notice of PyTorchJob {self.name} for {age_s:.0f} s; its pods come "
@@ -59,3 +61,17 @@ class Onlooker:
             if self.uids.setdefault(name, uid) != uid and not pod["metadata"].get("deletionTimestamp"):
                 self.uids[name] = uid
                 self.notice(f"pod {name} was deleted from outside, and made anew")
+        for pod in pods:
+            self._tell_trouble(pod)
+
+    def _tell_trouble(self, pod: Mapping[str, Any]) -> None:
+        """What keeps a pod from starting may pass: a person reads what it is, and for how long it is waited for."""
+        words, name = words_of(pod), str(pod["metadata"]["name"])
+        kind = words.reason or words.message.partition(":")[0]
+        if not words.may_pass or words.reason is Reason.UNSCHEDULABLE or (name, kind) in self.troubles:
+            return
+        self.troubles.add((name, kind))
+        self.notice(
+            f"pod {name} does not start ({words.message[:400]}); this may pass, and it is waited for, up to "
+            f"{self.startup_s:.0f} s from the start (deadlines.startup_s)"
+        )

@@ -10,38 +10,25 @@ Sources: the operator's code at v1.7.0 for the conditions, the kubelet's and the
 | suspended, and it never ran | QUEUED |
 | suspended after it ran | FAILED, preempted: the attempt ends, the next one waits in the queue |
 | a pod ended badly, or can never start | FAILED: not waiting for an operator that may be away |
+| a LimitRange or PodSecurity refuses the pods | FAILED, config |
+| every training container ended with 0 | SUCCEEDED: a sidecar that never ends is not waited for |
 | every pod runs | RUNNING |
 | anything else | STARTING, with what the platform says about it |
 """
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from steps.job.snapshot import REASONS, JobSnapshot, Phase, Reason, WorkerState, reason_of
-from steps.protocol.events import PREFIX
-from steps.protocol.failure_record import parse_record
+from steps.job.snapshot import JobSnapshot, Phase, Reason, WorkerState
+from steps.pytorchjob.pod_words import REFUSED, container_of, pending_class, words_of
 
-CONTAINER = "pytorch"
 INDEX = "training.kubeflow.org/replica-index"
-NEVER_STARTS = frozenset({"InvalidImageName", "ErrImageNeverPull", "CreateContainerConfigError"})
-"""Waiting reasons that no patience mends."""
-NO_SUCH_IMAGE = re.compile(
-    r"not found|manifest unknown|denied|unauthorized|forbidden|no such host|invalid reference", re.I
-)
-"""In a pull's message: a registry that is slow or away says other things."""
 GONE_WITH_NODE = frozenset({"DeletionByTaintManager", "DeletionByPodGC"})
 """DisruptionTarget reasons of pods whose node does not answer."""
-DEFINITE_PENDING = {
-    re.compile(r'persistentvolumeclaim "[^"]*" not found', re.I): Reason.CONFIG,
-    re.compile(r"exceeded quota", re.I): Reason.CONFIG,
-}
-"""What the scheduler or the quota says, and waiting alone will not change: the class when the start's deadline has passed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +61,13 @@ def snapshot_of_cluster(view: View) -> JobSnapshot:
         return _suspended(view, workers, remaining)
     if view.recovery == "client" and any(_is_definite(pod, worker) for pod, worker in _pairs(view, workers)):
         return JobSnapshot(Phase.FAILED, workers, remaining=remaining)
+    if len(workers) >= view.nodes and all(worker.exit_code == 0 for worker in workers):
+        return JobSnapshot(Phase.SUCCEEDED, workers, remaining=remaining)
     if len(workers) >= view.nodes and all(_is_running(pod) for pod in view.pods):
         return JobSnapshot(Phase.RUNNING, workers, remaining=remaining)
     message = _why_pending(view)
-    reason = next((found for pattern, found in DEFINITE_PENDING.items() if pattern.search(message)), Reason.NONE)
-    return JobSnapshot(Phase.STARTING, workers, reason, message, remaining)
+    phase = Phase.FAILED if REFUSED.search(message) else Phase.STARTING
+    return JobSnapshot(phase, workers, pending_class(message), message, remaining)
 
 
 def is_suspended(job: Mapping[str, Any]) -> bool:
@@ -139,12 +128,7 @@ def index_of(pod: Mapping[str, Any]) -> int:
 
 def has_ended(pod: Mapping[str, Any]) -> bool:
     """Its worker runs no more; the pod's own phase follows a second or two later."""
-    return pod["status"].get("phase") == "Failed" or "terminated" in (_container(pod).get("state") or {})
-
-
-def _container(pod: Mapping[str, Any]) -> Mapping[str, Any]:
-    statuses = (pod.get("status") or {}).get("containerStatuses") or []
-    return next((item for item in statuses if item["name"] == CONTAINER), {})
+    return pod["status"].get("phase") == "Failed" or "terminated" in (container_of(pod).get("state") or {})
 
 
 def _is_running(pod: Mapping[str, Any]) -> bool:
@@ -152,71 +136,26 @@ def _is_running(pod: Mapping[str, Any]) -> bool:
 
 
 def _worker(pod: Mapping[str, Any], view: View) -> WorkerState:
-    state = _container(pod).get("state") or {}
-    ended, waiting = state.get("terminated") or {}, state.get("waiting") or {}
-    reason, message = _reason(pod, ended, waiting)
+    state = container_of(pod).get("state") or {}
+    ended = state.get("terminated") or {}
+    words = words_of(pod)
     return WorkerState(
         rank=index_of(pod) * view.processes,
         name=pod["metadata"]["name"],
         node=str(pod["spec"].get("nodeName") or ""),
         exit_code=ended.get("exitCode"),
-        reason=reason,
-        message=message,
+        reason=words.reason,
+        message=words.message,
         started_s=_seconds((state.get("running") or ended).get("startedAt")),
         finished_s=_seconds(ended.get("finishedAt")),
         ranks=view.processes,
-    )
-
-
-def _reason(pod: Mapping[str, Any], ended: Mapping[str, Any], waiting: Mapping[str, Any]) -> tuple[Reason, str]:
-    """The most telling word of the platform about a pod, and its message."""
-    status = pod.get("status") or {}
-    conditions = {item["type"]: item for item in status.get("conditions") or []}
-    disrupted = conditions.get("DisruptionTarget", {})
-    own, words = _own_words(str(ended.get("message") or ""))
-    if reason_of(disrupted.get("reason")) is not Reason.NONE:
-        return reason_of(disrupted["reason"]), str(disrupted.get("message", ""))
-    if reason_of(status.get("reason")) is not Reason.NONE:
-        return reason_of(status["reason"]), str(status.get("message", ""))
-    if ended:
-        return (own or reason_of(ended.get("reason"))), words
-    if waiting and is_hopeless(waiting):
-        return reason_of(waiting.get("reason")), str(waiting.get("message", ""))
-    scheduled = conditions.get("PodScheduled", {})
-    if scheduled.get("status") == "False" and scheduled.get("reason") == "Unschedulable":
-        text = str(scheduled.get("message", ""))
-        definite = next((found for pattern, found in DEFINITE_PENDING.items() if pattern.search(text)), None)
-        return definite or Reason.UNSCHEDULABLE, text
-    return Reason.NONE, words or str(waiting.get("message") or "")
-
-
-def _own_words(text: str) -> tuple[Reason, str]:
-    """What `node` left in the termination message: a failure record, or a reason with words; else the log's last lines."""
-    record = parse_record(text)
-    if record:
-        return Reason.NONE, f"{record.exception}: {record.message}"
-    try:
-        raw = json.loads(text)
-        return REASONS.get(str(raw.get("reason", "")), Reason.NONE), str(raw.get("message", ""))
-    except (ValueError, AttributeError):
-        said = [line for line in text.splitlines() if line.strip() and not line.startswith(PREFIX)]
-        return Reason.NONE, "\n".join(said)[-400:]
-
-
-def is_hopeless(waiting: Mapping[str, Any]) -> bool:
-    """A container that waits for what will not come."""
-    reason, message = str(waiting.get("reason", "")), str(waiting.get("message", ""))
-    return reason in NEVER_STARTS or (
-        reason in ("ErrImagePull", "ImagePullBackOff") and bool(NO_SUCH_IMAGE.search(message))
+        may_pass=words.may_pass,
     )
 
 
 def _is_definite(pod: Mapping[str, Any], worker: WorkerState) -> bool:
-    """This pod ends the attempt: it failed, it is going away, or it can never start."""
-    if worker.reason is Reason.UNSCHEDULABLE:
-        return False  # room may come; the startup deadline decides
-    has_ended = worker.exit_code not in (None, 0) or pod["status"].get("phase") == "Failed"
-    return has_ended or worker.reason is not Reason.NONE
+    """This pod ends the attempt: it failed, it is going away, or it can never start. What may pass is left to the deadline."""
+    return worker.has_failed or pod["status"].get("phase") == "Failed"
 
 
 def _why_pending(view: View) -> str:

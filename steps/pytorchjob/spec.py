@@ -32,3 +32,5 @@ class Request:
     """After so long the kubelet ends the pods, whoever lives."""
     owner: Mapping[str, Any] | None = None
     """Owner reference: the workflow or batch job that this run lives in; with it the job is removed."""
+    startup_s: float = 1800.0
+    """For so long it is waited for all pods to run: told to a person, and decided by the supervisor."""

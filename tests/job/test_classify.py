@@ -70,6 +70,14 @@ CASES: list[Any] = [
     pytest.param(JobSnapshot(Phase.RUNNING), [], Passed(Work.CHECKPOINT, 1, 2), "storage", None, "checkpoint", id="slow save"),
     pytest.param(failed(worker(0, 143)), [record("preempted")], None, "preempted", 0, "stopped", id="stop record"),
     pytest.param(NO_ROOM, [], Passed(Work.STARTUP, 20, 21), "config", None, "exceeded quota", id="quota at the deadline"),
+    pytest.param(
+        JobSnapshot(Phase.STARTING, (replace(worker(0, None, None, Reason.IMAGE), message="no such host", may_pass=True),)), [],
+        Passed(Work.STARTUP, 1800, 1801), "image", 0, "no such host; waited for 1801 s (deadlines.startup_s)", id="late",
+    ),
+    pytest.param(
+        failed(replace(worker(0, None, None, Reason.CONFIG), may_pass=True), worker(1, -9)), [], None, "unknown", 1, "SIGKILL",
+        id="what keeps one from starting says nothing of another's end",
+    ),
     pytest.param(NO_ROOM, [], HANG, "hang", None, "nothing was heard for 301 s", id="pod gone later, and a quota"),
 ]  # fmt: skip
 

@@ -50,6 +50,12 @@ def test_the_next_attempt_takes_what_there_is(tmp_path: Path, started: int, then
     assert NO_ROOM in made.history["attempts"][0]["message"]
 
 
+def test_a_start_that_was_late_although_every_node_came_up_costs_no_node(tmp_path: Path) -> None:
+    made = stage(tmp_path, starts(4, 4), succeed)
+    made.run()
+    assert nodes_of(made) == [4, 4]
+
+
 def test_without_a_choice_it_asks_for_the_same_again(tmp_path: Path) -> None:
     made = stage(tmp_path, starts(2, 4), succeed, choices=())
     made.run()

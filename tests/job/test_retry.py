@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -109,6 +110,35 @@ def test_progress_is_measured_against_attempts_before_a_persons_resume() -> None
     before = story(("network", 10)).forgive()
     history = replace(before, attempts=(*before.attempts, Attempt(2, 0.0, failure_class="network", complete_step=10)))
     assert attempts_without_progress(history) == 1
+
+
+@pytest.mark.parametrize(
+    ("earlier", "is_final"),
+    [
+        ({"step": 7, "image": "i:1", "spec_digest": "s"}, False),
+        ({"step": 7, "image": "i:2", "spec_digest": "s"}, True),
+        ({"step": 7, "image": "i:1", "spec_digest": "t"}, True),
+        ({"step": None, "image": "i:1", "spec_digest": "s"}, True),
+    ],
+    ids=["it trained before", "with another image", "with another spec", "it never trained"],
+)
+@pytest.mark.parametrize("kind", ["image", "config"])
+def test_a_start_that_fails_is_final_unless_the_same_workers_trained_before(
+    kind: str, earlier: dict[str, Any], is_final: bool
+) -> None:
+    late = Attempt(2, 1.0, failure_class=kind, image="i:1", spec_digest="s", is_at_start=True)
+    history = History("x", (Attempt(1, 0.0, failure_class="node", **earlier), late))
+    assert isinstance(decide(history, POLICY, spent_s=0, total_s=1e9), GiveUp) == is_final
+    at_once = replace(history, attempts=(history.attempts[0], replace(late, is_at_start=False)))
+    assert isinstance(decide(at_once, POLICY, spent_s=0, total_s=1e9), GiveUp)
+
+
+def test_a_delay_does_not_overflow_however_many_attempts_failed() -> None:
+    policy = Retry(max_attempts=3000, max_without_progress=3000, delay_s=1)
+    attempts = tuple(Attempt(number, 0.0, failure_class="network") for number in range(1, 2002))
+    decision = decide(History("x", attempts), policy, spent_s=0, total_s=1e9)
+    assert isinstance(decision, Resubmit)
+    assert decision.delay_s == policy.max_delay_s
 
 
 def test_node_that_failed_twice_is_left_out() -> None:

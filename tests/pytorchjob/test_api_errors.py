@@ -49,3 +49,7 @@ def test_the_server_may_ask_for_a_wait_but_not_for_hours() -> None:
     assert delay_s({"Retry-After": "86400"}, 0) == 60
     assert 0.5 <= delay_s({"Retry-After": "Wed, 21 Oct"}, 0) <= 1
     assert 15 <= delay_s(None, 50) <= 30
+
+
+def test_the_delay_does_not_overflow_however_often_it_was_tried() -> None:
+    assert 15 <= delay_s(None, 5000) <= 30

@@ -16,7 +16,7 @@ def told() -> list[str]:
 
 @pytest.fixture
 def onlooker(told: list[str]) -> Onlooker:
-    return Onlooker("j-a1", 600.0, told.append)
+    return Onlooker("j-a1", 600.0, 1800.0, told.append)
 
 
 def pod(uid: str, **metadata: Any) -> dict[str, Any]:
@@ -60,3 +60,33 @@ def test_a_pod_that_was_made_anew_is_told_for_each_time(onlooker: Onlooker, told
     for one in (pod("1"), pod("1"), pod("2", deletionTimestamp="now"), pod("2"), pod("2"), pod("3")):
         onlooker.look(None, (one,), 1.0)
     assert told == ["pod j-a1-worker-0 was deleted from outside, and made anew"] * 2
+
+
+@pytest.mark.parametrize(
+    ("pods", "hint"),
+    [((pod("1"),), ""), ((), "FailedCreatePod: is forbidden: exceeded quota")],
+    ids=["a pod", "an event"],
+)
+def test_an_operator_that_has_written_anything_is_not_said_to_be_away(
+    onlooker: Onlooker, told: list[str], pods: tuple[dict[str, Any], ...], hint: str
+) -> None:
+    onlooker.look({"status": {}}, pods, 100.0, hint=hint)
+    assert told == []
+
+
+def test_what_keeps_a_pod_from_starting_is_told_once_with_how_long_it_is_waited_for(
+    onlooker: Onlooker, told: list[str]
+) -> None:
+    def stuck(reason: str, message: str) -> dict[str, Any]:
+        waiting = {"name": "pytorch", "state": {"waiting": {"reason": reason, "message": message}}}
+        return {**pod("1"), "status": {"phase": "Pending", "containerStatuses": [waiting]}}
+
+    secret = stuck("CreateContainerConfigError", 'secret "x" not found')
+    for one in (secret, secret, stuck("ErrImagePull", "no such host"), stuck("ImagePullBackOff", "no such host")):
+        onlooker.look(None, (one,), 1.0)
+    assert told == [
+        'pod j-a1-worker-0 does not start (CreateContainerConfigError: secret "x" not found); this may pass, and it is waited '
+        "for, up to 1800 s from the start (deadlines.startup_s)",
+        "pod j-a1-worker-0 does not start (ErrImagePull: no such host); this may pass, and it is waited for, up to 1800 s from "
+        "the start (deadlines.startup_s)",
+    ]

@@ -10,7 +10,7 @@ import pytest
 from steps.job.snapshot import JobSnapshot, Phase, Reason
 from steps.protocol.events import PREFIX
 from steps.protocol.failure_record import FailureRecord
-from steps.pytorchjob.snapshot import View, has_conditions, is_hopeless, snapshot_of_cluster
+from steps.pytorchjob.snapshot import View, has_conditions, snapshot_of_cluster
 
 BEGUN, ENDED = "2026-11-26T01:00:00Z", "2026-11-26T01:00:10Z"
 ENDED_S = 1795654810.0
@@ -109,6 +109,24 @@ PHASES: dict[str, tuple[JobSnapshot, Phase, Reason]] = {
         Phase.FAILED,
         Reason.NONE,
     ),
+    "refused by a LimitRange": (
+        look(job(), hint="FailedCreatePod: pods is forbidden: maximum cpu usage per Container is 1, but limit is 2"),
+        *(Phase.FAILED, Reason.CONFIG),
+    ),
+    "refused by PodSecurity": (
+        look(
+            job(), hint='FailedCreatePod: pods is forbidden: violates PodSecurity "restricted:latest": seccompProfile'
+        ),
+        *(Phase.FAILED, Reason.CONFIG),
+    ),
+    "no such service account yet": (
+        look(job(), hint='FailedCreatePod: pods "x" is forbidden: error looking up service account: not found'),
+        *(Phase.STARTING, Reason.CONFIG),
+    ),
+    "all are done, a sidecar is not": (
+        look(RUNNING, pod(0, state=terminated(0)), pod(1, state=terminated(0))),
+        *(Phase.SUCCEEDED, Reason.NONE),
+    ),
     "quota": (look(job("Created"), hint="FailedCreatePod: exceeded quota: tight"), Phase.STARTING, Reason.CONFIG),
     "no room": (
         look(job("Created"), pod(0, "Pending", conditions=(unscheduled("0/2 nodes are available"),))),
@@ -124,6 +142,10 @@ def test_phase_and_reason(name: str) -> None:
     assert (found.phase, found.reason) == (phase, reason)
 
 
+FULL_DISK = (
+    "The node was low on resource: ephemeral-storage. Threshold quantity: 10Gi, available: 9Gi. "
+    "Container pytorch was using {}, request is 0, has larger consumption of ephemeral-storage. "
+)
 PODS: dict[str, tuple[dict[str, Any], Reason, str, bool]] = {
     "runs": (pod(), Reason.NONE, "", False),
     "exit 1": (pod(0, "Failed", state=terminated(1, message="last line")), Reason.NONE, "last line", True),
@@ -138,30 +160,78 @@ PODS: dict[str, tuple[dict[str, Any], Reason, str, bool]] = {
     "drained": (pod(conditions=(disrupted("EvictionByEvictionAPI"),)), Reason.PREEMPTED, "said the platform", True),
     "disrupted in a new way": (pod(conditions=(disrupted("Unheard"),)), Reason.NONE, "", False),
     "evicted": (pod(0, "Failed", reason="Evicted", message="disk pressure"), Reason.NODE, "disk pressure", True),
-    "no such image": (
+    "no such image, so far": (
         pod(0, "Pending", state=waiting("ErrImagePull", "manifest unknown")),
         Reason.IMAGE,
-        "manifest unknown",
-        True,
+        "ErrImagePull: manifest unknown",
+        False,
     ),
     "slow registry": (
         pod(0, "Pending", state=waiting("ErrImagePull", "i/o timeout")),
         Reason.NONE,
-        "i/o timeout",
+        "ErrImagePull: i/o timeout",
         False,
     ),
     "image name": (pod(0, "Pending", state=waiting("InvalidImageName")), Reason.IMAGE, "", True),
-    "no such secret": (
+    "no such secret, so far": (
         pod(0, "Pending", state=waiting("CreateContainerConfigError", 'secret "x"')),
         Reason.CONFIG,
-        'secret "x"',
-        True,
+        'CreateContainerConfigError: secret "x"',
+        False,
+    ),
+    "the kubelet could not ask for a secret": (
+        pod(0, "Pending", state=waiting("CreateContainerConfigError", "failed to sync secret cache: timed out")),
+        Reason.NONE,
+        "CreateContainerConfigError: failed to sync secret cache: timed out",
+        False,
     ),
     "starts": (pod(0, "Pending", state=waiting("ContainerCreating")), Reason.NONE, "", False),
     "no room": (pod(0, "Pending", conditions=(unscheduled("no room"),)), Reason.UNSCHEDULABLE, "no room", False),
     "no claim": (
         pod(0, "Pending", conditions=(unscheduled('persistentvolumeclaim "x" not found'),)),
-        *(Reason.CONFIG, 'persistentvolumeclaim "x" not found', True),
+        *(Reason.CONFIG, 'persistentvolumeclaim "x" not found', False),
+    ),
+    "rejected: no room after all": (
+        pod(0, "Failed", state={}, reason="OutOfaws.amazon.com/neuron", message="Node didn't have enough resource"),
+        *(Reason.NODE, "OutOfaws.amazon.com/neuron: Node didn't have enough resource", True),
+    ),
+    "rejected: the node's labels changed": (
+        pod(0, "Failed", state={}, reason="NodeAffinity", message="Pod was rejected: labels do not match"),
+        *(Reason.NODE, "NodeAffinity: Pod was rejected: labels do not match", True),
+    ),
+    "rejected: by every node": (
+        pod(0, "Failed", state={}, reason="SysctlForbidden", message="forbidden sysctl"),
+        *(Reason.CONFIG, "SysctlForbidden: forbidden sysctl", True),
+    ),
+    "a container before it failed": (
+        pod(
+            0,
+            "Failed",
+            state=waiting("PodInitializing"),
+            initContainerStatuses=[{"name": "mesh-init", "state": terminated(3, message="iptables: no")}],
+        ),
+        *(Reason.INIT, "mesh-init exited with code 3: iptables: no", True),
+    ),
+    "evicted for its own limit": (
+        pod(
+            0,
+            "Failed",
+            reason="Evicted",
+            message='Container pytorch exceeded its local ephemeral storage limit "1Gi". ',
+        ),
+        *(Reason.OWN_STORAGE, 'Container pytorch exceeded its local ephemeral storage limit "1Gi". ', True),
+    ),
+    "evicted for its memory volume": (
+        pod(0, "Failed", reason="Evicted", message='Usage of EmptyDir volume "shm" exceeds the limit "64Mi". '),
+        *(Reason.OWN_STORAGE, 'Usage of EmptyDir volume "shm" exceeds the limit "64Mi". ', True),
+    ),
+    "evicted for what it wrote": (
+        pod(0, "Failed", reason="Evicted", message=FULL_DISK.format("90Gi")),
+        *(Reason.OWN_STORAGE, FULL_DISK.format("90Gi"), True),
+    ),
+    "evicted for what others wrote": (
+        pod(0, "Failed", reason="Evicted", message=FULL_DISK.format("28Ki")),
+        *(Reason.NODE, FULL_DISK.format("28Ki"), True),
     ),
     "asked to stop": (
         pod(0, "Failed", state=terminated(143, message='{"reason": "lease", "message": "m"}')),
@@ -235,20 +305,6 @@ def test_where_hyperpod_owns_the_recovery_a_failed_pod_does_not_end_the_attempt(
 
 def test_a_pod_on_its_way_out_does_not_run() -> None:
     assert look(RUNNING, pod(0), pod(1, deleting=True)).phase is not Phase.RUNNING
-
-
-@pytest.mark.parametrize(
-    ("reason", "message", "expected"),
-    [
-        ("ErrImagePull", "failed: not found", True),
-        ("ImagePullBackOff", "unauthorized", True),
-        ("ImagePullBackOff", "toomanyrequests", False),
-        ("ContainerCreating", "not found", False),
-        ("ErrImageNeverPull", "", True),
-    ],
-)
-def test_what_no_patience_mends(reason: str, message: str, expected: bool) -> None:
-    assert is_hopeless({"reason": reason, "message": message}) is expected
 
 
 def test_a_job_that_the_operator_has_not_seen_has_no_conditions() -> None:
