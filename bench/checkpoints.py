@@ -20,9 +20,9 @@ from pathlib import Path
 
 from bench._report import report
 from steps.protocol.checkpoints import Checkpoint, checkpoint_path, choose, commit, damage
-from steps.protocol.writer import Claim
+from steps.protocol.writer import Writer
 
-CLAIM = Claim(1, 1)
+WRITER = Writer(1, 1)
 IDENTITY = "abc123"
 FILE_BYTES = 4096
 
@@ -86,7 +86,7 @@ def make_checkpoints(folder: Path, count: int) -> Path:
     record = json.loads((first.path / "COMPLETE.json").read_text())
     content = (first.path / "0.bin").read_bytes()
     for step in range(2, count + 1):
-        path = checkpoint_path(folder, step, CLAIM)
+        path = checkpoint_path(folder, step, WRITER)
         path.mkdir()
         (path / "0.bin").write_bytes(content)
         (path / "COMPLETE.json").write_text(json.dumps({**record, "step": step}))
@@ -95,11 +95,11 @@ def make_checkpoints(folder: Path, count: int) -> Path:
 
 def make_files(folder: Path, count: int) -> Checkpoint:
     """A committed checkpoint of step 1 with `count` files."""
-    path = checkpoint_path(folder, 1, CLAIM)
+    path = checkpoint_path(folder, 1, WRITER)
     path.mkdir(parents=True)
     for number in range(count):
         (path / f"{number}.bin").write_bytes(number.to_bytes(4, "little") * (FILE_BYTES // 4))
-    return commit(path, step=1, claim=CLAIM, identity=IDENTITY, layout={"world": 1})
+    return commit(path, step=1, writer=WRITER, identity=IDENTITY, layout={"world": 1})
 
 
 def cpu_s(action: Callable[[], object], repeats: int) -> float:

@@ -22,7 +22,7 @@ from typing import Any
 from bench._report import report
 from steps.protocol.rundir import read_json
 from steps.pytorchjob.client import Kube
-from steps.pytorchjob.informer import Sight
+from steps.pytorchjob.informer import Informer
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -159,15 +159,15 @@ def waiting(wait_s: float) -> None:
     from tests.e2e.faults.fault_harness import NAMESPACE
 
     kube = Kube(NAMESPACE)
-    sight = Sight(kube, "nothing")
-    sight.start()
+    informer = Informer(kube, "nothing")
+    informer.start()
     time.sleep(5)  # the first look is over
     before = kube.calls
     time.sleep(wait_s)
     report(
         "API calls per hour while waiting", (kube.calls - before) * 3600 / wait_s, unit="calls/h", goal="ours <= 120"
     )
-    sight.stop()
+    informer.stop()
 
 
 class Day:
@@ -199,8 +199,8 @@ def day() -> None:
     """Memory of the watch after a day, against that after an hour."""
     tracemalloc.start()
     source = Day()
-    sight = Sight(source, "day")
-    sight.start()
+    informer = Informer(source, "day")
+    informer.start()
     source.over.wait(timeout=600)
     first, last = (value / 2**20 for _, value in sorted(source.held.items()))
     report("memory of the watch, 64 workers: after 24 hours, after one", last, first, unit="MiB", goal="ratio <= 1.1")

@@ -122,11 +122,11 @@ def supervised_of(trainings: Sequence[Path]) -> list[Path]:
 
 def ask_all(trainings: Sequence[Path]) -> None:
     """Leave the wish to end for each one's supervisor: before any job is deleted, so that no other is made."""
-    from steps.job.cancel import ask
+    from steps.job.cancel import request
     from steps.protocol.rundir import TrainDir
 
     for path in trainings:
-        ask(TrainDir(path))
+        request(TrainDir(path))
 
 
 def wait_until_heard(
@@ -137,14 +137,14 @@ def wait_until_heard(
     sleep: Callable[[float], None] = time.sleep,
 ) -> None:
     """Wait for the supervisors, and say what is kept; one that does not answer finds the wish before its next attempt."""
-    from steps.job.cancel import is_asked
+    from steps.job.cancel import is_requested
     from steps.protocol.rundir import TrainDir
 
     until_s = clock() + HEARD_S
     for path in trainings:
-        while is_asked(TrainDir(path)) and clock() < until_s:
+        while is_requested(TrainDir(path)) and clock() < until_s:
             sleep(POLL_S)
-        if is_asked(TrainDir(path)):
+        if is_requested(TrainDir(path)):
             say(
                 f"{path}: its launcher has not answered within {HEARD_S:.0f} s; it begins no other attempt before it has"
             )

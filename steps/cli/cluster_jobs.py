@@ -26,7 +26,7 @@ from steps.pytorchjob.snapshot import View, index_of, snapshot_of_cluster
 
 SELECTOR = f"{MANAGED_BY}=hyperpod-lora"
 OTHER_RANK = re.compile(r"\[rank \d+\] ")
-"""Before the lines of all but a node's first rank, as `echo` writes them."""
+"""Before the lines of all but a node's first rank, as `log_forwarder` writes them."""
 PACE_STEPS = 20
 """Steps whose mean tells the time left."""
 

@@ -113,7 +113,7 @@ def layout_reasons(plan: Plan) -> list[str]:
 
 def owner_warnings(made: Printable) -> list[str]:
     """The pods run as a user of their own, who has to write where this command has just written."""
-    user, folder = made.request.cluster.run_as_user, made.job.directory.attempt(made.attempt)
+    user, folder = made.spec.cluster.run_as_user, made.job.directory.attempt(made.attempt)
     if not made.is_real or not user or os.getuid() == user or folder.stat().st_mode & 0o002:
         return []
     return [

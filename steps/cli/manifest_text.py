@@ -21,7 +21,7 @@ import yaml
 
 import steps
 from steps.errors import ConfigError, Problem, StorageError
-from steps.flow.launchers import request_of
+from steps.flow.launchers import spec_of
 from steps.flow.training import read_inputs
 from steps.job import history as memory
 from steps.job.history import Attempt
@@ -29,7 +29,7 @@ from steps.job.job import Job
 from steps.job.lease import Lease, holder_of
 from steps.protocol.rundir import RunDir, TrainDir, held_lock, run_directory, write_atomic, write_json
 from steps.pytorchjob import manifest as pytorchjob
-from steps.pytorchjob.spec import Code, Request
+from steps.pytorchjob.spec import Code, JobSpec
 from steps.settings.catalog import config_root, project_root
 from steps.settings.plan import Plan
 from steps.train.stage import WORKER, notes, process_environment
@@ -43,7 +43,7 @@ class Printable:
     """A job, and what it was made from."""
 
     plan: Plan
-    request: Request
+    spec: JobSpec
     job: Job
     attempt: int
     is_real: bool
@@ -52,7 +52,7 @@ class Printable:
     @property
     def manifest(self) -> dict[str, Any]:
         """The PyTorchJob."""
-        return pytorchjob.build(self.request, self.job, self.attempt)
+        return pytorchjob.build(self.spec, self.job, self.attempt)
 
 
 def planned(plan: Plan) -> Printable:
@@ -72,8 +72,8 @@ def planned(plan: Plan) -> Printable:
         label=f"{plan.model.name}-{plan.dataset.name}",
     )
     code = Code(str(run.path / "code" / "CODE.tgz"), PLACEHOLDER)
-    request = request_of(plan.settings, run="LoraFlow/RUN-ID", step="train", code=code)
-    return Printable(plan, request, job, 1, is_real=False)
+    spec = spec_of(plan.settings, run="LoraFlow/RUN-ID", step="train", code=code)
+    return Printable(plan, spec, job, 1, is_real=False)
 
 
 def by_hand(run: RunDir) -> Printable:
@@ -97,8 +97,8 @@ def by_hand(run: RunDir) -> Printable:
     write_json(job.directory.spec, dict(job.spec))
     Lease(job, settings.cluster.lease_s, time.monotonic).detach(attempt)
     # The directory keeps its name through `resume`, whose runs have ids of their own.
-    request = request_of(settings, run="/".join(run.path.parts[-2:]), step="train", code=code)
-    return Printable(inputs.plan, request, job, attempt, is_real=True)
+    spec = spec_of(settings, run="/".join(run.path.parts[-2:]), step="train", code=code)
+    return Printable(inputs.plan, spec, job, attempt, is_real=True)
 
 
 def _require_nobody_acts(directory: TrainDir) -> None:
@@ -129,7 +129,7 @@ def _note_attempt(job: Job) -> int:
         history = replace(history, attempts=history.attempts[:-1])
     number = history.last.number + 1 if history.last else 1
     begun = Attempt(number, time.time(), job.spec_digest, begins_session=True, nodes=job.nodes)
-    memory.save(job.directory.history, replace(history.forgive(), attempts=(*history.attempts, begun)))
+    memory.save(job.directory.history, replace(history.reset_retry_count(), attempts=(*history.attempts, begun)))
     return number
 
 
@@ -191,7 +191,7 @@ def _heading(made: Printable) -> list[str]:
 
 def _needs(made: Printable) -> list[str]:
     """What has to be there, one line each."""
-    cluster, code = made.request.cluster, made.request.code
+    cluster, code = made.spec.cluster, made.spec.code
     nodes = f"{made.job.nodes} × {cluster.instance_type}" if cluster.instance_type else f"{made.job.nodes}, of any type"
     healthy = ", labelled Schedulable by HyperPod" if cluster.require_healthy_nodes else ""
     token = f"secret {cluster.token_secret} with the key HF_TOKEN" if cluster.token_secret else "no secret"
@@ -215,7 +215,7 @@ def _needs(made: Printable) -> list[str]:
 
 
 def _how_to_use(made: Printable) -> list[str]:
-    namespace, name = made.request.cluster.namespace, made.manifest["metadata"]["name"]
+    namespace, name = made.spec.cluster.namespace, made.manifest["metadata"]["name"]
     if not made.is_real:
         return [
             "Not to be applied as it stands: RUN-ID, IDENTITY and CODE are placeholders until a run has prepared its data.",

@@ -61,7 +61,7 @@ def forgive(path: Path) -> str:
         history = memory.load(training.history, path.name.removeprefix("train-"))
         if history.verdict is None:
             return f"{path.name}: it was not given up, nothing to forgive"
-        memory.save(training.history, history.forgive())
+        memory.save(training.history, history.reset_retry_count())
     said = history.verdict.message.splitlines()[0]
     return (
         f"{path.name}: forgiven ({history.verdict.kind}: {said}); {len(history.attempts)} attempt(s) no longer count, "

@@ -94,7 +94,7 @@ def _on_cluster(job: Job, settings: Settings, notice: Callable[[str], None]) -> 
     run = RunDir(job.directory.path.parent)
     path, digest = metaflow_internals.archive(run)
     kube = launchers.connect(settings, notice=notice)
-    request = launchers.request_of(
+    spec = launchers.spec_of(
         settings,
         # The directory keeps its name through `resume`, whose runs have ids of their own.
         run="/".join(run.path.parts[-2:]),
@@ -102,7 +102,7 @@ def _on_cluster(job: Job, settings: Settings, notice: Callable[[str], None]) -> 
         code=Code(str(path), digest),
         owner=find_owner(os.environ, kube.pod),
     )
-    return launchers.cluster_launcher(kube, request, notice=notice)
+    return launchers.cluster_launcher(kube, spec, notice=notice)
 
 
 class pytorchjob(StepMutator, UserStepDecorator):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from steps.errors import ConfigError, Problem
 from steps.job.local_launcher import LocalLauncher
 from steps.job.snapshot import Launcher
-from steps.pytorchjob.spec import Code, Request
+from steps.pytorchjob.spec import Code, JobSpec
 from steps.settings.config import Settings, parse_settings
 
 if TYPE_CHECKING:
@@ -49,17 +49,15 @@ def connect(settings: Settings, *, notice: Callable[[str], None], patience_s: fl
     return Kube(cluster.namespace, context=cluster.context, patience_s=patience_s, notice=notice)
 
 
-def request_of(
-    settings: Settings, *, run: str, step: str, code: Code, owner: Mapping[str, Any] | None = None
-) -> Request:
-    """What every PyTorchJob of this step is made of; see `Request` for the words."""
+def spec_of(settings: Settings, *, run: str, step: str, code: Code, owner: Mapping[str, Any] | None = None) -> JobSpec:
+    """What every PyTorchJob of this step is made of; see `JobSpec` for the words."""
     deadlines = settings.deadlines
     lengths = (deadlines.grace_s, deadlines.total_s)
-    return Request(settings.cluster, run, step, code, *lengths, owner, startup_s=deadlines.startup_s)
+    return JobSpec(settings.cluster, run, step, code, *lengths, owner, startup_s=deadlines.startup_s)
 
 
-def cluster_launcher(kube: Kube, request: Request, *, notice: Callable[[str], None]) -> Launcher:
+def cluster_launcher(kube: Kube, spec: JobSpec, *, notice: Callable[[str], None]) -> Launcher:
     """PyTorchJobs in the configured namespace."""
     from steps.pytorchjob.launcher import KubeLauncher
 
-    return KubeLauncher(request, kube, notice=notice)
+    return KubeLauncher(spec, kube, notice=notice)

@@ -87,7 +87,7 @@ class Watch:
                 self.observe(event)
             if snapshot.is_over:
                 return Ending(snapshot, progress, begun_s)
-            if cancel.is_asked(self.job.directory):
+            if cancel.is_requested(self.job.directory):
                 return Ending(replace(snapshot, reason=Reason.CANCELLED), progress, begun_s)
             before, progress = progress, deadlines.observe_phase(progress, snapshot.phase, now_s)
             if before.work is Work.QUEUE and progress.work is not Work.QUEUE:

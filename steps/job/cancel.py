@@ -13,7 +13,7 @@ import time
 from steps.protocol.rundir import TrainDir, storage_errors, write_json
 
 
-def ask(directory: TrainDir) -> None:
+def request(directory: TrainDir) -> None:
     """Leave the wish for the supervisor that acts on this training.
 
     Raises:
@@ -22,12 +22,12 @@ def ask(directory: TrainDir) -> None:
     write_json(directory.cancel, {"asked_s": time.time(), "by": f"process {os.getpid()} on {platform.node()}"})
 
 
-def is_asked(directory: TrainDir) -> bool:
+def is_requested(directory: TrainDir) -> bool:
     """Does somebody wish that it ends?"""
     return directory.cancel.is_file()
 
 
-def forget(directory: TrainDir) -> None:
+def clear(directory: TrainDir) -> None:
     """It was acted on, or is from before.
 
     Raises:

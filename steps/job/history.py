@@ -15,6 +15,8 @@ from steps.protocol.failure_class import FailureClass
 from steps.protocol.rundir import read_json, write_json
 
 SCHEMA = "hyperpod-lora/history/1"
+NOT_COUNTED = "forgiven"
+"""The key of `History.not_counted` in the file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +74,8 @@ class History:
 
     identity: str
     attempts: tuple[Attempt, ...] = ()
-    forgiven: int = 0
-    """Attempts before the latest resume by a person; they do not count against any limit."""
+    not_counted: int = 0
+    """Attempts before a person last reset the retry count: they count against no limit."""
     verdict: Verdict | None = None
     result: dict[str, Any] = field(default_factory=dict)
     """What the published result was made by: account, layout, step."""
@@ -85,20 +87,21 @@ class History:
 
     @property
     def counted(self) -> tuple[Attempt, ...]:
-        """Attempts since a person last resumed."""
-        return self.attempts[self.forgiven :]
+        """Attempts since the retry count was last reset."""
+        return self.attempts[self.not_counted :]
 
     def with_last(self, **changes: Any) -> History:
         """The history with its newest attempt changed."""
         return replace(self, attempts=(*self.attempts[:-1], replace(self.attempts[-1], **changes)))
 
-    def forgive(self) -> History:
-        """The history after a person has decided to go on."""
-        return replace(self, verdict=None, forgiven=len(self.attempts))
+    def reset_retry_count(self) -> History:
+        """The history after a person has decided to go on: no verdict, and no attempt counts."""
+        return replace(self, verdict=None, not_counted=len(self.attempts))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return {"schema": SCHEMA, **asdict(self)}
+        values = asdict(self)
+        return {"schema": SCHEMA, NOT_COUNTED: values.pop("not_counted"), **values}
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> History:
@@ -116,7 +119,7 @@ class History:
         for attempt in attempts:
             FailureClass(attempt.failure_class or FailureClass.UNKNOWN)
         verdict = Verdict(**raw["verdict"]) if raw.get("verdict") else None
-        return cls(str(raw["identity"]), attempts, int(raw["forgiven"]), verdict, dict(raw.get("result") or {}))
+        return cls(str(raw["identity"]), attempts, int(raw[NOT_COUNTED]), verdict, dict(raw.get("result") or {}))
 
 
 def load(path: Path, identity: str) -> History:

@@ -35,7 +35,7 @@ class LocalLauncher:
     def __init__(self, *, grace_s: float = 60.0, lease_s: float = 600.0) -> None:
         self._grace_s = grace_s
         self._lease_s = lease_s
-        self._keepers: dict[Path, subprocess.Popen[bytes]] = {}
+        self._agents: dict[Path, subprocess.Popen[bytes]] = {}
         self._ranks: dict[Path, dict[int, int]] = {}
 
     def create(self, job: Job, attempt: int, *, exclude_nodes: Sequence[str] = ()) -> None:
@@ -59,7 +59,7 @@ class LocalLauncher:
         write_json(folder / "keeper.json", plan)
         command = [sys.executable, "-m", "steps.job.agent.agent", str(folder)]
         with storage_errors(f"writing {folder}"), (folder / "keeper.log").open("ab") as log:
-            self._keepers[folder] = subprocess.Popen(
+            self._agents[folder] = subprocess.Popen(
                 command,
                 env=_environment(job, attempt),
                 stdin=subprocess.DEVNULL,
@@ -71,12 +71,12 @@ class LocalLauncher:
     def read(self, job: Job, attempt: int) -> JobSnapshot:
         """Look at the attempt's files and its keeper; all of /proc is searched only when it is over."""
         folder = job.directory.attempt(attempt)
-        is_alive, was_rebooted = self._keeper(job, attempt)
+        is_alive, was_rebooted = self._agent(job, attempt)
         ended = read_or_empty(folder / "exit.json")
         is_over = not is_alive or bool(ended)
         raw = {
             "created": (folder / "keeper.json").exists(),
-            "keeper_alive": is_alive,
+            "agent_alive": is_alive,
             "rebooted": was_rebooted,
             "exit": ended,
             "pids": self._pids(folder, job.processes),
@@ -111,10 +111,10 @@ class LocalLauncher:
         folder = job.directory.attempt(attempt)
         return {name: text for name in ("torchrun.log", "keeper.log") if (text := tail(folder / name, 400))}
 
-    def _keeper(self, job: Job, attempt: int) -> tuple[bool, bool]:
+    def _agent(self, job: Job, attempt: int) -> tuple[bool, bool]:
         """(whether the keeper lives, whether the machine was restarted since it did)."""
         folder = job.directory.attempt(attempt)
-        ours = self._keepers.get(folder)
+        ours = self._agents.get(folder)
         if ours:
             return ours.poll() is None, False
         state = read_or_empty(folder / "keeper-state.json")

@@ -77,18 +77,18 @@ class Logbook:
         text = messages.final_message(self.job, number, failure, decision, resume_step(self.history))
         verdict = Verdict(decision.kind, failure.failure_class.value, number, text)
         self._remember(replace(self.history, verdict=verdict))
-        cancel.forget(self.job.directory)
+        cancel.clear(self.job.directory)
         return messages.error_of(verdict)
 
-    def forgive(self) -> None:
+    def reset_retry_count(self) -> None:
         """A person resumes: what was decided before binds no longer."""
         if self.history.verdict:
-            self._remember(self.history.forgive())
+            self._remember(self.history.reset_retry_count())
 
     def finish(self, result: dict[str, Any]) -> None:
         """It brought a result: a wish to cancel came too late."""
         self._remember(replace(self.history, result=result))
-        cancel.forget(self.job.directory)
+        cancel.clear(self.job.directory)
 
     def spent_before_s(self) -> float:
         """Seconds that earlier supervisors' attempts took; the time when nothing ran is not counted."""

@@ -138,7 +138,7 @@ def attempts_without_progress(history: History) -> int:
 
 def _advanced(history: History) -> list[bool]:
     """For each counted attempt: did it leave a newer complete checkpoint than all before it?"""
-    best = max((attempt.complete_step for attempt in history.attempts[: history.forgiven]), default=0)
+    best = max((attempt.complete_step for attempt in history.attempts[: history.not_counted]), default=0)
     found = []
     for attempt in history.counted:
         found.append(attempt.complete_step > best)

@@ -42,7 +42,7 @@ class Reason(StrEnum):
     """Ended on request."""
     LEASE = "lease"
     """Ended because no supervisor had watched it for the length of its lease."""
-    KEEPER = "keeper"
+    AGENT = "keeper"
     """The process that watched over the workers is gone, and did not say how they ended."""
     CANCELLED = "cancelled"
     """A person asked that it ends: deleted the job while we watched it, or said so (`hyperpod-lora cancel`)."""
@@ -89,7 +89,7 @@ REASONS: dict[str, Reason] = {
     "cancelled": Reason.CANCELLED,
     "lease": Reason.LEASE,
     "reboot": Reason.NODE,
-    "keeper": Reason.KEEPER,
+    "keeper": Reason.AGENT,
     "recreated": Reason.RECREATED,  # `node`, in a termination message
 }
 
@@ -198,7 +198,7 @@ def signal_name(number: int) -> str:
 def snapshot_of_local(raw: Mapping[str, Any]) -> JobSnapshot:
     """Translate what the local launcher found.
 
-    `created`: the attempt was begun · `keeper_alive` · `rebooted`: the machine has been restarted since ·
+    `created`: the attempt was begun · `agent_alive` · `rebooted`: the machine has been restarted since ·
     `exit`: the keeper's exit.json or None · `pids`: of the ranks by rank · `remaining`: processes left · `processes`: expected.
     """
     remaining, ended = int(raw["remaining"]), raw.get("exit")
@@ -214,8 +214,8 @@ def snapshot_of_local(raw: Mapping[str, Any]) -> JobSnapshot:
     running = tuple(WorkerState(rank, f"pid {pid}") for rank, pid in sorted(pids.items()))
     if raw["rebooted"]:
         return JobSnapshot(Phase.FAILED, running, Reason.NODE, "the machine was restarted", remaining)
-    if not raw["keeper_alive"]:
-        return JobSnapshot(Phase.FAILED, running, Reason.KEEPER, "the keeper process ended without a word", remaining)
+    if not raw["agent_alive"]:
+        return JobSnapshot(Phase.FAILED, running, Reason.AGENT, "the keeper process ended without a word", remaining)
     phase = Phase.RUNNING if len(pids) >= int(raw["processes"]) else Phase.STARTING
     return JobSnapshot(phase, running, remaining=remaining)
 

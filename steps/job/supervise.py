@@ -107,8 +107,8 @@ class _Supervisor:
         if self.history.verdict and not retry_permanent:
             raise messages.error_of(self.history.verdict, remembered=True)
         if retry_permanent:
-            self.book.forgive()
-            cancel.forget(self.job.directory)  # of an earlier supervisor: whoever starts it now does not want it to end
+            self.book.reset_retry_count()
+            cancel.clear(self.job.directory)  # of an earlier supervisor: whoever starts it now does not want it to end
         self.begun_s = self.clock() - self.book.spent_before_s()
         try:
             return self._run_attempts()
@@ -208,7 +208,7 @@ class _Supervisor:
     def _is_cancelled_within(self, delay_s: float) -> bool:
         """Wait for the next attempt, unless somebody wishes that there is none."""
         until_s = self.clock() + delay_s
-        while not cancel.is_asked(self.job.directory):
+        while not cancel.is_requested(self.job.directory):
             left_s = until_s - self.clock()
             if left_s <= 0:
                 return False

@@ -16,7 +16,7 @@ from steps.preflight.quantity import asked_by, times
 from steps.preflight.question import Answer, Question
 from steps.protocol.rundir import TrainDir
 from steps.pytorchjob.manifest import build
-from steps.pytorchjob.spec import Code, Request
+from steps.pytorchjob.spec import Code, JobSpec
 from steps.settings.config import Settings
 from steps.settings.instances import find_instance
 
@@ -50,10 +50,10 @@ def sample(target: Target) -> dict[str, Any]:
     directory = TrainDir(Path(settings.storage.root) / "preflight")
     deadlines = settings.deadlines
     code = Code(f"{directory.path}/code", "0" * 64)
-    request = Request(cluster, "preflight", "train", code, deadlines.grace_s, deadlines.total_s)
+    spec = JobSpec(cluster, "preflight", "train", code, deadlines.grace_s, deadlines.total_s)
     processes = target.processes or (instance.cores if instance else 1)
     job = Job("steps.train.worker", {}, directory, "preflight", 1, processes, cluster.nodes, label="preflight")
-    return build(request, job, 0)
+    return build(spec, job, 0)
 
 
 def questions(target: Target, made: Mapping[str, Any]) -> dict[str, Question]:

@@ -1,6 +1,6 @@
 """Checkpoints on disk: which are complete, which one to resume from, which may go.
 
-A checkpoint is a directory `step-<step>.<claim>` whose COMPLETE.json was written last and lists every file with size and
+A checkpoint is a directory `step-<step>.<writer>` whose COMPLETE.json was written last and lists every file with size and
 SHA-256. Complete means: that record exists and the files match it. The worker writes and prunes, worker and supervisor read;
 only metadata and bytes are looked at, never a tensor.
 """
@@ -19,9 +19,9 @@ from typing import Any
 from steps.errors import CheckpointError, StorageError
 from steps.protocol.records import digest_file
 from steps.protocol.rundir import read_json, storage_errors, sync_directory, sync_tree, write_json
-from steps.protocol.writer import Claim, take_claim
+from steps.protocol.writer import Writer, register_writer
 
-__all__ = ["Claim", "take_claim"]  # used from here by the rooms
+__all__ = ["Writer", "register_writer"]  # used from here by the rooms
 
 SCHEMA = "hyperpod-lora/checkpoint/1"
 COMPLETE = "COMPLETE.json"
@@ -34,16 +34,16 @@ class Checkpoint:
 
     path: Path
     step: int
-    claim: Claim
+    writer: Writer
     identity: str
     layout: dict[str, Any]
     files: dict[str, dict[str, Any]]
     metrics: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def order(self) -> tuple[int, Claim]:
+    def order(self) -> tuple[int, Writer]:
         """Sorts checkpoints from old to new."""
-        return self.step, self.claim
+        return self.step, self.writer
 
     @property
     def bytes(self) -> int:
@@ -69,13 +69,19 @@ class Choice:
     rejected: tuple[Rejected, ...] = ()
 
 
-def checkpoint_path(folder: Path, step: int, claim: Claim) -> Path:
-    """Directory of the checkpoint of `step` that `claim` writes."""
-    return folder / f"step-{step:06d}.{claim}"
+def checkpoint_path(folder: Path, step: int, writer: Writer) -> Path:
+    """Directory of the checkpoint of `step` that `writer` writes."""
+    return folder / f"step-{step:06d}.{writer}"
 
 
 def commit(
-    path: Path, *, step: int, claim: Claim, identity: str, layout: dict[str, Any], metrics: dict[str, Any] | None = None
+    path: Path,
+    *,
+    step: int,
+    writer: Writer,
+    identity: str,
+    layout: dict[str, Any],
+    metrics: dict[str, Any] | None = None,
 ) -> Checkpoint:
     """Make a written directory a complete checkpoint: fsync all files, then write COMPLETE.json.
 
@@ -95,14 +101,14 @@ def commit(
     record = {
         "schema": SCHEMA,
         "step": step,
-        "claim": str(claim),
+        "claim": str(writer),
         "identity": identity,
         "layout": layout,
         "metrics": metrics or {},
         "files": files,
     }
     write_json(path / COMPLETE, record)
-    return Checkpoint(path, step, claim, identity, layout, files, metrics or {})
+    return Checkpoint(path, step, writer, identity, layout, files, metrics or {})
 
 
 def names_in(path: Path) -> list[str]:
@@ -138,15 +144,15 @@ def _parse(path: Path, raw: dict[str, Any]) -> Checkpoint:
     for key, kind in _KINDS.items():
         if type(raw.get(key)) is not kind:
             raise ValueError(f"{key}: expected {kind.__name__}, found {raw.get(key)!r}")
-    step, claim = raw["step"], Claim.parse(raw["claim"])
-    if claim is None or checkpoint_path(path.parent, step, claim) != path:
+    step, writer = raw["step"], Writer.parse(raw["claim"])
+    if writer is None or checkpoint_path(path.parent, step, writer) != path:
         raise ValueError(f"it is of step {step}, claim {raw['claim']!r}: another directory's")
     for name, item in raw["files"].items():
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
             raise ValueError(f"file {name!r} would be outside of the checkpoint")
         if not isinstance(item, dict) or type(item.get("bytes")) is not int or type(item.get("sha256")) is not str:
             raise ValueError(f"file {name!r}: expected bytes and sha256, found {item!r}")
-    return Checkpoint(path, step, claim, raw["identity"], raw["layout"], raw["files"], raw["metrics"])
+    return Checkpoint(path, step, writer, raw["identity"], raw["layout"], raw["files"], raw["metrics"])
 
 
 _KINDS = {"step": int, "claim": str, "identity": str, "layout": dict, "files": dict, "metrics": dict}
@@ -174,7 +180,7 @@ def damage(checkpoint: Checkpoint) -> str | None:
 
 
 def directories(folder: Path) -> list[Path]:
-    """All checkpoint directories in `folder`, newest step and claim first (compared as integers)."""
+    """All checkpoint directories in `folder`, newest step and writer first (compared as integers)."""
     if not folder.is_dir():
         return []
     with os.scandir(folder) as entries:
@@ -265,10 +271,10 @@ def newest_step(folder: Path) -> int:
     return 0
 
 
-def prune(folder: Path, *, keep: int, claim: Claim, protect: Iterable[Path] = ()) -> list[Path]:
+def prune(folder: Path, *, keep: int, writer: Writer, protect: Iterable[Path] = ()) -> list[Path]:
     """Delete all but the newest `keep` complete checkpoints; returns what was deleted.
 
-    Touches only directories of `claim` or older claims, never a protected one, and never the newest complete one. The record
+    Touches only directories of `writer` or older writers, never a protected one, and never the newest complete one. The record
     goes first, so that a deletion cut off in the middle leaves a partial checkpoint, never a complete-looking one.
 
     Raises:
@@ -279,7 +285,7 @@ def prune(folder: Path, *, keep: int, claim: Claim, protect: Iterable[Path] = ()
     kept = {found.path for found in complete[: max(keep, 1)]} | set(protect)
     deleted = []
     for found in complete:
-        if found.path in kept or found.claim > claim:
+        if found.path in kept or found.writer > writer:
             continue
         with storage_errors(f"deleting {found.path}"):
             (found.path / COMPLETE).unlink(missing_ok=True)

@@ -50,12 +50,12 @@ class TrainDir:
 
     @property
     def writers(self) -> Path:
-        """One directory per claimed (attempt, incarnation)."""
+        """One directory per writer (attempt, incarnation)."""
         return self.path / "writers"
 
     @property
     def checkpoints(self) -> Path:
-        """`step-<step>.<claim>/` each."""
+        """`step-<step>.<writer>/` each."""
         return self.path / "checkpoints"
 
     @property

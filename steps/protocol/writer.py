@@ -1,4 +1,4 @@
-"""Claims: who writes. Each worker process group takes one before it writes anything, and writes under its name only.
+"""Who writes: each group of worker processes registers as a `Writer` first, and writes under that name only.
 
 So a late writer (a stopped process that wakes up, a pod recreated with the same attempt number) can add something old, never
 damage something new. Used by `checkpoints` and, through it, by the worker.
@@ -15,8 +15,8 @@ from steps.protocol.rundir import storage_errors
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class Claim:
-    """Who writes: an attempt, and its incarnation (a pod may be recreated within an attempt). Later claims are greater."""
+class Writer:
+    """Who writes: an attempt, and its incarnation (a pod may be recreated within an attempt). Later writers are greater."""
 
     attempt: int
     incarnation: int
@@ -25,36 +25,36 @@ class Claim:
         return f"{self.attempt:03d}-{self.incarnation:02d}"
 
     @classmethod
-    def parse(cls, text: str) -> Claim | None:
-        """The claim that `str` wrote, None for other text."""
+    def parse(cls, text: str) -> Writer | None:
+        """The writer that `str` wrote, None for other text."""
         match = re.fullmatch(r"(\d+)-(\d+)", text, re.ASCII)
         return cls(int(match[1]), int(match[2])) if match else None
 
 
-def take_claim(writers: Path, attempt: int) -> Claim:
-    """Claim the right to write as `attempt`, by an exclusive mkdir in `writers`.
+def register_writer(writers: Path, attempt: int) -> Writer:
+    """Register as a writer of `attempt`, by an exclusive mkdir in `writers`.
 
     Raises:
         CheckpointError: a higher attempt has already begun; this process is a straggler and must not write.
         StorageError: `writers` cannot be written.
     """
-    with storage_errors(f"claiming {writers}"):
-        return _take_claim(writers, attempt)
+    with storage_errors(f"registering in {writers}"):
+        return _register(writers, attempt)
 
 
-def _take_claim(writers: Path, attempt: int) -> Claim:
+def _register(writers: Path, attempt: int) -> Writer:
     writers.mkdir(parents=True, exist_ok=True)
     while True:
-        taken = [claim for path in writers.iterdir() if (claim := Claim.parse(path.name))]
-        newest = max(taken, default=Claim(0, 0))
+        taken = [writer for path in writers.iterdir() if (writer := Writer.parse(path.name))]
+        newest = max(taken, default=Writer(0, 0))
         if newest.attempt > attempt:
             raise CheckpointError(
                 f"attempt {attempt} of {writers.parent} starts after attempt {newest.attempt} has begun: it may not write"
             )
-        incarnation = 1 + max((claim.incarnation for claim in taken if claim.attempt == attempt), default=0)
-        claim = Claim(attempt, incarnation)
+        incarnation = 1 + max((writer.incarnation for writer in taken if writer.attempt == attempt), default=0)
+        writer = Writer(attempt, incarnation)
         try:
-            (writers / str(claim)).mkdir()
+            (writers / str(writer)).mkdir()
         except FileExistsError:
             continue
-        return claim
+        return writer

@@ -19,7 +19,7 @@ from urllib3.exceptions import HTTPError
 
 from steps.errors import ClusterError
 from steps.pytorchjob.api_errors import Found, Missing, Unready
-from steps.pytorchjob.connection import TIMEOUT_S, Link, lines_of
+from steps.pytorchjob.connection import TIMEOUT_S, Connection, lines_of
 
 GROUP, VERSION, PLURAL = "kubeflow.org", "v1", "pytorchjobs"
 WATCH_S = 12
@@ -59,12 +59,14 @@ class Kube:
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.namespace = namespace
-        self._link = Link(namespace, context, patience_s=patience_s, notice=notice, clock=clock, sleep=sleep)
+        self._connection = Connection(
+            namespace, context, patience_s=patience_s, notice=notice, clock=clock, sleep=sleep
+        )
 
     @property
     def calls(self) -> int:
         """Requests made, for the measurements."""
-        return self._link.calls
+        return self._connection.calls
 
     def create(self, manifest: Mapping[str, Any]) -> dict[str, Any] | None:
         """Create a PyTorchJob; None if there is one of this name.
@@ -75,7 +77,7 @@ class Kube:
         try:
             return self._json(
                 f"creating PyTorchJob {manifest['metadata']['name']}",
-                self._link.custom.create_namespaced_custom_object,
+                self._connection.custom.create_namespaced_custom_object,
                 *(GROUP, VERSION, self.namespace, PLURAL, dict(manifest)),
             )
         except Found:
@@ -86,7 +88,7 @@ class Kube:
 
     def job(self, name: str) -> dict[str, Any] | None:
         """A PyTorchJob; None if there is none."""
-        what = self._link.custom.get_namespaced_custom_object
+        what = self._connection.custom.get_namespaced_custom_object
         return self._maybe(f"reading PyTorchJob {name}", what, GROUP, VERSION, self.namespace, PLURAL, name)
 
     def list(self, kind: Kind, *, patience_s: float | None = None, **selector: str) -> Listing:
@@ -96,21 +98,21 @@ class Kube:
 
     def delete(self, name: str) -> None:
         """Delete a PyTorchJob in the foreground: it stays until its pods are gone. One that is gone is no error."""
-        what = self._link.custom.delete_namespaced_custom_object
+        what = self._connection.custom.delete_namespaced_custom_object
         options = client.V1DeleteOptions(propagation_policy="Foreground")
         where = (GROUP, VERSION, self.namespace, PLURAL, name)
         self._maybe(f"deleting PyTorchJob {name}", what, *where, body=options)
 
     def pod(self, name: str) -> dict[str, Any] | None:
         """A pod; None if there is none."""
-        return self._maybe(f"reading pod {name}", self._link.core.read_namespaced_pod, name, self.namespace)
+        return self._maybe(f"reading pod {name}", self._connection.core.read_namespaced_pod, name, self.namespace)
 
     def events(self, name: str) -> tuple[dict[str, Any], ...]:
         """Events about an object of this name; none where they may not be read."""
         try:
             return self._list(
                 "listing events",
-                *(self._link.core.list_namespaced_event, self.namespace),
+                *(self._connection.core.list_namespaced_event, self.namespace),
                 field_selector=f"involvedObject.name={name}",
                 patience_s=0.0,
             ).items
@@ -120,7 +122,7 @@ class Kube:
     def is_node_ready(self, name: str) -> bool | None:
         """Whether a node answers; None where nodes may not be read. A node that does not exist is not ready."""
         try:
-            node = self._maybe(f"reading node {name}", self._link.core.read_node, name, patience_s=0.0)
+            node = self._maybe(f"reading node {name}", self._connection.core.read_node, name, patience_s=0.0)
         except ClusterError:
             return None
         conditions = (node or {}).get("status", {}).get("conditions", [])
@@ -132,11 +134,11 @@ class Kube:
         Raises:
             ClusterError: refused, or the API or the pod's node does not answer.
         """
-        what, doing = self._link.core.read_namespaced_pod_log, f"reading the log of pod {pod}"
+        what, doing = self._connection.core.read_namespaced_pod_log, f"reading the log of pod {pod}"
         try:
             while True:
                 size: dict[str, Any] = {"tail_lines": lines, "limit_bytes": LONGEST_LOG}
-                found = self._link.call(doing, what, pod, self.namespace, patience_s=LOG_PATIENCE_S, **size)
+                found = self._connection.call(doing, what, pod, self.namespace, patience_s=LOG_PATIENCE_S, **size)
                 if len(found) < LONGEST_LOG or lines <= 1:
                     return found.decode(errors="replace")
                 lines //= 2  # the limit cuts the newest lines off, not the oldest
@@ -147,9 +149,9 @@ class Kube:
         """A pod's log, line by line, until the pod ends."""
         where = {"tail_lines": lines, "follow": True, "_request_timeout": (TIMEOUT_S[0], LONGEST_SILENCE_S)}
         try:
-            yield from watch.Watch().stream(self._link.core.read_namespaced_pod_log, pod, self.namespace, **where)
+            yield from watch.Watch().stream(self._connection.core.read_namespaced_pod_log, pod, self.namespace, **where)
         except (ApiException, HTTPError) as error:
-            raise self._link.failed(f"following the log of pod {pod}", error) from error
+            raise self._connection.failed(f"following the log of pod {pod}", error) from error
 
     def watch(self, kind: Kind, version: str, **selector: str) -> Iterator[tuple[str, dict[str, Any]]]:
         """Changes since `version`, for `WATCH_S` seconds: (ADDED | MODIFIED | DELETED | BOOKMARK, object).
@@ -159,7 +161,7 @@ class Kube:
             ClusterError: the API went away, or has forgotten that version; list again.
         """
         call, where = self._lister(kind)
-        self._link.calls += 1
+        self._connection.calls += 1
         given = {"watch": True, "resource_version": version, "allow_watch_bookmarks": True, "timeout_seconds": WATCH_S}
         try:
             response = call(*where, **selector, **given, _preload_content=False, _request_timeout=WATCH_TIMEOUT_S)
@@ -170,14 +172,14 @@ class Kube:
                         raise ClusterError(f"watching {kind}: {event['object'].get('message', 'the watch ended')}")
                     yield event["type"], event["object"]
         except (ApiException, HTTPError) as error:
-            raise self._link.failed(f"watching {kind}", error) from error
+            raise self._connection.failed(f"watching {kind}", error) from error
         except (ValueError, KeyError) as error:
             raise ClusterError(f"watching {kind}: the stream broke off in the middle of a line") from error
 
     def _lister(self, kind: Kind) -> tuple[Callable[..., Any], tuple[str, ...]]:
         if kind == "pods":
-            return self._link.core.list_namespaced_pod, (self.namespace,)
-        return self._link.custom.list_namespaced_custom_object, (GROUP, VERSION, self.namespace, PLURAL)
+            return self._connection.core.list_namespaced_pod, (self.namespace,)
+        return self._connection.custom.list_namespaced_custom_object, (GROUP, VERSION, self.namespace, PLURAL)
 
     def _list(self, doing: str, what: Callable[..., Any], *where: Any, **given: Any) -> Listing:
         raw = self._json(doing, what, *where, timeout_s=LIST_TIMEOUT_S, **given)
@@ -190,5 +192,5 @@ class Kube:
             return None
 
     def _json(self, doing: str, what: Callable[..., Any], *where: Any, **given: Any) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self._link.call(doing, what, *where, **given))
+        found: dict[str, Any] = json.loads(self._connection.call(doing, what, *where, **given))
         return found

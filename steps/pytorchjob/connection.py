@@ -23,7 +23,7 @@ DENIED_S = 300.0
 """A refused credential is tried again for so long, from the first refusal on: tokens are renewed behind our back."""
 
 
-class Link:
+class Connection:
     """Logged in to one cluster, for work in one namespace."""
 
     def __init__(
@@ -55,7 +55,7 @@ class Link:
         timeout_s: tuple[float, float] = TIMEOUT_S,
         **given: Any,
     ) -> bytes:
-        """One request's body; again while the API is away, for `patience_s` (None: as long as was given to this link).
+        """One request's body; again while the API is away, for `patience_s` (None: as long as was given to this connection).
 
         Raises:
             ClusterError: refused, or away for longer.

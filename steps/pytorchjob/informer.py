@@ -25,7 +25,7 @@ FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 15.0
 KINDS: tuple[Kind, ...] = ("pytorchjobs", "pods")
 
 
-class Source(Protocol):
+class ListerWatcher(Protocol):
     """The part of `kube.Kube` that this needs."""
 
     def list(self, kind: Kind, *, patience_s: float | None = None, **selector: str) -> Any:
@@ -35,11 +35,11 @@ class Source(Protocol):
         """Changes since a version."""
 
 
-class Sight:
+class Informer:
     """The job of a name, and its pods."""
 
-    def __init__(self, source: Source, name: str) -> None:
-        self._source = source
+    def __init__(self, client: ListerWatcher, name: str) -> None:
+        self._client = client
         self._selectors = {
             "pytorchjobs": {"field_selector": f"metadata.name={name}"},
             "pods": {"label_selector": f"training.kubeflow.org/job-name={name}"},
@@ -112,7 +112,7 @@ class Sight:
                         self._known["pods"][item["metadata"]["uid"]] = item
 
     def _list(self, kind: Kind, patience_s: float | None = None) -> Any:
-        return self._source.list(kind, patience_s=patience_s, **self._selectors[kind])
+        return self._client.list(kind, patience_s=patience_s, **self._selectors[kind])
 
     def _run(self, kind: Kind) -> None:
         try:
@@ -143,7 +143,7 @@ class Sight:
     def _watch_from(self, kind: Kind, version: str) -> str:
         """Follow one watch to its end; the version that the next one begins at. Where watching is not allowed: list later."""
         try:
-            for change, item in self._source.watch(kind, version, **self._selectors[kind]):
+            for change, item in self._client.watch(kind, version, **self._selectors[kind]):
                 self._apply(kind, change, item)
                 version = str(item["metadata"].get("resourceVersion") or version)
                 if self._over.is_set():

@@ -19,7 +19,7 @@ from steps.job.local_launcher import tail
 from steps.job.snapshot import JobSnapshot, Phase, Reason
 from steps.protocol.rundir import write_json
 from steps.pytorchjob import manifest as pytorchjob
-from steps.pytorchjob.informer import Sight
+from steps.pytorchjob.informer import Informer
 from steps.pytorchjob.manifest import LABEL
 from steps.pytorchjob.onlooker import Onlooker
 from steps.pytorchjob.snapshot import (
@@ -31,7 +31,7 @@ from steps.pytorchjob.snapshot import (
     is_suspended,
     snapshot_of_cluster,
 )
-from steps.pytorchjob.spec import Request
+from steps.pytorchjob.spec import JobSpec
 
 if TYPE_CHECKING:
     from steps.pytorchjob.client import Kube
@@ -49,7 +49,7 @@ KEPT = ("involvedObject", "reason", "message", "type", "count", "lastTimestamp")
 class _Watched:
     """What this process knows of one attempt."""
 
-    sight: Sight
+    informer: Informer
     since_s: float
     onlooker: Onlooker
     has_been: bool = False
@@ -71,13 +71,13 @@ class KubeLauncher:
 
     def __init__(
         self,
-        request: Request,
+        spec: JobSpec,
         kube: Kube,
         *,
         notice: Callable[[str], None] = lambda sentence: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._request, self._kube, self._notice, self._clock = request, kube, notice, clock
+        self._spec, self._kube, self._notice, self._clock = spec, kube, notice, clock
         self._watched: dict[int, _Watched] = {}
 
     def create(self, job: Job, attempt: int, *, exclude_nodes: Sequence[str] = ()) -> None:
@@ -87,7 +87,7 @@ class KubeLauncher:
             ClusterError: refused, the API is away, or the name belongs to something else.
         """
         watched = self._watch(job, attempt)  # first: without the right to look, nothing is made
-        manifest = pytorchjob.build(self._request, job, attempt, exclude_nodes=exclude_nodes)
+        manifest = pytorchjob.build(self._spec, job, attempt, exclude_nodes=exclude_nodes)
         name = manifest["metadata"]["name"]
         made = self._kube.create(manifest)
         if made is not None:
@@ -98,7 +98,7 @@ class KubeLauncher:
                 self._require_ours(made, manifest)
                 self._notice(f"PyTorchJob {self._kube.namespace}/{name} is there already; watching over it from here")
         if made is not None:
-            watched.sight.note(made)
+            watched.informer.note(made)
 
     def read(self, job: Job, attempt: int) -> JobSnapshot:
         """What the watch shows.
@@ -108,20 +108,20 @@ class KubeLauncher:
         """
         watched = self._watch(job, attempt)
         self._require_api(watched)
-        found = watched.sight.job or self._confirm_gone(watched, job, attempt)
+        found = watched.informer.job or self._confirm_gone(watched, job, attempt)
         watched.has_been = watched.has_been or found is not None
-        self._notice_dead(watched, watched.sight.pods)
-        self._ask(watched, job, found, watched.sight.pods)
-        watched.onlooker.look(found, watched.sight.pods, self._clock() - watched.since_s, hint=watched.hint)
+        self._notice_dead(watched, watched.informer.pods)
+        self._ask(watched, job, found, watched.informer.pods)
+        watched.onlooker.look(found, watched.informer.pods, self._clock() - watched.since_s, hint=watched.hint)
         snapshot = self._snapshot(watched, job, found)
         if snapshot.phase is Phase.FAILED and not watched.has_looked_again:
             watched.has_looked_again = True
-            watched.sight.look_again()
+            watched.informer.look_again()
             snapshot = self._snapshot(watched, job, found)
         return self._judge(watched, job, attempt, snapshot, found)
 
     def _snapshot(self, watched: _Watched, job: Job, found: Mapping[str, Any] | None) -> JobSnapshot:
-        pods, recovery = watched.sight.pods, self._request.cluster.recovery
+        pods, recovery = watched.informer.pods, self._spec.cluster.recovery
         view = View(found, pods, job.nodes, job.processes, frozenset(watched.dead), watched.hint, recovery)
         return snapshot_of_cluster(view)
 
@@ -131,7 +131,7 @@ class KubeLauncher:
         The kubelet's grace is in the pod; a shorter one is told through the shared directory, since we may not delete pods.
         """
         write_json(job.directory.attempt(attempt) / STOP, {"grace_s": grace_s})
-        self._kube.delete(pytorchjob.name_of(self._request, job, attempt))
+        self._kube.delete(pytorchjob.name_of(self._spec, job, attempt))
 
     def logs(self, job: Job, attempt: int, rank: int, *, lines: int = 400) -> str:
         """The end of a rank's log file; of its pod's log if the rank never came to write one."""
@@ -141,12 +141,12 @@ class KubeLauncher:
     def evidence(self, job: Job, attempt: int) -> Mapping[str, str]:
         """The job, its pods and their events as YAML, and the logs of the pods that have ended and of worker 0."""
         watched = self._watch(job, attempt)
-        pods = watched.sight.pods
-        name = pytorchjob.name_of(self._request, job, attempt)
+        pods = watched.informer.pods
+        name = pytorchjob.name_of(self._spec, job, attempt)
         names = [name, *(pod["metadata"]["name"] for pod in pods)]
         events = [{key: event.get(key) for key in KEPT} for item in names for event in self._kube.events(item)]
         found = {
-            "job.yaml": yaml.safe_dump(_without_noise(watched.sight.job or {}), sort_keys=False),
+            "job.yaml": yaml.safe_dump(_without_noise(watched.informer.job or {}), sort_keys=False),
             "pods.yaml": yaml.safe_dump_all([_without_noise(pod) for pod in pods], sort_keys=False),
             "events.yaml": yaml.safe_dump(events, sort_keys=False),
         }
@@ -159,7 +159,7 @@ class KubeLauncher:
     def close(self) -> None:
         """Stop watching."""
         for watched in self._watched.values():
-            watched.sight.stop()
+            watched.informer.stop()
 
     def _log(self, pod: str, *, lines: int) -> str:
         try:
@@ -170,11 +170,11 @@ class KubeLauncher:
     def _watch(self, job: Job, attempt: int) -> _Watched:
         if attempt not in self._watched:
             self.close()  # of earlier attempts nothing is left
-            name = pytorchjob.name_of(self._request, job, attempt)
-            sight = Sight(self._kube, name)
-            sight.start()
-            onlooker = Onlooker(name, self._request.cluster.api_patience_s, self._request.startup_s, self._notice)
-            self._watched[attempt] = _Watched(sight, self._clock(), onlooker)
+            name = pytorchjob.name_of(self._spec, job, attempt)
+            informer = Informer(self._kube, name)
+            informer.start()
+            onlooker = Onlooker(name, self._spec.cluster.api_patience_s, self._spec.startup_s, self._notice)
+            self._watched[attempt] = _Watched(informer, self._clock(), onlooker)
         return self._watched[attempt]
 
     def _introduce(self, name: str, job: Job) -> str:
@@ -187,7 +187,7 @@ class KubeLauncher:
         )
 
     def _pod_name(self, job: Job, attempt: int, node: int) -> str:
-        return f"{pytorchjob.name_of(self._request, job, attempt)}-worker-{node}"
+        return f"{pytorchjob.name_of(self._spec, job, attempt)}-worker-{node}"
 
     def _require_ours(self, found: Mapping[str, Any], manifest: Mapping[str, Any]) -> None:
         mine, other = manifest["metadata"]["annotations"], found["metadata"].get("annotations") or {}
@@ -204,12 +204,12 @@ class KubeLauncher:
             )
 
     def _require_api(self, watched: _Watched) -> None:
-        patience_s = self._request.cluster.api_patience_s
-        watched.onlooker.hear(watched.sight.silent_s, watched.sight.error)
-        if watched.sight.silent_s > patience_s:
+        patience_s = self._spec.cluster.api_patience_s
+        watched.onlooker.hear(watched.informer.silent_s, watched.informer.error)
+        if watched.informer.silent_s > patience_s:
             raise ClusterError(
-                f"the Kubernetes API has been away for {watched.sight.silent_s:.0f} s (cluster.api_patience_s is "
-                f"{patience_s:.0f}; {watched.sight.error}): the workers go on for cluster.lease_s, `resume` adopts them"
+                f"the Kubernetes API has been away for {watched.informer.silent_s:.0f} s (cluster.api_patience_s is "
+                f"{patience_s:.0f}; {watched.informer.error}): the workers go on for cluster.lease_s, `resume` adopts them"
             )
 
     def _confirm_gone(self, watched: _Watched, job: Job, attempt: int) -> dict[str, Any] | None:
@@ -218,9 +218,9 @@ class KubeLauncher:
         if now_s - watched.confirmed_s < CONFIRM_S:
             return None
         watched.confirmed_s = now_s
-        found = self._kube.job(pytorchjob.name_of(self._request, job, attempt))
+        found = self._kube.job(pytorchjob.name_of(self._spec, job, attempt))
         if found is not None:
-            watched.sight.note(found)
+            watched.informer.note(found)
         return found
 
     def _judge(

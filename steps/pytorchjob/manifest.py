@@ -15,7 +15,7 @@ from typing import Any
 
 from steps.job.job import Job
 from steps.pytorchjob import pod_template
-from steps.pytorchjob.spec import Request
+from steps.pytorchjob.spec import JobSpec
 
 API_VERSION, KIND = "kubeflow.org/v1", "PyTorchJob"
 LONGEST_NAME = 50
@@ -29,40 +29,40 @@ AUTO_RESUME = "sagemaker.amazonaws.com/enable-job-auto-resume"
 MAX_RETRIES = "sagemaker.amazonaws.com/job-max-retry-count"
 
 
-def build(request: Request, job: Job, attempt: int, *, exclude_nodes: Sequence[str] = ()) -> dict[str, Any]:
+def build(spec: JobSpec, job: Job, attempt: int, *, exclude_nodes: Sequence[str] = ()) -> dict[str, Any]:
     """The manifest of an attempt."""
-    cluster = request.cluster
-    labels = labels_of(request, job, attempt)
+    cluster = spec.cluster
+    labels = labels_of(spec, job, attempt)
     metadata: dict[str, Any] = {
-        "name": name_of(request, job, attempt),
+        "name": name_of(spec, job, attempt),
         "namespace": cluster.namespace,
         "labels": labels,
-        "annotations": {**_annotations(request, job), **cluster.annotations},
+        "annotations": {**_annotations(spec, job), **cluster.annotations},
     }
-    if request.owner:
-        metadata["ownerReferences"] = [dict(request.owner)]
+    if spec.owner:
+        metadata["ownerReferences"] = [dict(spec.owner)]
     worker = {
         "replicas": job.nodes,
         "restartPolicy": "OnFailure" if cluster.recovery == "hyperpod" else "Never",
         "template": pod_template.template(
-            request, job, attempt, name=metadata["name"], labels=labels, exclude=exclude_nodes
+            spec, job, attempt, name=metadata["name"], labels=labels, exclude=exclude_nodes
         ),
     }
-    spec = {
+    body = {
         "nprocPerNode": str(job.processes),
         # Running: a failed attempt gives its nodes back at once, and keeps the failed pods for a look.
         "runPolicy": {"cleanPodPolicy": "Running", "ttlSecondsAfterFinished": KEEP_FINISHED_S},
         "pytorchReplicaSpecs": {"Worker": worker},
     }
-    return {"apiVersion": API_VERSION, "kind": KIND, "metadata": metadata, "spec": spec}
+    return {"apiVersion": API_VERSION, "kind": KIND, "metadata": metadata, "spec": body}
 
 
-def name_of(request: Request, job: Job, attempt: int) -> str:
+def name_of(spec: JobSpec, job: Job, attempt: int) -> str:
     """`<model>-<dataset>-<step>-<hash>-a<N>`: the same for every launcher of this training, so a second one finds the job.
 
     The hash is of run directory and identity; an over-long readable part is cut.
     """
-    step = job.step or request.step
+    step = job.step or spec.step
     key = f"{job.directory.path}\0{job.identity}\0{step}"
     end = f"-{hashlib.sha256(key.encode()).hexdigest()[:8]}-a{attempt}"
     readable = re.sub(r"[^a-z0-9]+", "-", f"{job.label}-{step}".lower()).strip("-")
@@ -71,13 +71,13 @@ def name_of(request: Request, job: Job, attempt: int) -> str:
     return readable[: LONGEST_NAME - len(end)].rstrip("-") + end
 
 
-def labels_of(request: Request, job: Job, attempt: int) -> dict[str, str]:
+def labels_of(spec: JobSpec, job: Job, attempt: int) -> dict[str, str]:
     """Of job and pods: by these they are found again."""
-    cluster = request.cluster
+    cluster = spec.cluster
     found = {
         MANAGED_BY: "hyperpod-lora",
-        f"{LABEL}run": label_value(request.run),
-        f"{LABEL}step": label_value(job.step or request.step),
+        f"{LABEL}run": label_value(spec.run),
+        f"{LABEL}step": label_value(job.step or spec.step),
         f"{LABEL}attempt": str(attempt),
     }
     if cluster.queue:
@@ -92,14 +92,14 @@ def label_value(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", text)[-63:].strip("-_.")
 
 
-def _annotations(request: Request, job: Job) -> dict[str, str]:
+def _annotations(spec: JobSpec, job: Job) -> dict[str, str]:
     found = {
         f"{LABEL}spec-sha256": job.spec_digest,
         f"{LABEL}directory": str(job.directory.path),
-        f"{LABEL}run": request.run,
+        f"{LABEL}run": spec.run,
         f"{LABEL}total-steps": str(job.total_steps),
         **{f"{LABEL}{name}": text for name, text in job.notes.items()},
     }
-    if request.cluster.recovery == "hyperpod":
-        found |= {AUTO_RESUME: "true", MAX_RETRIES: str(request.cluster.hyperpod_retries)}
+    if spec.cluster.recovery == "hyperpod":
+        found |= {AUTO_RESUME: "true", MAX_RETRIES: str(spec.cluster.hyperpod_retries)}
     return found

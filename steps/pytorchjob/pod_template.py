@@ -8,7 +8,7 @@ from typing import Any
 
 import steps
 from steps.job.job import Job
-from steps.pytorchjob.spec import Request
+from steps.pytorchjob.spec import JobSpec
 from steps.settings.cluster import Cluster, Volume
 from steps.settings.instances import Instance, find_instance
 
@@ -31,32 +31,32 @@ QUEUE_LABELS = ("kueue.x-k8s.io/queue-name", "kueue.x-k8s.io/priority-class")
 
 
 def template(
-    request: Request, job: Job, attempt: int, *, name: str, labels: Mapping[str, str], exclude: Sequence[str]
+    spec: JobSpec, job: Job, attempt: int, *, name: str, labels: Mapping[str, str], exclude: Sequence[str]
 ) -> dict[str, Any]:
     """The pod template of `name`, without the nodes in `exclude`."""
-    cluster = request.cluster
+    cluster = spec.cluster
     metadata: dict[str, Any] = {"labels": {key: value for key, value in labels.items() if key not in QUEUE_LABELS}}
     annotations = {**_topology(cluster), **cluster.annotations}
     if annotations:
         metadata["annotations"] = annotations
-    spec: dict[str, Any] = {
-        "terminationGracePeriodSeconds": int(request.grace_s) + BEYOND_GRACE_S,
-        "activeDeadlineSeconds": int(request.total_s),
+    body: dict[str, Any] = {
+        "terminationGracePeriodSeconds": int(spec.grace_s) + BEYOND_GRACE_S,
+        "activeDeadlineSeconds": int(spec.total_s),
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "tolerations": [*_tolerations(cluster), *cluster.tolerations],
-        "containers": [_container(request, job, attempt, name)],
+        "containers": [_container(spec, job, attempt, name)],
         "volumes": [*_own_volumes(cluster), *(_volume(item) for item in cluster.volumes)],
     }
     selector = _node_selector(cluster)
     affinity = _affinity(cluster, exclude)
-    spec |= {"nodeSelector": selector} if selector else {}
-    spec |= {"affinity": affinity} if affinity else {}
-    spec |= {"serviceAccountName": cluster.service_account} if cluster.service_account else {}
-    spec |= {"securityContext": security(cluster)} if cluster.run_as_user else {}
+    body |= {"nodeSelector": selector} if selector else {}
+    body |= {"affinity": affinity} if affinity else {}
+    body |= {"serviceAccountName": cluster.service_account} if cluster.service_account else {}
+    body |= {"securityContext": security(cluster)} if cluster.run_as_user else {}
     if cluster.image_pull_secrets:
-        spec["imagePullSecrets"] = [{"name": secret} for secret in cluster.image_pull_secrets]
-    return {"metadata": metadata, "spec": spec}
+        body["imagePullSecrets"] = [{"name": secret} for secret in cluster.image_pull_secrets]
+    return {"metadata": metadata, "spec": body}
 
 
 def security(cluster: Cluster) -> dict[str, Any]:
@@ -64,8 +64,8 @@ def security(cluster: Cluster) -> dict[str, Any]:
     return {"runAsUser": cluster.run_as_user, "runAsGroup": cluster.run_as_user, "runAsNonRoot": True}
 
 
-def _container(request: Request, job: Job, attempt: int, name: str) -> dict[str, Any]:
-    cluster = request.cluster
+def _container(spec: JobSpec, job: Job, attempt: int, name: str) -> dict[str, Any]:
+    cluster = spec.cluster
     bootstrap = BOOTSTRAP.read_text(encoding="utf-8")
     return {
         "name": CONTAINER,
@@ -73,12 +73,12 @@ def _container(request: Request, job: Job, attempt: int, name: str) -> dict[str,
         "imagePullPolicy": cluster.image_pull_policy,
         "command": ["python", "-u", "-c", bootstrap],
         "args": [
-            request.code.path,
-            request.code.sha256,
+            spec.code.path,
+            spec.code.sha256,
             "steps.job.agent.pod_main",
-            *_arguments(request, job, attempt),
+            *_arguments(spec, job, attempt),
         ],
-        "env": _environment(request, job, name),
+        "env": _environment(spec, job, name),
         "resources": _resources(cluster),
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": [
@@ -92,7 +92,7 @@ def _container(request: Request, job: Job, attempt: int, name: str) -> dict[str,
     }
 
 
-def _arguments(request: Request, job: Job, attempt: int) -> list[str]:
+def _arguments(spec: JobSpec, job: Job, attempt: int) -> list[str]:
     """Of `node`: all that it needs but for its own rank, which the pod's label tells."""
     given: dict[str, object] = {
         "directory": job.directory.path,
@@ -101,18 +101,18 @@ def _arguments(request: Request, job: Job, attempt: int) -> list[str]:
         "nodes": job.nodes,
         "processes": job.processes,
         "threads": job.threads_per_process,
-        "grace-s": f"{request.grace_s:g}",
-        "lease-s": f"{request.cluster.lease_s:g}",
-        "name-wait-s": f"{request.cluster.name_wait_s:g}",
-        "recovery": request.cluster.recovery,
+        "grace-s": f"{spec.grace_s:g}",
+        "lease-s": f"{spec.cluster.lease_s:g}",
+        "name-wait-s": f"{spec.cluster.name_wait_s:g}",
+        "recovery": spec.cluster.recovery,
     }
     if job.wrapper:
         given["wrapper"] = job.wrapper
     return [f"--{key}={value}" for key, value in given.items()]
 
 
-def _environment(request: Request, job: Job, name: str) -> list[dict[str, Any]]:
-    cluster = request.cluster
+def _environment(spec: JobSpec, job: Job, name: str) -> list[dict[str, Any]]:
+    cluster = spec.cluster
     fields = {
         # The operator gives a worker-only job no rank of any kind.
         "NODE_RANK": "metadata.labels['training.kubeflow.org/replica-index']",

@@ -1,4 +1,4 @@
-"""`Request`: what every PyTorchJob of a training is made of, for all its attempts. Written out by `pytorchjob` and `pod`."""
+"""`JobSpec`: what every PyTorchJob of a training is made of, for all its attempts. Written out by `pytorchjob` and `pod`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Code:
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class JobSpec:
     """What one job on the cluster is made of, the same for all its attempts."""
 
     cluster: Cluster

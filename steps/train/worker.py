@@ -1,7 +1,7 @@
 """The program of every rank:  torchrun --nproc_per_node 2 -m steps.train.worker <directory>/spec.json --attempt 1
 
-It claims the right to write, goes on from the newest complete checkpoint that fits, trains, and leaves the adapter under its
-claim; the supervisor publishes it. Events, checkpoints, failure records and exit codes are its only words (see `events`,
+It registers as a writer, goes on from the newest complete checkpoint that fits, trains, and leaves the adapter under its
+name; the supervisor publishes it. Events, checkpoints, failure records and exit codes are its only words (see `events`,
 `checkpoints`, `failure_record`). It starts without torchrun too, as one process.
 """
 
@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from steps.errors import CheckpointError, LoraFlowError, StorageError
 from steps.machine import quiet_threads
 from steps.protocol import checkpoints
-from steps.protocol.checkpoints import Checkpoint, Claim
+from steps.protocol.checkpoints import Checkpoint, Writer
 from steps.protocol.events import EventWriter
 from steps.protocol.failure_record import EXIT_OK, EXIT_STOPPED, record_of, write_record
 from steps.protocol.records import digest_file
@@ -71,7 +71,7 @@ class Worker:
         begun = time.monotonic()
         gc.disable()  # looking for garbage takes a fifth of the time in which torch and transformers are imported
         try:
-            backend, claim, events = self._load()
+            backend, writer, events = self._load()
         finally:
             gc.freeze()  # all this stays: collections to come, of which accelerate asks for one, need not walk through it
             gc.enable()
@@ -84,13 +84,13 @@ class Worker:
             return EXIT_STOPPED
         if self.spec.graphs_only:  # `neuron_precompile` compiles what was collected, and has the last word
             return EXIT_OK
-        result = self._export(backend, claim)
+        result = self._export(backend, writer)
         if events:
             seconds = round(time.monotonic() - begun, 4)
             events.emit("finished", self.callbacks.step, **result, seconds=seconds)
         return EXIT_OK
 
-    def _load(self) -> tuple[Backend, Claim, EventWriter | None]:
+    def _load(self) -> tuple[Backend, Writer, EventWriter | None]:
         """Meet the other ranks, find out where to begin, bring the model there; rank 0 tells."""
         if self.spec.backend == "neuron":
             from steps.train.neuron.ranks import NeuronRanks
@@ -102,22 +102,22 @@ class Worker:
             )
         self.ranks.connect()
         backend = self._backend()
-        claim, checkpoint = self._begin(backend)
+        writer, checkpoint = self._begin(backend)
         events = (
             EventWriter(self.spec.place.events(self.attempt), attempt=self.attempt) if self.ranks.rank == 0 else None
         )
         done = checkpoint.step if checkpoint else 0
-        self.callbacks = Callbacks(self.spec, backend, events=events, claim=claim)
+        self.callbacks = Callbacks(self.spec, backend, events=events, writer=writer)
         if checkpoint:
             self.callbacks.resume(checkpoint.path, done)
         if events:
-            events.emit("started", done, **self._introduction(backend, claim, checkpoint))
+            events.emit("started", done, **self._introduction(backend, writer, checkpoint))
         loading = time.monotonic()
         size = backend.load(checkpoint.path if checkpoint else None)
         if events:
             seconds = round(time.monotonic() - loading, 4)
             events.emit("model_loaded", done, seconds=seconds, parameters=size.parameters, trainable=size.trainable)
-        return backend, claim, events
+        return backend, writer, events
 
     def _backend(self) -> Backend:
         from steps.protocol.prepared import PreparedRows
@@ -133,12 +133,12 @@ class Worker:
         feed = Feed(prepared, self.spec, self.ranks)
         return TorchBackend(self.spec, self.ranks, feed, stop_asked=lambda: self.request.stop)
 
-    def _begin(self, backend: Backend) -> tuple[Claim, Checkpoint | None]:
-        """Rank 0 claims and chooses, the others follow; its refusal is theirs too."""
-        answer: tuple[Claim, Checkpoint | None] | LoraFlowError | None = None
+    def _begin(self, backend: Backend) -> tuple[Writer, Checkpoint | None]:
+        """Rank 0 registers and chooses, the others follow; its refusal is theirs too."""
+        answer: tuple[Writer, Checkpoint | None] | LoraFlowError | None = None
         if self.ranks.rank == 0:
             try:
-                answer = self._claim_and_choose(backend)
+                answer = self._register_and_choose(backend)
             except LoraFlowError as error:
                 self.ranks.share(error)
                 raise
@@ -147,11 +147,11 @@ class Worker:
             return answer
         raise answer or CheckpointError("rank 0 said neither where to begin nor why not")
 
-    def _claim_and_choose(self, backend: Backend) -> tuple[Claim, Checkpoint | None]:
+    def _register_and_choose(self, backend: Backend) -> tuple[Writer, Checkpoint | None]:
         place = self.spec.place
         require_data(self.spec)
-        with storage_errors(f"claiming {place.writers}"):
-            claim = checkpoints.take_claim(place.writers, self.attempt)
+        with storage_errors(f"registering in {place.writers}"):
+            writer = checkpoints.register_writer(place.writers, self.attempt)
         misfits: list[str] = []
 
         def fits(layout: dict[str, Any]) -> str | None:
@@ -170,27 +170,27 @@ class Worker:
             )
         if choice.checkpoint:
             logger.info("going on from step %d (%s)", choice.checkpoint.step, choice.checkpoint.path.name)
-        return claim, choice.checkpoint
+        return writer, choice.checkpoint
 
-    def _introduction(self, backend: Backend, claim: Claim, checkpoint: Checkpoint | None) -> dict[str, Any]:
+    def _introduction(self, backend: Backend, writer: Writer, checkpoint: Checkpoint | None) -> dict[str, Any]:
         return {
             "of": self.spec.steps,
             "world": self.ranks.world,
             "processes": self.ranks.local_world,
             "node": platform.node(),
             "pid": os.getpid(),
-            "claim": str(claim),
+            "claim": str(writer),
             "resumed_from": checkpoint.path.name if checkpoint else None,
             "layout": backend.layout,
             "layout_changed": bool(checkpoint and checkpoint.layout != backend.layout),
         }
 
-    def _export(self, backend: Backend, claim: Claim) -> dict[str, Any]:
-        """Write the final adapter under our claim; what the supervisor has to know to publish it."""
+    def _export(self, backend: Backend, writer: Writer) -> dict[str, Any]:
+        """Write the final adapter under our writer's name; what the supervisor has to know to publish it."""
         assert self.callbacks is not None  # made in `run`
         place, progress = self.spec.place, self.callbacks.progress
         best = self.spec.keep == "best" and progress.best_loss is not None
-        folder = place.writers / str(claim) / "result"
+        folder = place.writers / str(writer) / "result"
         if self.ranks.rank == 0:
             with storage_errors(f"writing {folder}"):
                 folder.mkdir()

@@ -9,7 +9,7 @@ from pathlib import Path
 from click.testing import CliRunner, Result
 
 from steps.cli.main import main
-from steps.protocol.checkpoints import Claim, checkpoint_path, commit
+from steps.protocol.checkpoints import Writer, checkpoint_path, commit
 from steps.protocol.rundir import TrainDir
 
 
@@ -24,10 +24,10 @@ def call(*words: str | Path, **environment: str) -> Result:
 def make_run(root: Path, run: str = "7", *, age_days: float = 0.0) -> TrainDir:
     """A run directory with one checkpoint and no process."""
     train = TrainDir(root / "LoraFlow" / run / "train-abc")
-    path = checkpoint_path(train.checkpoints, 40, Claim(1, 1))
+    path = checkpoint_path(train.checkpoints, 40, Writer(1, 1))
     path.mkdir(parents=True)
     (path / "state").write_text("x")
-    commit(path, step=40, claim=Claim(1, 1), identity="abc", layout={})
+    commit(path, step=40, writer=Writer(1, 1), identity="abc", layout={})
     then = time.time() - age_days * 86400
     for found in (train.path.parent, *train.path.parent.rglob("*")):
         os.utime(found, (then, then))

@@ -18,9 +18,9 @@ from steps.cli.main import main
 from steps.cli.retry import forgive
 from steps.errors import ClusterError, StorageError
 from steps.job import history as memory
-from steps.job.cancel import ask, forget, is_asked
+from steps.job.cancel import clear, is_requested, request
 from steps.job.history import Attempt, History, Verdict
-from steps.protocol.checkpoints import Claim, checkpoint_path, commit
+from steps.protocol.checkpoints import Writer, checkpoint_path, commit
 from steps.protocol.rundir import TrainDir, held_lock
 from tests.shared.cluster_objects import FakeCluster, make_job, make_pod
 
@@ -34,10 +34,10 @@ def call(*words: str | Path, given: str = "") -> Result:
 def make_training(root: Path, run: str = "17", *, verdict: Verdict | None = None) -> TrainDir:
     """A training with one failed attempt and the checkpoint of step 40."""
     train = TrainDir(root / "LoraFlow" / run / "train-abc")
-    path = checkpoint_path(train.checkpoints, 40, Claim(1, 1))
+    path = checkpoint_path(train.checkpoints, 40, Writer(1, 1))
     path.mkdir(parents=True)
     (path / "state").write_text("x")
-    commit(path, step=40, claim=Claim(1, 1), identity="abc", layout={})
+    commit(path, step=40, writer=Writer(1, 1), identity="abc", layout={})
     attempts = (Attempt(1, 10.0, finished_s=20.0, failure_class="user", message="it broke"),)
     memory.save(train.history, History("abc", attempts, verdict=verdict))
     return train
@@ -92,8 +92,8 @@ def supervised(train: TrainDir, *, answers: bool = True) -> Iterator[None]:
 
     def answer() -> None:
         while not over.wait(0.05):
-            if answers and is_asked(train):
-                forget(train)
+            if answers and is_requested(train):
+                clear(train)
 
     over = threading.Event()
     with held_lock(train.lock, timeout_s=1.0, what="the test"):
@@ -118,17 +118,17 @@ def test_cancel_that_is_declined_leaves_no_wish(tmp_path: Path) -> None:
     train = make_training(tmp_path)
     with supervised(train, answers=False):
         assert call("cancel", "17", "--root", tmp_path, given="n\n").exit_code == 1
-        assert not is_asked(train)
+        assert not is_requested(train)
 
 
 def test_cancel_says_so_when_the_supervisor_does_not_answer(tmp_path: Path) -> None:
     train = make_training(tmp_path)
-    ask(train)
+    request(train)
     said: list[str] = []
     now = iter(range(0, 100_000, 50))
     wait_until_heard([train.path], say=said.append, clock=lambda: next(now), sleep=lambda _: None)
     assert "its launcher has not answered within 180 s; it begins no other attempt before it has" in said[0]
-    assert is_asked(train)
+    assert is_requested(train)
 
 
 def test_cancel_from_a_laptop_can_wait_for_the_next_job() -> None:
@@ -152,7 +152,7 @@ def test_retry_clears_the_verdict_and_says_what_to_type(tmp_path: Path) -> None:
     assert "it goes on from step 40" in result.output
     assert "python flows/lora_flow.py resume --origin-run-id 17" in result.output
     history = memory.load(train.history, "abc")
-    assert (history.verdict, history.forgiven, len(history.attempts)) == (None, 1, 1)
+    assert (history.verdict, history.not_counted, len(history.attempts)) == (None, 1, 1)
     assert "it was not given up, nothing to forgive" in call("retry", "17", "--root", tmp_path).output
 
 

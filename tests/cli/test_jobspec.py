@@ -135,8 +135,8 @@ def test_by_hand_it_is_the_job_that_the_flow_would_submit(run: RunDir) -> None:
     inputs = make_inputs(run)
     made = by_hand(run)
     _, job = inputs.job(run)
-    request = launchers.request_of(inputs.plan.settings, run="LoraFlow/17", step="train", code=made.request.code)
-    assert made.manifest == pytorchjob.build(request, job, 1)
+    spec = launchers.spec_of(inputs.plan.settings, run="LoraFlow/17", step="train", code=made.spec.code)
+    assert made.manifest == pytorchjob.build(spec, job, 1)
     assert read_json(job.directory.spec) == dict(job.spec)
     assert (job.directory.attempt(1) / "lease").read_text() == DETACHED
     last = memory.load(job.directory.history, job.identity).last
@@ -146,7 +146,7 @@ def test_by_hand_it_is_the_job_that_the_flow_would_submit(run: RunDir) -> None:
 
 def test_its_code_is_the_newest_archive_of_the_run_or_made_of_the_sources(run: RunDir) -> None:
     make_inputs(run)
-    code = by_hand(run).request.code
+    code = by_hand(run).spec.code
     with tarfile.open(code.path) as packed:
         names = packed.getnames()
     assert {"steps/job/agent/pod_main.py", "config/hyperpod.yaml"} < set(names)
@@ -154,7 +154,7 @@ def test_its_code_is_the_newest_archive_of_the_run_or_made_of_the_sources(run: R
     newer = run.path / "code" / "newer.tgz"
     newer.write_bytes(b"an archive")
     os.utime(newer, (2e9, 2e9))
-    assert by_hand(run).request.code.path == str(newer)
+    assert by_hand(run).spec.code.path == str(newer)
 
 
 def test_said_twice_it_is_the_same_until_it_has_begun(run: RunDir) -> None:

@@ -129,7 +129,7 @@ def main(argv: list[str]) -> int:
     if "around" in plan:
         job, settings = job_around(plan, settings, job)
     run = f"E2e/{Path(plan['folder']).name}"
-    request = launchers.request_of(settings, run=run, step="train", code=archive_code(Path(plan["folder"])))
+    spec = launchers.spec_of(settings, run=run, step="train", code=archive_code(Path(plan["folder"])))
 
     def say(text: str) -> None:
         print(f"{time.time():.2f} {text}", flush=True)
@@ -137,7 +137,7 @@ def main(argv: list[str]) -> int:
     def observe(event: Event) -> None:
         say(f"event {event.kind} {event.step} {json.dumps(event.data)[:300]}")
 
-    launcher = launchers.cluster_launcher(launchers.connect(settings, notice=say), request, notice=say)
+    launcher = launchers.cluster_launcher(launchers.connect(settings, notice=say), spec, notice=say)
     say("begins")
     try:
         result = supervise(

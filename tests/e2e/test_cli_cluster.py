@@ -138,8 +138,8 @@ def start_playing(run: RunDir, settings: Settings) -> str:
     )
     write_json(directory.spec, dict(job.spec))
     Lease(job, 60.0, time.monotonic).detach(1)
-    request = launchers.request_of(settings, run=named(run), step="train", code=archive_code(run.path / "code"))
-    manifest = pytorchjob.build(request, job, 1)
+    spec = launchers.spec_of(settings, run=named(run), step="train", code=archive_code(run.path / "code"))
+    manifest = pytorchjob.build(spec, job, 1)
     kubectl("create", "-f", "-", given=json.dumps(manifest))
     return str(manifest["metadata"]["name"])
 
@@ -208,8 +208,8 @@ def test_a_manifest_applied_by_hand_trains_and_is_adopted(run: RunDir) -> None:
     notices: list[str] = []
     kube = launchers.connect(settings, notice=notices.append)
     code = Code("/not/used/by/an/adopted/job", "0" * 64)
-    request = launchers.request_of(settings, run=named(run), step="train", code=code)
-    launcher = launchers.cluster_launcher(kube, request, notice=notices.append)
+    spec = launchers.spec_of(settings, run=named(run), step="train", code=code)
+    launcher = launchers.cluster_launcher(kube, spec, notice=notices.append)
     result = supervise(job, launcher, settings, notice=notices.append, retry_permanent=True, lease_s=60.0)
     assert (result.attempts, result.step) == (1, 10)
     assert (result.result_dir / "adapter_model.safetensors").is_file()

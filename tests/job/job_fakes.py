@@ -10,7 +10,7 @@ from typing import Any
 
 from steps.job.job import Job
 from steps.job.snapshot import JobSnapshot, Phase, Reason, WorkerState
-from steps.protocol.checkpoints import Claim, checkpoint_path, commit
+from steps.protocol.checkpoints import Writer, checkpoint_path, commit
 from steps.protocol.events import EventWriter
 from steps.protocol.failure_record import FailureRecord, write_record
 from steps.protocol.rundir import TrainDir
@@ -58,10 +58,10 @@ class Attempt:
             self.events.emit("step", step, seconds=1.0)
 
     def save(self, step: int) -> None:
-        path = checkpoint_path(self.job.directory.checkpoints, step, Claim(self.number, 1))
+        path = checkpoint_path(self.job.directory.checkpoints, step, Writer(self.number, 1))
         path.mkdir(parents=True)
         (path / "state").write_text("x")
-        commit(path, step=step, claim=Claim(self.number, 1), identity="play", layout={})
+        commit(path, step=step, writer=Writer(self.number, 1), identity="play", layout={})
         self.events.emit("checkpoint_begin", step)
         self.events.emit("checkpoint", step)
 

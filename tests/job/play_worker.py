@@ -18,7 +18,7 @@ import sys
 import time
 from pathlib import Path
 
-from steps.protocol.checkpoints import checkpoint_path, commit, newest_step, take_claim
+from steps.protocol.checkpoints import checkpoint_path, commit, newest_step, register_writer
 from steps.protocol.events import EventWriter
 from steps.protocol.failure_record import EXIT_STOPPED, FailureRecord, record_of, write_record
 from steps.protocol.rundir import TrainDir
@@ -109,12 +109,14 @@ def main() -> int:
     for left in ("stopping", f"at-{rank}"):  # by a pod of this attempt that was made anew
         (folder / left).unlink(missing_ok=True)
     first = newest_step(directory.checkpoints)
-    events = claim = None
+    events = writer = None
     if rank == 0:
-        claim = take_claim(directory.writers, attempt)
+        writer = register_writer(directory.writers, attempt)
         shift_s = play.get("clock_shift_s", 0.0)
         events = EventWriter(directory.events(attempt), attempt=attempt, clock=lambda: time.time() + shift_s)
-        events.emit("started", first, of=play["steps"], world=world, processes=world, pid=os.getpid(), claim=str(claim))
+        events.emit(
+            "started", first, of=play["steps"], world=world, processes=world, pid=os.getpid(), claim=str(writer)
+        )
         events.emit("model_loaded", first, seconds=0.0)
     step_s = play["step_s"] if attempt == 1 else play.get("later_step_s", play["step_s"])
     for step in range(first + 1, play["steps"] + 1):
@@ -129,22 +131,22 @@ def main() -> int:
         elif stopping and play.get("together"):
             (folder / "stopping").touch()
         leaving = stopping or not met
-        if events and claim:
+        if events and writer:
             if met:
                 events.emit("first_step" if step == first + 1 else "step", step, of=play["steps"], loss=1 / step)
             if step % play.get("save_every", 2) == 0 or leaving:
                 events.emit("checkpoint_begin", step)
-                path = checkpoint_path(directory.checkpoints, step, claim)
+                path = checkpoint_path(directory.checkpoints, step, writer)
                 path.mkdir(parents=True, exist_ok=True)
                 (path / "state").write_text(str(step) + " " * 1024 * int(play.get("ballast_kib", 0)))
-                commit(path, step=step, claim=claim, identity="play", layout={})
+                commit(path, step=step, writer=writer, identity="play", layout={})
                 events.emit("checkpoint", step, seconds=0.0)
         if leaving:
             if events:
                 events.emit("stopping", step, reason="SIGTERM")
             return EXIT_STOPPED
-    if events and claim and todo.get("act") != "no_result":
-        result = directory.writers / str(claim) / "result"
+    if events and writer and todo.get("act") != "no_result":
+        result = directory.writers / str(writer) / "result"
         result.mkdir()
         (result / "adapter.txt").write_text("learned")
         told = {"bytes": 7, "sha256": hashlib.sha256(b"learned").hexdigest()}

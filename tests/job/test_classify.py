@@ -57,7 +57,7 @@ CASES: list[Any] = [
     pytest.param(failed(worker(0, 143), worker(1, -9)), [], None, "unknown", 1, "SIGKILL", id="one killed, its peer stopped"),
     pytest.param(failed(worker(1, -9), reason=Reason.STOPPED), [], None, "preempted", None, "asked to stop", id="stopped"),
     pytest.param(failed(worker(1, -9), reason=Reason.LEASE), [], None, "preempted", None, "no supervisor", id="lease"),
-    pytest.param(failed(reason=Reason.KEEPER, message="gone"), [], None, "unknown", None, "watched over the workers", id="keep"),
+    pytest.param(failed(reason=Reason.AGENT, message="gone"), [], None, "unknown", None, "watched over the workers", id="keep"),
     pytest.param(failed(reason=Reason.NODE), [], None, "node", None, "its node failed", id="node lost"),
     pytest.param(failed(worker(0, None, None, Reason.IMAGE)), [], None, "image", 0, "cannot be pulled", id="image"),
     pytest.param(failed(worker(0, 1)), [], None, "unknown", 0, "left no failure record", id="exit 1"),

@@ -100,14 +100,14 @@ def test_attempt_that_cannot_reach_its_first_step_in_time_is_not_begun() -> None
 
 
 def test_attempts_before_a_persons_resume_do_not_count() -> None:
-    before = story(("network", 0), ("network", 0), ("network", 0)).forgive()
+    before = story(("network", 0), ("network", 0), ("network", 0)).reset_retry_count()
     history = replace(before, attempts=(*before.attempts, Attempt(4, 0.0, finished_s=1.0, failure_class="network")))
     assert attempts_without_progress(history) == 1
     assert isinstance(answer(history), Resubmit)
 
 
 def test_progress_is_measured_against_attempts_before_a_persons_resume() -> None:
-    before = story(("network", 10)).forgive()
+    before = story(("network", 10)).reset_retry_count()
     history = replace(before, attempts=(*before.attempts, Attempt(2, 0.0, failure_class="network", complete_step=10)))
     assert attempts_without_progress(history) == 1
 
@@ -149,7 +149,7 @@ def test_node_that_failed_twice_is_left_out() -> None:
         Attempt(4, 0.0, failure_class="network", node="b", complete_step=4),
     ]
     assert excluded_nodes(History("x", tuple(attempts))) == ("a",)
-    assert excluded_nodes(History("x", tuple(attempts), forgiven=1)) == ()
+    assert excluded_nodes(History("x", tuple(attempts), not_counted=1)) == ()
 
 
 def ended(*told: tuple[str, str, int]) -> tuple[Attempt, ...]:

@@ -10,7 +10,7 @@ import pytest
 from steps.job.snapshot import JobSnapshot, Phase, Reason, WorkerState, reason_of, signal_name, snapshot_of_local
 
 FOUND: dict[str, Any] = {
-    "created": True, "keeper_alive": True, "rebooted": False, "exit": None, "pids": {}, "processes": 2, "remaining": 3
+    "created": True, "agent_alive": True, "rebooted": False, "exit": None, "pids": {}, "processes": 2, "remaining": 3
 }  # fmt: skip
 ENDED = {"exit_code": 1, "reason": "", "message": "", "ranks": {"1": {"exit_code": -9, "finished_s": 7.0}}}
 
@@ -22,8 +22,8 @@ ENDED = {"exit_code": 1, "reason": "", "message": "", "ranks": {"1": {"exit_code
         pytest.param({}, Phase.STARTING, Reason.NONE, id="no rank yet"),
         pytest.param({"pids": {0: 5}}, Phase.STARTING, Reason.NONE, id="one rank of two"),
         pytest.param({"pids": {0: 5, 1: 6}}, Phase.RUNNING, Reason.NONE, id="all ranks"),
-        pytest.param({"keeper_alive": False}, Phase.FAILED, Reason.KEEPER, id="keeper killed"),
-        pytest.param({"keeper_alive": False, "rebooted": True}, Phase.FAILED, Reason.NODE, id="machine restarted"),
+        pytest.param({"agent_alive": False}, Phase.FAILED, Reason.AGENT, id="keeper killed"),
+        pytest.param({"agent_alive": False, "rebooted": True}, Phase.FAILED, Reason.NODE, id="machine restarted"),
         pytest.param({"exit": {**ENDED, "exit_code": 0}}, Phase.SUCCEEDED, Reason.NONE, id="succeeded"),
         pytest.param({"exit": ENDED}, Phase.FAILED, Reason.NONE, id="failed"),
         pytest.param({"exit": {**ENDED, "reason": "stopped"}}, Phase.FAILED, Reason.STOPPED, id="stopped"),

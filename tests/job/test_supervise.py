@@ -355,14 +355,14 @@ def test_wish_to_cancel_between_two_attempts_is_heard_while_it_waits(tmp_path: P
 
     def sleep(seconds: float) -> None:
         stage.clock.sleep(seconds)
-        cancel.ask(stage.job.directory)
+        cancel.request(stage.job.directory)
 
     with pytest.raises(JobCancelled, match="which means: stop") as caught:
         stage.run(sleep=sleep)
     assert "the checkpoint of step 2 is kept" in str(caught.value)
     assert stage.clock() - begun_s < 10
     assert stage.launcher.calls == ["create 1"]
-    assert not cancel.is_asked(stage.job.directory)
+    assert not cancel.is_requested(stage.job.directory)
     with pytest.raises(JobCancelled, match="This is remembered from before"):
         stage.run()
     assert stage.run(retry_permanent=True).attempts == 2
@@ -374,33 +374,33 @@ def test_wish_to_cancel_ends_an_attempt_that_runs(tmp_path: Path) -> None:
     def sleep(seconds: float) -> None:
         stage.clock.sleep(seconds)
         if not stage.history["attempts"][0]["finished_s"]:
-            cancel.ask(stage.job.directory)
+            cancel.request(stage.job.directory)
 
     with pytest.raises(JobCancelled, match="somebody cancelled or deleted it"):
         stage.run(sleep=sleep)
     assert stage.launcher.calls == ["create 1", "delete 1 60 after evidence"]
-    assert not cancel.is_asked(stage.job.directory)
+    assert not cancel.is_requested(stage.job.directory)
 
 
 def test_wish_from_before_binds_an_automatic_retry_and_no_person(tmp_path: Path) -> None:
     stage = Stage(tmp_path, succeed, succeed)
-    cancel.ask(stage.job.directory)
+    cancel.request(stage.job.directory)
     with pytest.raises(JobCancelled):
         stage.run()
     other = Stage(tmp_path / "other", succeed)
-    cancel.ask(other.job.directory)
+    cancel.request(other.job.directory)
     assert other.run(retry_permanent=True).attempts == 1
 
 
 def test_wish_that_comes_too_late_is_gone_with_the_result(tmp_path: Path) -> None:
     def finish_at_once(attempt: Attempt, look: int) -> None:
         attempt.start()
-        cancel.ask(attempt.job.directory)
+        cancel.request(attempt.job.directory)
         attempt.finish()
 
     stage = Stage(tmp_path, finish_at_once)
     assert stage.run().attempts == 1
-    assert not cancel.is_asked(stage.job.directory)
+    assert not cancel.is_requested(stage.job.directory)
 
 
 def test_total_deadline_ends_the_attempt_and_the_run(tmp_path: Path) -> None:

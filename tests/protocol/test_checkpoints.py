@@ -36,18 +36,18 @@ from steps.protocol.checkpoints import (
 from steps.protocol.failure_class import FailureClass
 from steps.protocol.failure_record import classify_exception
 from steps.protocol.records import digest_file
-from steps.protocol.writer import Claim
+from steps.protocol.writer import Writer
 
-ME = Claim(2, 1)
+ME = Writer(2, 1)
 IDENTITY = "abc123"
 
 
-def save(folder: Path, step: int, claim: Claim = ME, *, identity: str = IDENTITY, **layout: Any) -> Checkpoint:
-    path = checkpoint_path(folder, step, claim)
+def save(folder: Path, step: int, writer: Writer = ME, *, identity: str = IDENTITY, **layout: Any) -> Checkpoint:
+    path = checkpoint_path(folder, step, writer)
     (path / "inner").mkdir(parents=True)
     (path / "state.bin").write_bytes(step.to_bytes(64, "little"))
     (path / "inner" / "more.bin").write_bytes(b"more")
-    return commit(path, step=step, claim=claim, identity=identity, layout=layout, metrics={"loss": 1.5})
+    return commit(path, step=step, writer=writer, identity=identity, layout=layout, metrics={"loss": 1.5})
 
 
 def edit(**changes: Any) -> Callable[[Path], None]:
@@ -145,7 +145,7 @@ def fits(layout: dict[str, Any]) -> str | None:
 def test_a_damaged_checkpoint_is_set_aside_with_a_reason_and_the_one_before_is_used(
     tmp_path: Path, harm: Callable[[Path], object], words: str
 ) -> None:
-    older, newest = save(tmp_path, 100, Claim(1, 1)), save(tmp_path, 200)
+    older, newest = save(tmp_path, 100, Writer(1, 1)), save(tmp_path, 200)
     harm(newest.path)
     choice = choose(tmp_path, identity=IDENTITY, fits=fits)
     assert choice.checkpoint == older
@@ -251,21 +251,21 @@ def test_a_link_is_never_committed(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").write_text("x")
     (path / "state.bin").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(CheckpointError, match=r"state\.bin is a link"):
-        commit(path, step=100, claim=ME, identity=IDENTITY, layout={})
+        commit(path, step=100, writer=ME, identity=IDENTITY, layout={})
     assert not (path / COMPLETE).exists()
 
 
-def test_newest_means_the_highest_step_then_the_latest_claim_as_numbers(tmp_path: Path) -> None:
+def test_newest_means_the_highest_step_then_the_latest_writer_as_numbers(tmp_path: Path) -> None:
     order = [
-        (1_000_000, Claim(1, 1)),
-        (999_999, Claim(1, 1)),
-        (20, Claim(10, 1)),
-        (20, Claim(9, 2)),
-        (20, Claim(9, 1)),
+        (1_000_000, Writer(1, 1)),
+        (999_999, Writer(1, 1)),
+        (20, Writer(10, 1)),
+        (20, Writer(9, 2)),
+        (20, Writer(9, 1)),
         (3, ME),
     ]
-    for step, claim in sorted(order):
-        save(tmp_path, step, claim)
+    for step, writer in sorted(order):
+        save(tmp_path, step, writer)
     for name in ("step-1.001-01.damaged", "step-x.001-01", "other", ".step-000001.001-01"):
         (tmp_path / name).mkdir()
     (tmp_path / "step-000099.001-01").symlink_to(tmp_path / "step-000003.002-01")
@@ -284,7 +284,7 @@ def test_a_partial_newest_is_not_the_newest_step(tmp_path: Path) -> None:
 
 def test_prune_deletes_all_but_the_newest(tmp_path: Path) -> None:
     saved = [save(tmp_path, step) for step in (100, 200, 300, 400)]
-    assert prune(tmp_path, keep=2, claim=ME, protect=[saved[0].path]) == [saved[1].path]
+    assert prune(tmp_path, keep=2, writer=ME, protect=[saved[0].path]) == [saved[1].path]
     assert directories(tmp_path) == [saved[index].path for index in (3, 2, 0)]
 
 
@@ -299,7 +299,7 @@ plans = st.dictionaries(
 def build(folder: Path, plan: dict[tuple[int, int, int], str]) -> dict[Path, str]:
     built = {}
     for (step, attempt, incarnation), state in plan.items():
-        path = save(folder, step, Claim(attempt, incarnation)).path
+        path = save(folder, step, Writer(attempt, incarnation)).path
         if state == PARTIAL:
             (path / COMPLETE).unlink()
         if state == DAMAGED:
@@ -330,7 +330,7 @@ def test_the_newest_intact_checkpoint_is_chosen_and_never_a_damaged_one(
 
 @settings(deadline=None, max_examples=30)
 @given(plan=plans, keep=st.integers(-1, 4), attempt=st.integers(1, 4), data=st.data())
-def test_prune_never_deletes_the_newest_complete_one_a_protected_one_or_a_newer_claims(
+def test_prune_never_deletes_the_newest_complete_one_a_protected_one_or_a_newer_writers(
     plan: dict[tuple[int, int, int], str],
     keep: int,
     attempt: int,
@@ -340,13 +340,13 @@ def test_prune_never_deletes_the_newest_complete_one_a_protected_one_or_a_newer_
     built = build(folder, {key: COMMITTED if state == DAMAGED else state for key, state in plan.items()})
     protected = data.draw(st.lists(st.sampled_from(sorted(built)), max_size=2)) if built else []
     before = choose(folder, identity=IDENTITY).checkpoint
-    deleted = prune(folder, keep=keep, claim=Claim(attempt, 1), protect=protected)
+    deleted = prune(folder, keep=keep, writer=Writer(attempt, 1), protect=protected)
     assert choose(folder, identity=IDENTITY).checkpoint == before
     assert not set(deleted) & set(protected)
     for path in deleted:
-        claim = Claim.parse(path.name.split(".")[1])
-        assert claim is not None
-        assert claim <= Claim(attempt, 1)
+        writer = Writer.parse(path.name.split(".")[1])
+        assert writer is not None
+        assert writer <= Writer(attempt, 1)
         assert built[path] == COMMITTED
         assert not path.exists()
     remaining = [path for path, state in built.items() if state == COMMITTED and path.exists()]
@@ -360,6 +360,6 @@ def test_a_deletion_cut_off_in_the_middle_leaves_a_partial_checkpoint(
     older = save(tmp_path, 100)
     save(tmp_path, 200)
     monkeypatch.setattr(shutil, "rmtree", lambda path, **options: None)
-    prune(tmp_path, keep=1, claim=ME)
+    prune(tmp_path, keep=1, writer=ME)
     assert (older.path / "state.bin").exists()
     assert isinstance(read(older.path), Rejected)

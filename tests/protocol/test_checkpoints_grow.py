@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.checkpoints import CLAIM, IDENTITY, cpu_s, growth, make_checkpoints, make_files
+from bench.checkpoints import IDENTITY, WRITER, cpu_s, growth, make_checkpoints, make_files
 from steps.protocol.checkpoints import choose, damage, prune
 
 pytestmark = pytest.mark.slow
@@ -34,5 +34,7 @@ def test_looking_for_damage_takes_time_in_proportion_to_the_files(tmp_path: Path
 
 def test_pruning_where_there_is_nothing_to_delete_takes_time_in_proportion_to_the_checkpoints(tmp_path: Path) -> None:
     folders = {count: make_checkpoints(tmp_path / str(count), count) for count in (10, 100, 1000)}
-    taken = {count: cpu_s(lambda at=folder: prune(at, keep=1000, claim=CLAIM), 3) for count, folder in folders.items()}
+    taken = {
+        count: cpu_s(lambda at=folder: prune(at, keep=1000, writer=WRITER), 3) for count, folder in folders.items()
+    }
     assert growth(taken) < LINEAR, taken

@@ -16,16 +16,16 @@ import pytest
 from steps.errors import StorageError
 from steps.flow.estimate import FILE
 from steps.protocol import checkpoints, rundir
-from steps.protocol.checkpoints import COMPLETE, Claim, checkpoint_path, choose, commit, prune, set_aside
+from steps.protocol.checkpoints import COMPLETE, Writer, checkpoint_path, choose, commit, prune, set_aside
 from steps.protocol.events import EventTail, EventWriter
 from steps.protocol.failure_class import FailureClass
 from steps.protocol.failure_record import classify_exception, record_of, write_record
 from steps.protocol.rundir import held_lock, new_directory, write_atomic, write_json
-from steps.protocol.writer import take_claim
+from steps.protocol.writer import register_writer
 from tests.shared.small_disk import disk_of, fill
 
 KIB = 1024
-CLAIM = Claim(1, 1)
+WRITER = Writer(1, 1)
 
 
 @pytest.fixture
@@ -39,11 +39,11 @@ def make_read_only(disk: Path) -> None:
     subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
 
 
-def save(folder: Path, step: int, *, size: int = 10, claim: Claim = CLAIM) -> Path:
-    path = checkpoint_path(folder, step, claim)
+def save(folder: Path, step: int, *, size: int = 10, writer: Writer = WRITER) -> Path:
+    path = checkpoint_path(folder, step, writer)
     path.mkdir(parents=True)
     (path / "state.bin").write_bytes(bytes(size))
-    commit(path, step=step, claim=claim, identity="same", layout={})
+    commit(path, step=step, writer=writer, identity="same", layout={})
     return path
 
 
@@ -74,12 +74,12 @@ def test_a_disk_that_fills_before_the_record_leaves_a_partial_checkpoint_and_the
     small_disk: Path,
 ) -> None:
     older = save(small_disk / "checkpoints", 100)
-    path = checkpoint_path(small_disk / "checkpoints", 200, CLAIM)
+    path = checkpoint_path(small_disk / "checkpoints", 200, WRITER)
     path.mkdir()
     (path / "state.bin").write_bytes(bytes(10))
     fill(small_disk)
     with storage_failure(COMPLETE, "the disk is full"):
-        commit(path, step=200, claim=CLAIM, identity="same", layout={})
+        commit(path, step=200, writer=WRITER, identity="same", layout={})
     choice = choose(small_disk / "checkpoints", identity="same")
     assert choice.checkpoint is not None
     assert choice.checkpoint.path == older
@@ -125,10 +125,10 @@ READ_ONLY: dict[str, Callable[[Path], object]] = {
     "write_atomic_in_a_new_folder": lambda disk: write_json(disk / "new" / "a.json", {}),
     "new_directory": fresh_directory,
     "held_lock": lock,
-    "take_claim": lambda disk: take_claim(disk / "writers", 1),
-    "commit": lambda disk: commit(disk / "uncommitted", step=1, claim=CLAIM, identity="same", layout={}),
+    "register_writer": lambda disk: register_writer(disk / "writers", 1),
+    "commit": lambda disk: commit(disk / "uncommitted", step=1, writer=WRITER, identity="same", layout={}),
     "set_aside": lambda disk: set_aside(choose(disk / "checkpoints", identity="same").rejected),
-    "prune": lambda disk: prune(disk / "checkpoints", keep=1, claim=CLAIM),
+    "prune": lambda disk: prune(disk / "checkpoints", keep=1, writer=WRITER),
     "failure_record": lambda disk: write_record(disk, record_of(ValueError(), rank=0, node="a", step=1, time_s=1.0)),
 }
 
@@ -139,7 +139,7 @@ def test_a_read_only_disk_is_said_to_be_one_and_nothing_changes(
 ) -> None:
     folder = small_disk / "checkpoints"
     complete = [save(folder, 100), save(folder, 200)]
-    checkpoint_path(folder, 300, CLAIM).mkdir()
+    checkpoint_path(folder, 300, WRITER).mkdir()
     (small_disk / "uncommitted").mkdir()
     make_read_only(small_disk)
     with storage_failure("the file system is read-only", str(small_disk)):
@@ -185,7 +185,7 @@ def test_a_folder_in_which_nothing_may_be_made_is_named(tmp_path: Path) -> None:
         with storage_failure("no permission", "make it writable for this user"):
             write_atomic(folder / "a.json", b"new")
         with storage_failure("no permission"):
-            take_claim(folder / "writers", 1)
+            register_writer(folder / "writers", 1)
     finally:
         if os.geteuid() == 0:
             subprocess.run(["chattr", "-i", folder], check=True)

@@ -18,7 +18,7 @@ import yaml
 from steps.errors import ClusterError, ClusterForbidden
 from steps.pytorchjob import client as module
 from steps.pytorchjob.client import Kube
-from steps.pytorchjob.informer import FIRST_WAIT_S, Sight
+from steps.pytorchjob.informer import FIRST_WAIT_S, Informer
 from tests.pytorchjob.test_informer import eventually
 
 DEFAULT = "kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION"
@@ -381,23 +381,23 @@ def test_a_half_open_watch_hides_a_death_for_less_than_half_a_minute(
     monkeypatch.setattr(module, "WATCH_TIMEOUT_S", (1, 0.2))
     api.answers = [answer(200, LIST)]
     api.is_half_open = True
-    sight = Sight(kube, "j")
-    sight.start()
+    informer = Informer(kube, "j")
+    informer.start()
     try:
         died = {**JOB, "status": "died"}
         api.answers = [answer(200, {**LIST, "items": [died]})]
-        eventually(lambda: sight.job == died)
+        eventually(lambda: informer.job == died)
     finally:
-        sight.stop()
+        informer.stop()
         api.is_half_open = False
 
 
 def test_a_watch_with_an_old_credential_has_a_new_one_next_time(kube: Kube, api: Api) -> None:
     api.answers = [answer(401)]
-    before = kube._link.api
+    before = kube._connection.api
     with pytest.raises(ClusterError, match="credential was refused"):
         list(kube.watch("pods", "1"))
-    assert kube._link.api is not before
+    assert kube._connection.api is not before
 
 
 def test_a_watch_that_is_not_allowed_says_so(kube: Kube, api: Api) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from steps.errors import ClusterError, ClusterForbidden
 from steps.pytorchjob import informer as module
-from steps.pytorchjob.informer import Sight
+from steps.pytorchjob.informer import Informer
 
 
 @dataclass
@@ -78,121 +78,126 @@ def cluster() -> Cluster:
 
 
 @pytest.fixture
-def sight(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sight]:
+def informer(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Informer]:
     monkeypatch.setattr(module, "FIRST_WAIT_S", 0.01)
     monkeypatch.setattr(module, "POLL_S", 0.02)
-    made = Sight(cluster, "demo-a1")
+    made = Informer(cluster, "demo-a1")
     yield made
     made.stop()
 
 
-def test_a_look_before_anything_is_there(sight: Sight) -> None:
-    sight.start()
-    assert sight.job is None
-    assert sight.pods == ()
+def test_a_look_before_anything_is_there(informer: Informer) -> None:
+    informer.start()
+    assert informer.job is None
+    assert informer.pods == ()
 
 
-def test_changes_are_followed_without_another_list(cluster: Cluster, sight: Sight) -> None:
+def test_changes_are_followed_without_another_list(cluster: Cluster, informer: Informer) -> None:
     cluster.objects["pods"] = [item("p0")]
-    sight.start()
+    informer.start()
     eventually(lambda: sum(call.startswith("watch") for call in cluster.calls) == 2)
     before = len(cluster.calls)
     cluster.change("pytorchjobs", "ADDED", item("j"))
     cluster.change("pods", "MODIFIED", item("p0", status="new"))
     cluster.change("pods", "ADDED", item("p1"))
     cluster.change("pods", "BOOKMARK", {"metadata": {"resourceVersion": "9"}})
-    eventually(lambda: sight.job and len(sight.pods) == 2)
-    assert sight.pods[0]["status"] == "new"
+    eventually(lambda: informer.job and len(informer.pods) == 2)
+    assert informer.pods[0]["status"] == "new"
     cluster.change("pods", "DELETED", item("p0"))
-    eventually(lambda: [pod["metadata"]["uid"] for pod in sight.pods] == ["p1"])
+    eventually(lambda: [pod["metadata"]["uid"] for pod in informer.pods] == ["p1"])
     assert len(cluster.calls) == before
-    assert sight.silent_s == 0.0
+    assert informer.silent_s == 0.0
 
 
 def test_a_watch_that_ends_in_order_goes_on_from_where_it_was(
-    cluster: Cluster, sight: Sight, monkeypatch: pytest.MonkeyPatch
+    cluster: Cluster, informer: Informer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def once(kind: str, version: str, **_: str) -> Iterator[tuple[str, dict[str, Any]]]:
         cluster.calls.append(f"watch {kind} {version}")
         yield "BOOKMARK", {"metadata": {"resourceVersion": f"{int(version) + 1}"}}
 
     monkeypatch.setattr(cluster, "watch", once)
-    sight.start()
+    informer.start()
     eventually(lambda: "watch pods 3" in cluster.calls)
     assert sum(call.startswith("list pods") for call in cluster.calls) == 2  # the first look, and the thread's
 
 
-def test_only_this_job_and_its_pods_are_asked_for(cluster: Cluster, sight: Sight) -> None:
-    sight.start()
+def test_only_this_job_and_its_pods_are_asked_for(cluster: Cluster, informer: Informer) -> None:
+    informer.start()
     assert "{'field_selector': 'metadata.name=demo-a1'}" in cluster.calls[0]
     assert "{'label_selector': 'training.kubeflow.org/job-name=demo-a1'}" in cluster.calls[1]
 
 
-def test_an_api_that_is_away_leaves_what_was_known_and_the_silence_grows(cluster: Cluster, sight: Sight) -> None:
+def test_an_api_that_is_away_leaves_what_was_known_and_the_silence_grows(cluster: Cluster, informer: Informer) -> None:
     cluster.objects["pytorchjobs"] = [item("j")]
-    sight.start()
-    eventually(lambda: sight.silent_s == 0.0)
+    informer.start()
+    eventually(lambda: informer.silent_s == 0.0)
     cluster.error = ClusterError("connection refused")
-    eventually(lambda: sight.silent_s > 0.1)
-    assert sight.job is not None
-    assert "refused" in sight.error
+    eventually(lambda: informer.silent_s > 0.1)
+    assert informer.job is not None
+    assert "refused" in informer.error
     cluster.objects["pytorchjobs"] = []
     cluster.error = None
-    eventually(lambda: sight.silent_s == 0.0)
-    assert sight.job is None
-    assert sight.error == ""
+    eventually(lambda: informer.silent_s == 0.0)
+    assert informer.job is None
+    assert informer.error == ""
 
 
-def test_where_watching_is_not_allowed_it_lists_again(cluster: Cluster, sight: Sight) -> None:
+def test_where_watching_is_not_allowed_it_lists_again(cluster: Cluster, informer: Informer) -> None:
     cluster.may_watch = False
-    sight.start()
+    informer.start()
     cluster.objects["pods"] = [item("p0")]
-    eventually(lambda: sight.pods)
-    assert sight.silent_s == 0.0  # the lists are answered: nobody is told that the API is away
-    assert sight.error == ""
+    eventually(lambda: informer.pods)
+    assert informer.silent_s == 0.0  # the lists are answered: nobody is told that the API is away
+    assert informer.error == ""
     cluster.error = ClusterError("connection refused")
-    eventually(lambda: sight.silent_s > 0.1)
-    assert "refused" in sight.error
+    eventually(lambda: informer.silent_s > 0.1)
+    assert "refused" in informer.error
 
 
-def test_a_first_look_that_is_refused_is_told(cluster: Cluster, sight: Sight) -> None:
+def test_a_first_look_that_is_refused_is_told(cluster: Cluster, informer: Informer) -> None:
     cluster.error = ClusterForbidden("may not list")
     with pytest.raises(ClusterForbidden):
-        sight.start()
+        informer.start()
 
 
-def test_a_job_that_was_just_made_is_known_before_the_watch_tells(sight: Sight) -> None:
-    sight.note(item("j", status="made"))
-    assert sight.job == item("j", status="made")
-    sight.note(item("j", status="older"))
-    assert sight.job["status"] == "made"
+def test_a_job_that_was_just_made_is_known_before_the_watch_tells(informer: Informer) -> None:
+    informer.note(item("j", status="made"))
+    assert informer.job == item("j", status="made")
+    informer.note(item("j", status="older"))
+    assert informer.job["status"] == "made"
 
 
-def test_a_second_look_adds_what_is_new_and_never_brings_back_what_is_gone(cluster: Cluster, sight: Sight) -> None:
+def test_a_second_look_adds_what_is_new_and_never_brings_back_what_is_gone(
+    cluster: Cluster, informer: Informer
+) -> None:
     cluster.objects["pods"] = [item("p0"), item("p1")]
-    sight.start()
+    informer.start()
     cluster.change("pods", "DELETED", item("p0"))
-    eventually(lambda: len(sight.pods) == 1)
+    eventually(lambda: len(informer.pods) == 1)
     cluster.objects["pods"] = [item("p0"), item("p1", status="failed"), item("p2")]
-    sight.look_again()
-    assert sorted((pod["metadata"]["uid"], pod.get("status")) for pod in sight.pods) == [("p1", "failed"), ("p2", None)]
+    informer.look_again()
+    assert sorted((pod["metadata"]["uid"], pod.get("status")) for pod in informer.pods) == [
+        ("p1", "failed"),
+        ("p2", None),
+    ]
     cluster.error = ClusterError("away")
-    sight.look_again()
-    assert len(sight.pods) == 2
+    informer.look_again()
+    assert len(informer.pods) == 2
 
 
-def test_the_threads_end_when_they_are_told_to(cluster: Cluster, sight: Sight) -> None:
-    sight.start()
+def test_the_threads_end_when_they_are_told_to(cluster: Cluster, informer: Informer) -> None:
+    informer.start()
     names = [thread for thread in threading.enumerate() if thread.name.startswith("watch-")]
-    sight.stop()
+    informer.stop()
     cluster.change("pods", "ADDED", item("p"))
     cluster.change("pytorchjobs", "ADDED", item("j"))
     eventually(lambda: not any(thread.is_alive() for thread in names[-2:]))
 
 
-def test_a_mistake_in_a_thread_is_not_mistaken_for_a_quiet_cluster(cluster: Cluster, sight: Sight) -> None:
-    sight.start()
+def test_a_mistake_in_a_thread_is_not_mistaken_for_a_quiet_cluster(cluster: Cluster, informer: Informer) -> None:
+    informer.start()
     cluster.bug = KeyError("raw_object")
-    eventually(lambda: sight._broken)
+    eventually(lambda: informer._broken)
     with pytest.raises(ClusterError, match="nothing watches the cluster any more: KeyError"):
-        _ = sight.silent_s
+        _ = informer.silent_s

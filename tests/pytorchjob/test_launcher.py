@@ -100,8 +100,8 @@ class Scene:
                 "cluster": {**raw, "api_patience_s": 30},
             }
         )
-        self.request = launchers.request_of(settings, run="F/1", step="train", code=Code("c", "d"))
-        self.launcher = KubeLauncher(self.request, self.cluster, clock=self.time)  # type: ignore[arg-type]
+        self.spec = launchers.spec_of(settings, run="F/1", step="train", code=Code("c", "d"))
+        self.launcher = KubeLauncher(self.spec, self.cluster, clock=self.time)  # type: ignore[arg-type]
 
     def read(self, after_s: float = 0.0) -> Any:
         self.time.now_s += after_s
@@ -118,7 +118,7 @@ def scene(tmp_path: Path) -> Any:
 def test_a_job_is_made_once_and_found_by_the_next_launcher(scene: Scene) -> None:
     scene.launcher.create(scene.job, 1)
     assert scene.read().phase is Phase.STARTING
-    again = KubeLauncher(scene.request, scene.cluster, clock=scene.time)  # type: ignore[arg-type]
+    again = KubeLauncher(scene.spec, scene.cluster, clock=scene.time)  # type: ignore[arg-type]
     again.create(scene.job, 1)
     again.close()
     assert scene.cluster.calls.count("create") == 2
@@ -135,7 +135,7 @@ def test_a_job_of_the_same_name_that_is_not_ours_is_left_alone(scene: Scene) -> 
 def test_a_job_that_vanishes_under_watch_was_cancelled(scene: Scene) -> None:
     scene.launcher.create(scene.job, 1)
     assert scene.read().phase is Phase.STARTING
-    scene.launcher._watched[1].sight._known["pytorchjobs"].clear()
+    scene.launcher._watched[1].informer._known["pytorchjobs"].clear()
     scene.cluster.found = None
     assert scene.read(5).reason is Reason.CANCELLED
 
@@ -212,7 +212,7 @@ def test_a_pod_of_a_dead_node_is_not_waited_for(
 def test_an_api_that_is_away_for_too_long_ends_in_words(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     scene.cluster.found = job("Running")
     scene.read()
-    monkeypatch.setattr(type(scene.launcher._watched[1].sight), "silent_s", 31.0)
+    monkeypatch.setattr(type(scene.launcher._watched[1].informer), "silent_s", 31.0)
     with pytest.raises(ClusterError, match=r"away for 31 s .*`resume` adopts them"):
         scene.read()
 
@@ -221,7 +221,7 @@ def test_the_failed_pod_is_looked_for_when_the_job_failed_first(scene: Scene) ->
     """Two streams: the job's `Failed` may come before the pod's exit code."""
     scene.cluster.found, scene.cluster.pods = job("Running"), [pod(0), pod(1)]
     assert scene.read().phase is Phase.RUNNING
-    scene.launcher._watched[1].sight._known["pytorchjobs"] = {"j1": job("Failed", message="1 failed")}
+    scene.launcher._watched[1].informer._known["pytorchjobs"] = {"j1": job("Failed", message="1 failed")}
     scene.cluster.pods = [pod(0), pod(1, "Failed", state=terminated(137))]
     found = scene.read()
     assert [worker.exit_code for worker in found.workers] == [None, 137]

@@ -89,8 +89,8 @@ def manifest(
     settings: Settings, *, exclude: tuple[str, ...] = (), owner: dict[str, Any] | None = None, **changes: Any
 ) -> Any:
     code = Code(f"{settings.storage.root}/LoraFlow/17/code.tgz", "ab" * 32)
-    request = launchers.request_of(settings, run="LoraFlow/17", step="train", code=code, owner=owner)
-    return build(request, job_of(settings, **changes), 1, exclude_nodes=exclude)
+    spec = launchers.spec_of(settings, run="LoraFlow/17", step="train", code=code, owner=owner)
+    return build(spec, job_of(settings, **changes), 1, exclude_nodes=exclude)
 
 
 def container(made: dict[str, Any]) -> dict[str, Any]:
@@ -189,11 +189,11 @@ def test_a_name_is_readable_and_short_enough_for_its_pods(label: str, expected: 
 
 def test_attempts_and_trainings_have_names_of_their_own() -> None:
     settings = settings_of(CPU)
-    request = launchers.request_of(settings, run="LoraFlow/17", step="train", code=Code("c", "d"))
+    spec = launchers.spec_of(settings, run="LoraFlow/17", step="train", code=Code("c", "d"))
     job, other = job_of(settings), job_of(settings, identity="other")
-    names = {name_of(request, job, 1), name_of(request, job, 2), name_of(request, other, 1)}
+    names = {name_of(spec, job, 1), name_of(spec, job, 2), name_of(spec, other, 1)}
     assert len(names) == 3
-    assert name_of(request, job, 1) == name_of(request, job_of(settings, nodes=1), 1)
+    assert name_of(spec, job, 1) == name_of(spec, job_of(settings, nodes=1), 1)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from steps.protocol.checkpoints import choose, take_claim
+from steps.protocol.checkpoints import choose, register_writer
 from steps.protocol.events import Event, EventTail, EventWriter
 from steps.protocol.failure_record import EXIT_DIVERGED, record_of
 from steps.train.loop.backend import Listener, ModelSize, StepDone
@@ -62,10 +62,10 @@ class Case:
 
     def __init__(self, spec: TrainSpec, losses: list[float] | None = None) -> None:
         place = spec.place
-        claim = take_claim(place.writers, 1)
+        writer = register_writer(place.writers, 1)
         self.backend = Counting(losses if losses is not None else [1.0] * 100)
         events = EventWriter(place.events(1), attempt=1)
-        self.callbacks = Callbacks(spec, self.backend, events=events, claim=claim)
+        self.callbacks = Callbacks(spec, self.backend, events=events, writer=writer)
         self.spec = spec
 
     def run(self) -> list[tuple[str, int]]:
@@ -153,7 +153,7 @@ def test_what_was_remembered_survives_a_restart(spec: TrainSpec) -> None:
 def test_other_ranks_write_nothing(spec: TrainSpec, capsys: pytest.CaptureFixture[str]) -> None:
     backend = Counting([1.0] * 9)
     backend.save = lambda folder: None  # type: ignore[method-assign]  # as a backend does on other ranks
-    callbacks = Callbacks(spec, backend, events=None, claim=take_claim(spec.place.writers, 1))
+    callbacks = Callbacks(spec, backend, events=None, writer=register_writer(spec.place.writers, 1))
     backend.train(done=0, listener=callbacks)
     assert not spec.place.checkpoints.exists()
     assert capsys.readouterr().out == ""

@@ -79,7 +79,7 @@ def test_an_attempt_that_wakes_up_after_a_newer_one_adds_its_own_and_harms_nothi
     assert training.run(2) == 0, training.log(2)
     newer, chosen = digests_below(training.path), checkpoints.choose(place.checkpoints, identity="abc").checkpoint
     assert chosen is not None
-    assert (chosen.step, str(chosen.claim)) == (10, "002-01")
+    assert (chosen.step, str(chosen.writer)) == (10, "002-01")
     os.killpg(asleep.pid, signal.SIGCONT)
     finish(asleep)  # it ends well, or as storage's failure: the newer one has set its half-written save aside
     after = digests_below(training.path)

@@ -46,7 +46,7 @@ TORCHRUN_EVENT = '{"name": "torchelastic.worker.status.'
 OOM_COUNTERS = (Path("/sys/fs/cgroup/memory.events"), Path("/sys/fs/cgroup/memory/memory.oom_control"))
 
 
-class Keeper:
+class Agent:
     """One attempt's keeper on one machine.
 
     `folder`: what only this keeper writes. `plan`: module, spec, attempt, processes, grace_s, lease_s; `wrapper`, the module that
@@ -295,7 +295,7 @@ def write_whole(path: Path, value: object) -> None:
 def main(argv: list[str]) -> int:
     """Keep the attempt in the directory that is the only argument."""
     folder = Path(argv[0])
-    Keeper(folder, json.loads((folder / "keeper.json").read_text())).run()
+    Agent(folder, json.loads((folder / "keeper.json").read_text())).run()
     return 0
 
 

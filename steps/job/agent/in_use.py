@@ -103,7 +103,7 @@ def _sweep(folder: Path) -> None:
 def users_of(run: Path) -> list[User]:
     """Every living user of a run directory: stages, supervisors, and the workers' keepers."""
     now_s = _now_s(run)
-    files = [*run.glob(f"{FOLDER}/*.json"), *_keepers(run)]
+    files = [*run.glob(f"{FOLDER}/*.json"), *_agents(run)]
     found = [user for path in sorted(files) if (user := _user(path, now_s))]
     trainings = sorted({path.parent for name in (HOLDER, "supervisor.lock") for path in run.glob(f"*/{name}")})
     return [*found, *(user for path in trainings if (user := supervisor_of(path)))]
@@ -122,7 +122,7 @@ def is_supervised(training: Path) -> bool:
     return supervisor_of(training) is not None
 
 
-def _keepers(run: Path) -> list[Path]:
+def _agents(run: Path) -> list[Path]:
     """Of the attempts that have not ended, on this machine and in pods."""
     found = (*run.glob(f"*/attempts/*/{KEEPER}"), *run.glob(f"*/attempts/*/nodes/*/{KEEPER}"))
     return [path for path in found if not (path.parent / EXIT).exists()]

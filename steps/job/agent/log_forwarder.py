@@ -16,7 +16,7 @@ LONGEST_LINE = 2**16
 """A line that does not end is cut here."""
 
 
-class Echo:
+class LogForwarder:
     """Follows rank-<r>.log of some ranks from a thread, from `with` to its end."""
 
     def __init__(self, folder: Path, *, ranks: Sequence[int], stream: TextIO | None = None) -> None:
@@ -25,9 +25,9 @@ class Echo:
         self._offsets = dict.fromkeys(ranks, 0)
         self._stream = stream or sys.stdout
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._follow, name="echo", daemon=True)
+        self._thread = threading.Thread(target=self._follow, name="log-forwarder", daemon=True)
 
-    def __enter__(self) -> Echo:
+    def __enter__(self) -> LogForwarder:
         self._thread.start()
         return self
 

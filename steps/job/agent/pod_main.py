@@ -23,8 +23,8 @@ from typing import Any
 
 from steps import machine
 from steps.job.agent import processes
-from steps.job.agent.agent import PEER, Keeper, read_or_empty
-from steps.job.agent.log_forwarder import Echo
+from steps.job.agent.agent import PEER, Agent, read_or_empty
+from steps.job.agent.log_forwarder import LogForwarder
 from steps.protocol.events import PREFIX
 from steps.protocol.failure_class import FailureClass
 from steps.protocol.failure_record import EXIT_NETWORK, EXIT_STOPPED, FailureRecord, read_records, record_of
@@ -89,8 +89,8 @@ def run(given: argparse.Namespace, node: Node, termination: Path) -> int:
         return _end(EXIT_NETWORK, unresolved(node, given.name_wait_s), termination)
     os.environ.update(processes_environment(given, shared))
     machine.quiet_threads(os.environ)
-    keeper = Keeper(folder, _plan(given, node, shared))
-    with Echo(shared, ranks=range(node.rank * given.processes, (node.rank + 1) * given.processes)):
+    keeper = Agent(folder, _plan(given, node, shared))
+    with LogForwarder(shared, ranks=range(node.rank * given.processes, (node.rank + 1) * given.processes)):
         keeper.run()
     code, words = last_words(read_or_empty(folder / "exit.json"), shared, node)
     return _end(code, words, termination)
@@ -240,6 +240,6 @@ def _end(code: int, words: str, termination: Path) -> int:
 if __name__ == "__main__":
     code = main(sys.argv[1:])
     sys.stdout.flush()
-    # No exit handler may hold the pod back; the echo's thread is the only other one.
+    # No exit handler may hold the pod back; the log forwarder's thread is the only other one.
     assert threading.main_thread() is threading.current_thread()
     os._exit(code)

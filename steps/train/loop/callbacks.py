@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from steps.errors import LoraFlowError
-from steps.protocol.checkpoints import Claim, checkpoint_path, commit, prune
+from steps.protocol.checkpoints import Writer, checkpoint_path, commit, prune
 from steps.protocol.events import EventWriter
 from steps.protocol.failure_record import EXIT_DIVERGED
 from steps.protocol.rundir import read_json, storage_errors, write_json
@@ -54,10 +54,10 @@ class Callbacks:
         backend: Backend,
         *,
         events: EventWriter | None,
-        claim: Claim,
+        writer: Writer,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._spec, self._backend, self._events, self._claim, self._clock = spec, backend, events, claim, clock
+        self._spec, self._backend, self._events, self._writer, self._clock = spec, backend, events, writer, clock
         self.progress = Progress()
         self.step = 0
         """Steps done, for whoever reports a failure."""
@@ -153,7 +153,7 @@ class Callbacks:
         begun = self._clock()
         self._emit("checkpoint_begin", step)
         place = self._spec.place
-        folder = checkpoint_path(place.checkpoints, step, self._claim)
+        folder = checkpoint_path(place.checkpoints, step, self._writer)
         if self._events is not None:
             with storage_errors(f"writing {folder}"):
                 folder.mkdir(parents=True)
@@ -161,8 +161,10 @@ class Callbacks:
         if self._events is None:
             return
         write_json(folder / MEMORY, asdict(self.progress))
-        saved = commit(folder, step=step, claim=self._claim, identity=self._spec.identity, layout=self._backend.layout)
-        prune(place.checkpoints, keep=self._spec.checkpoints_kept, claim=self._claim, protect=[folder])
+        saved = commit(
+            folder, step=step, writer=self._writer, identity=self._spec.identity, layout=self._backend.layout
+        )
+        prune(place.checkpoints, keep=self._spec.checkpoints_kept, writer=self._writer, protect=[folder])
         seconds = round(self._clock() - begun, 4)
         self._emit("checkpoint", step, seconds=seconds, bytes=saved.bytes, path=str(folder.relative_to(place.path)))
 

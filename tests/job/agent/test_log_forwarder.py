@@ -6,12 +6,12 @@ import io
 import time
 from pathlib import Path
 
-from steps.job.agent.log_forwarder import LONGEST_LINE, Echo
+from steps.job.agent.log_forwarder import LONGEST_LINE, LogForwarder
 
 
-def echo(folder: Path, ranks: range) -> tuple[Echo, io.StringIO]:
+def echo(folder: Path, ranks: range) -> tuple[LogForwarder, io.StringIO]:
     stream = io.StringIO()
-    return Echo(folder, ranks=ranks, stream=stream), stream
+    return LogForwarder(folder, ranks=ranks, stream=stream), stream
 
 
 def test_the_first_rank_speaks_plainly_the_others_behind_their_number(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def laid_out(changes: dict[str, Any] | None = None, **options: Any) -> Plan:
 
 def manifest_of(plan: Plan) -> dict[str, Any]:
     made = planned(plan)
-    return pytorchjob.build(made.request, made.job, 1)
+    return pytorchjob.build(made.spec, made.job, 1)
 
 
 def environment_of(manifest: dict[str, Any]) -> dict[str, str]:
