@@ -26,7 +26,7 @@ from steps.flow.step_pods import step_pods  # noqa: E402
 
 @option_parameters
 @step_pods
-@package_sources(["../steps", "../config"], suffixes=[".py", ".yaml", ".json"])
+@package_sources(["../steps", "../config"], suffixes=[".py", ".yaml", ".json", ".html", ".css"])
 class LoraFlow(FlowSpec):
     """Fine-tune a language model with LoRA and show what it learned."""
 
@@ -72,7 +72,7 @@ class LoraFlow(FlowSpec):
             self.merged = stages.merge(self.plan, self.base, self.adapter, self.run_dir, self.lineage)
         self.next(self.evaluate)
 
-    @card(type="blank", id="evaluation")
+    @card(type="hyperpod_lora", id="evaluation")
     @step
     def evaluate(self) -> None:
         """Compare base and tuned model on samples that training never saw."""

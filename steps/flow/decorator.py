@@ -48,7 +48,7 @@ class JobHandle:
             JobError: it failed for good, too often, or took too long.
         """
         from steps.flow import launchers
-        from steps.flow.cards import TrainCard
+        from steps.flow.cards.metaflow_cards import TrainCard
         from steps.flow.terminal import ProgressPrinter
         from steps.job.supervise import supervise
 
@@ -119,10 +119,13 @@ class pytorchjob(StepMutator, UserStepDecorator):
 
     def mutate(self, mutable_step: Any) -> None:
         """Add @retry and @card, wherever the flow is read: run, resume, Argo, pods."""
+        from steps.flow.cards.metaflow_cards import CARD_TYPE, register_card_type
+
         times = {"times": getattr(self, "_launcher_retries", 2), "minutes_between_retries": 0}
         mutable_step.add_decorator("retry", deco_kwargs=times)
         refresh = getattr(self, "_card_refresh_s", 30)
-        kwargs = {"type": "blank", "id": TRAIN_CARD, "refresh_interval": refresh}
+        register_card_type()
+        kwargs = {"type": CARD_TYPE, "id": TRAIN_CARD, "refresh_interval": refresh}
         mutable_step.add_decorator("card", deco_kwargs=kwargs)
 
     def pre_step(self, step_name: str, flow: Any, inputs: Any = None) -> None:

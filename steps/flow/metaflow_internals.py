@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 EXIT_NO_RETRY: int = METAFLOW_EXIT_DISALLOW_RETRY
 """A task that exits with this code is not retried by a local run, whatever @retry says."""
-SOURCE_SUFFIXES = (".py", ".yaml", ".json")
+SOURCE_SUFFIXES = (".py", ".yaml", ".json", ".html", ".css")
 PACKAGE_INFO = ".mf_meta/INFO"
 """In an unpacked code package: JSON with what Metaflow knew where it was made."""
 LARGE_ARCHIVE = 64 * 2**20

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from steps.errors import ConfigError, LoraFlowError, Problem
-from steps.flow import cards, estimate, metaflow_internals, neuron_jobs, summary
+from steps.flow import estimate, metaflow_internals, neuron_jobs, summary
 from steps.flow import lineage as lineages
 from steps.flow.small_data import fit_to_data
 from steps.flow.terminal import StageProgress, say
@@ -250,6 +250,7 @@ def evaluate(card: Any, raw_plan: Artifact, made: Sequence[Artifact], run_dir: s
         LoraFlowError: the gate failed and `evaluation.on_gate_failure` is `fail`.
     """
     from steps.evaluate import stage as evaluate_stage
+    from steps.flow.cards.metaflow_cards import fill_evaluate_card
 
     plan, (raw_base, raw_prepared, raw_adapter, raw_merged) = Plan.model_validate(raw_plan), made
     with in_use(Path(run_dir), "evaluate"):
@@ -262,11 +263,12 @@ def evaluate(card: Any, raw_plan: Artifact, made: Sequence[Artifact], run_dir: s
             RunDir(Path(run_dir)),
             progress=StageProgress(),
         )
-    cards.fill_evaluate_card(
+    fill_evaluate_card(
         card,
         title=f"{plan.model.title or plan.model.name} tuned on {plan.dataset.title or plan.dataset.name}",
         report=report,
-        samples=evaluate_stage.read_samples(report)[: plan.settings.evaluation.samples],
+        samples=evaluate_stage.read_samples(report),
+        shown=plan.settings.evaluation.samples,
         lineage=lineages.flat(made_from),
     )
     metaflow_internals.tag_run(lineages.tags(plan, report))

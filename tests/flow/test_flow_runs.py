@@ -80,6 +80,20 @@ def test_the_merged_folder_says_where_it_comes_from(finished: tuple[Place, str, 
     assert "adapter.identity" in (merged / "README.md").read_text()
 
 
+def test_both_cards_are_pages_of_our_own_without_a_script(finished: tuple[Place, str, str]) -> None:
+    place, run_id, _ = finished
+    cards = [path for path in place.folder.rglob("*.html") if "mf.cards" in path.parts and "runtime" not in path.parts]
+    texts = {path.parts[path.parts.index("steps") + 1]: path.read_text("utf-8") for path in cards}
+    assert sorted(texts) == ["evaluate", "train"]
+    for text in texts.values():
+        assert "<script" not in text
+    for words in ("Training is over.", "Where the time went", f"LoraFlow/{run_id}", "12 / 12"):
+        assert words in texts["train"]
+    report = place.artifact(run_id, "evaluate", "report")
+    assert f"{report['base_score']:.1%} → {report['tuned_score']:.1%}" in texts["evaluate"]
+    assert "Where this model comes from" in Path(report["path"], "report.html").read_text("utf-8")
+
+
 def test_the_run_is_tagged(finished: tuple[Place, str, str]) -> None:
     place, run_id, _ = finished
     told = place.call(place.command("tag", "list", "--run-id", run_id))
@@ -134,7 +148,8 @@ def test_the_code_package_holds_steps_and_config_and_runs_elsewhere(place: Place
     elsewhere = tmp_path / "elsewhere"
     with tarfile.open(archive) as package:
         package.extractall(elsewhere, filter="data")
-    for source in (*(PROJECT / "steps").rglob("*.py"), *(PROJECT / "config").rglob("*.yaml")):
+    steps = [path for suffix in ("py", "html", "css") for path in (PROJECT / "steps").rglob(f"*.{suffix}")]
+    for source in (*steps, *(PROJECT / "config").rglob("*.yaml")):
         assert (elsewhere / source.relative_to(PROJECT)).read_bytes() == source.read_bytes()
     environment = {**place.environment, "PYTHONPATH": f"{elsewhere / '.mf_code'}:{elsewhere}"}
     code = "import steps.settings.catalog as p, steps.flow.decorator; print(p.__file__, *p.preset_names('models'))"

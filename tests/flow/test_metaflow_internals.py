@@ -194,7 +194,9 @@ from metaflow import FlowSpec, package_sources, step
 from metaflow.system_context import system_context
 from steps.flow.metaflow_internals import archive
 from steps.protocol.rundir import RunDir
-@package_sources([os.environ["PROJECT"] + "/steps", os.environ["PROJECT"] + "/config"], suffixes=[".py", ".yaml", ".json"])
+ROOT = os.environ["PROJECT"]
+
+@package_sources([ROOT + "/steps", ROOT + "/config"], suffixes=[".py", ".yaml", ".json", ".html", ".css"])
 class Archiving(FlowSpec):
     @step
     def start(self):

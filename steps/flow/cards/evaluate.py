@@ -1,0 +1,196 @@
+"""A report and its samples → what the evaluate card says: the verdict, the rows that changed, what is still wrong. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from steps.flow.terminal import number
+from steps.plain_text import counted, shorten
+from steps.protocol.records import Report
+
+TEXT_LIMIT = 2000
+"""Characters of one text; samples.jsonl has it whole."""
+LEAST_PREFIX = 24
+"""Shorter beginnings that all prompts share are not worth a box of their own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One model's answer to one prompt."""
+
+    text: str
+    score: float
+    is_right: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One held-out sample."""
+
+    prompt: str
+    reference: str
+    base: Answer
+    tuned: Answer
+
+    @property
+    def gain(self) -> float:
+        """How much better the tuned model's answer is."""
+        return self.tuned.score - self.base.score
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Rows of one kind, as many as are shown."""
+
+    title: str
+    rows: Sequence[Row]
+    count: int
+    """Of all rows of this kind."""
+
+
+def view(
+    *, title: str, report: Report, samples: Sequence[Mapping[str, Any]], lineage: Mapping[str, object], shown: int
+) -> dict[str, Any]:
+    """Everything that `evaluate.html` prints; at most `shown` rows of each kind."""
+    rows = [read_row(sample) for sample in samples]
+    prefix = common_prefix([row.prompt for row in rows])
+    return {
+        "title": title,
+        "verdict": verdict(report),
+        "headline": headline(report),
+        "interval": interval_words(report),
+        "tone": tone(report),
+        "gate": gate_words(report),
+        "notes": notes(report),
+        "score_name": score_words(report),
+        "bars": [("base model", report.base_score), ("tuned model", report.tuned_score)],
+        "losses": [
+            ("loss on held-out samples", f"{report.base_loss:.4f}", f"{report.tuned_loss:.4f}"),
+            ("perplexity", f"{report.base_perplexity:,.2f}", f"{report.tuned_perplexity:,.2f}"),
+        ],
+        "samples": counted(report.samples, "held-out sample"),
+        "prefix": prefix,
+        "groups": groups(rows, shown),
+        "cut": lambda text: shorten(text, TEXT_LIMIT),
+        "rest": lambda prompt: prompt[len(prefix) :],
+        "lineage": {key: str(value) for key, value in lineage.items()},
+    }
+
+
+def verdict(report: Report) -> str:
+    """One phrase: is the tuned model better?"""
+    if report.tuned_score == report.base_score:
+        return "No better than the base model"
+    better = report.tuned_score > report.base_score
+    if (limits := interval(report)) and limits[0] <= 0 <= limits[1]:
+        return f"{'Better' if better else 'Worse'} than the base model, but the samples are too few to be sure"
+    return "Better than the base model" if better else "Worse than the base model"
+
+
+def headline(report: Report) -> str:
+    """`1.8% → 96.9%`."""
+    return f"{report.base_score:.1%} → {report.tuned_score:.1%}"
+
+
+def interval_words(report: Report) -> str:
+    """The interval of the difference, where the report has one."""
+    limits = interval(report)
+    return f"difference {100 * limits[0]:+.1f} to {100 * limits[1]:+.1f} points (95% interval)" if limits else ""
+
+
+def tone(report: Report) -> str:
+    """How the verdict is coloured: good, even or bad."""
+    if report.tuned_score > report.base_score:
+        return "good" if report.gate_passed else "even"
+    return "even" if report.tuned_score == report.base_score and report.gate_passed else "bad"
+
+
+def gate_words(report: Report) -> str:
+    """The gate's rule and outcome; where both models score nothing there is nothing that could be passed."""
+    if report.gate_passed and report.tuned_score == report.base_score == 0:
+        return "Gate: no better than the base model, since both score 0.0%."
+    return sentence(f"Gate {report.gate}")
+
+
+def interval(report: Report) -> tuple[float, float] | None:
+    """The limits of the difference in score, where the report has them (reports of earlier versions have none)."""
+    found = report.details.get("interval")
+    if not isinstance(found, list | tuple) or len(found) != 2:
+        return None
+    return number(found[0]), number(found[1])
+
+
+def notes(report: Report) -> list[str]:
+    """What a reader of the score should know."""
+    words = report.details.get("words")
+    found = [sentence(words[:1].upper() + words[1:])] if isinstance(words, str) and words else []
+    return [*found, *cut_answers(report)]
+
+
+def cut_answers(report: Report) -> list[str]:
+    """How many answers ended at the length limit, where the report counts them."""
+    cut = report.details.get("cut")
+    if not isinstance(cut, list | tuple) or len(cut) != 2 or not any(number(item) for item in cut):
+        return []
+    base, tuned = (int(number(item)) for item in cut)
+    return [f"Cut at the length limit: {counted(base, 'answer')} of the base model, {tuned:,} of the tuned one."]
+
+
+def score_words(report: Report) -> str:
+    """The score's name in words."""
+    return report.score_name.replace("_", " ")
+
+
+def sentence(words: str) -> str:
+    """With a full stop at its end."""
+    return words if words.endswith((".", "!", "?")) else f"{words}."
+
+
+def read_row(sample: Mapping[str, Any]) -> Row:
+    """A line of samples.jsonl; what is missing is shown as missing."""
+    base, tuned = (
+        Answer(
+            text_of(sample.get(f"{model}_answer")),
+            number(sample.get(f"{model}_score")),
+            bool(sample.get(f"{model}_exact", number(sample.get(f"{model}_score")) >= 1)),
+        )
+        for model in ("base", "tuned")
+    )
+    return Row(text_of(sample.get("prompt")), text_of(sample.get("reference")), base, tuned)
+
+
+def text_of(value: object) -> str:
+    """A text as it is; anything else as Python writes it."""
+    return value if isinstance(value, str) else "" if value is None else str(value)
+
+
+def groups(rows: Sequence[Row], shown: int) -> list[Group]:
+    """What changed first, the worse before the better; then what is still wrong, then what was right before."""
+    worse = sorted((row for row in rows if row.gain < 0), key=lambda row: row.gain)
+    better = sorted((row for row in rows if row.gain > 0), key=lambda row: -row.gain)
+    wrong = [row for row in rows if row.gain == 0 and not row.tuned.is_right]
+    right = [row for row in rows if row.gain == 0 and row.tuned.is_right]
+    named = (
+        ("Worse than before", worse),
+        ("Better than before", better),
+        ("Still wrong", wrong),
+        ("Right before and after", right),
+    )
+    return [Group(title, found[:shown], len(found)) for title, found in named if found]
+
+
+def common_prefix(prompts: Sequence[str]) -> str:
+    """What all prompts begin with, up to the end of a line or word; empty where it is short, or there is one prompt only."""
+    if len(prompts) < 2:
+        return ""
+    first, last = min(prompts), max(prompts)  # in sorted order what these two share, all share
+    shared = first[: next((place for place, sign in enumerate(first) if last[place : place + 1] != sign), len(first))]
+    if any(len(prompt) == len(shared) for prompt in prompts):
+        shared = shared[:-1]  # of every prompt something is left to show
+    ends = [found.end() for found in re.finditer(r"\n|\s(?=\S)", shared)]
+    lines = [found.end() for found in re.finditer(r"\n+", shared)]
+    cut = lines[-1] if lines and lines[-1] >= LEAST_PREFIX else ends[-1] if ends else 0
+    return shared[:cut] if cut >= LEAST_PREFIX else ""
