@@ -9,7 +9,7 @@ from steps.errors import JobTimeout
 from steps.job import cancel
 from steps.job import progress as deadlines
 from steps.job.agent.runtime_log import find_broken_hardware
-from steps.job.classify import HIDES_HARDWARE, Failure, classify, of_hardware
+from steps.job.classify import HIDES_HARDWARE, SYMPTOMS, Failure, classify, of_hardware
 from steps.job.evidence import collect_stacks, save_evidence
 from steps.job.job import Job
 from steps.job.lease import Lease
@@ -24,6 +24,8 @@ from steps.settings.config import Deadlines
 POLL_S = 0.5
 QUICK_POLL_S = 0.1
 """Between two looks while workers start or leave: then a second matters to a person who waits."""
+PEER_WORD_S = 30.0
+"""An ending that names another node's failure waits so long for that node's own word, before it is judged."""
 HANG_GRACE_S = 5.0
 """For workers that missed a deadline: they have nothing to save, or cannot."""
 
@@ -79,13 +81,15 @@ class Watch:
         tail = EventTail(self.job.directory.events(number))
         begun_s = self.clock()
         progress = deadlines.begin(begun_s)
+        over_s: float | None = None
         while True:
             snapshot = self.launcher.read(self.job, number)
             now_s = self.clock()
             for event in tail.read_new():
                 progress = deadlines.advance(progress, event, now_s)
                 self.observe(event)
-            if snapshot.is_over:
+            over_s = (now_s if over_s is None else over_s) if snapshot.is_over else None
+            if over_s is not None and not (now_s - over_s < PEER_WORD_S and self._awaits_word(number, snapshot)):
                 return Ending(snapshot, progress, begun_s)
             if cancel.is_requested(self.job.directory):
                 return Ending(replace(snapshot, reason=Reason.CANCELLED), progress, begun_s)
@@ -97,6 +101,11 @@ class Watch:
             if passed or now_s > out_of_time_s:
                 return Ending(snapshot, progress, begun_s, passed, now_s > out_of_time_s)
             self.sleep(QUICK_POLL_S if progress.work in (Work.STARTUP, Work.EXIT) else POLL_S)
+
+    def _awaits_word(self, number: int, snapshot: JobSnapshot) -> bool:
+        """Only victims have spoken so far."""
+        records = read_records(self.job.directory.attempt(number)) if snapshot.names_another else []
+        return snapshot.names_another and all(record.failure_class in SYMPTOMS for record in records)
 
     def conclude(self, number: int, ending: Ending) -> Failure | None:
         """Evidence first, then the attempt is deleted, until nothing of it is left. None: it brought a whole result.

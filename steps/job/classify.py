@@ -23,6 +23,8 @@ SYMPTOMS: frozenset[str] = frozenset({FailureClass.NETWORK, FailureClass.HANG, F
 """Classes that a healthy worker also reports when another one has died."""
 HIDES_HARDWARE: frozenset[FailureClass] = frozenset({FailureClass.HANG, FailureClass.NETWORK, FailureClass.UNKNOWN})
 """Classes that a broken accelerator may be behind: it ends as a time-out or a lost collective, often of a healthy peer first."""
+SAYS_NOTHING = (Reason.NONE, Reason.PEER)
+"""A worker with these was a victim, or nobody knows."""
 ON_REQUEST = (Reason.STOPPED, Reason.LEASE, Reason.PREEMPTED, Reason.CANCELLED)
 """The job as a whole was ended from outside: how each worker went then says nothing."""
 SIGTERM = 15
@@ -39,6 +41,7 @@ CLASS_OF_REASON: dict[Reason, FailureClass] = {
     Reason.AGENT: FailureClass.UNKNOWN,
     Reason.CANCELLED: FailureClass.PREEMPTED,
     Reason.RECREATED: FailureClass.PREEMPTED,
+    Reason.PEER: FailureClass.UNKNOWN,
     Reason.INIT: FailureClass.UNKNOWN,
     Reason.OWN_STORAGE: FailureClass.STORAGE,
     Reason.UNSCHEDULABLE: FailureClass.NODE,
@@ -54,6 +57,7 @@ WORDS_OF_REASON: dict[Reason, str] = {
     Reason.AGENT: "the process that watched over the workers was killed",
     Reason.CANCELLED: "somebody cancelled or deleted it",
     Reason.RECREATED: "its pod was deleted from outside",
+    Reason.PEER: "its ranks were stopped since another node's failed first, and that node left no word",
     Reason.INIT: "a container that runs before it has failed",
     Reason.OWN_STORAGE: "it wrote more to its node than it may",
     Reason.UNSCHEDULABLE: "no node has room for it",
@@ -92,7 +96,7 @@ def classify(
     step = progress.step if progress.has_trained else None
     cause = _first(record for record in records if record.failure_class not in SYMPTOMS)
     is_late = passed is not None and passed.work is Work.STARTUP
-    by_platform = _first(item for item in _ended(snapshot, is_late=is_late) if item.reason is not Reason.NONE)
+    by_platform = _first(item for item in _ended(snapshot, is_late=is_late) if item.reason not in SAYS_NOTHING)
     killed = _first(worker for worker in _ended(snapshot) if _died_by_signal(worker))
     coded = _first(worker for worker in _ended(snapshot) if worker.exit_code in CLASS_OF_EXIT and not _stopped(worker))
     symptom = _first(record for record in records if record.failure_class != FailureClass.PREEMPTED)
@@ -134,6 +138,9 @@ def _of_the_whole(snapshot: JobSnapshot, progress: Progress, step: int | None) -
         return Failure(FailureClass.UNKNOWN, f"every worker exited with 0, {what}", step=step)
     if snapshot.phase is Phase.GONE:
         return Failure(FailureClass.UNKNOWN, "the job vanished: somebody deleted it", step=step)
+    if snapshot.names_another:
+        victim = next(worker for worker in snapshot.workers if worker.reason is Reason.PEER)
+        return replace(_of_reason(Reason.PEER, victim, "", step), node="")
     stopped = _first(worker for worker in snapshot.workers if _stopped(worker))
     if stopped or progress.stopping:
         why = progress.stopping or "a signal asked it to stop"

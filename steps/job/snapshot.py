@@ -48,6 +48,8 @@ class Reason(StrEnum):
     """A person asked that it ends: deleted the job while we watched it, or said so (`hyperpod-lora cancel`)."""
     RECREATED = "recreated"
     """Somebody deleted a pod; the operator made it anew, and it can never join its peers."""
+    PEER = "peer"
+    """Stopped because another node's workers failed first."""
     INIT = "init"
     """A container that has to end before the worker's begins has failed."""
     OWN_STORAGE = "own_storage"
@@ -90,6 +92,7 @@ REASONS: dict[str, Reason] = {
     "lease": Reason.LEASE,
     "reboot": Reason.NODE,
     "keeper": Reason.AGENT,
+    "peer": Reason.PEER,
     "recreated": Reason.RECREATED,  # `node`, in a termination message
 }
 
@@ -134,6 +137,11 @@ class WorkerState:
         """It ended, and not well."""
         return self.exit_code not in (None, 0) or (self.reason is not Reason.NONE and not self.may_pass)
 
+    @property
+    def was_stopped(self) -> bool:
+        """By SIGTERM, and nobody says why."""
+        return self.signal == signal.SIGTERM and self.reason is Reason.NONE
+
     def holds(self, rank: int) -> bool:
         """Whether a rank is one of its own."""
         return self.rank <= rank < self.rank + self.ranks
@@ -155,6 +163,14 @@ class JobSnapshot:
     def is_over(self) -> bool:
         """No worker will make progress any more."""
         return self.phase in (Phase.SUCCEEDED, Phase.FAILED, Phase.GONE)
+
+    @property
+    def names_another(self) -> bool:
+        """All that ended so far say that another node's workers failed first: it has yet to tell how."""
+        failed = [worker for worker in self.workers if worker.has_failed]
+        return any(worker.reason is Reason.PEER for worker in failed) and all(
+            worker.reason is Reason.PEER or worker.was_stopped for worker in failed
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, for the evidence."""

@@ -19,6 +19,7 @@ from steps.job.local_launcher import tail
 from steps.job.snapshot import JobSnapshot, Phase, Reason
 from steps.protocol.rundir import write_json
 from steps.pytorchjob import manifest as pytorchjob
+from steps.pytorchjob.exit_reports import read_reports, with_reports
 from steps.pytorchjob.informer import Informer
 from steps.pytorchjob.manifest import LABEL
 from steps.pytorchjob.onlooker import Onlooker
@@ -118,6 +119,9 @@ class KubeLauncher:
             watched.has_looked_again = True
             watched.informer.look_again()
             snapshot = self._snapshot(watched, job, found)
+        if snapshot.names_another:
+            reports = read_reports(job.directory.attempt(attempt), job.nodes)
+            snapshot = with_reports(snapshot, reports, job.processes)
         return self._judge(watched, job, attempt, snapshot, found)
 
     def _snapshot(self, watched: _Watched, job: Job, found: Mapping[str, Any] | None) -> JobSnapshot:

@@ -113,7 +113,7 @@ class ScriptedLauncher:
             return JobSnapshot(Phase.GONE)
         look = self.looks.get(attempt, 0)
         self.looks[attempt] = look + 1
-        if not found.snapshot.is_over:
+        if not found.snapshot.is_over or found.snapshot.names_another:
             self.scripts[attempt - 1](found, look)
         return found.snapshot
 

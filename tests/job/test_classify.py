@@ -78,6 +78,13 @@ CASES: list[Any] = [
         failed(replace(worker(0, None, None, Reason.CONFIG), may_pass=True), worker(1, -9)), [], None, "unknown", 1, "SIGKILL",
         id="what keeps one from starting says nothing of another's end",
     ),
+    pytest.param(
+        failed(worker(0, 143, 1.0, Reason.PEER, "a"), worker(1, 137, 2.0, node="b")), [], None, "unknown", 1, "SIGKILL",
+        id="the culprit speaks after its victim",
+    ),
+    pytest.param(
+        failed(worker(0, 143, 1.0, Reason.PEER)), [], None, "unknown", 0, "that node left no word", id="the culprit never speaks",
+    ),
     pytest.param(NO_ROOM, [], HANG, "hang", None, "nothing was heard for 301 s", id="pod gone later, and a quota"),
 ]  # fmt: skip
 

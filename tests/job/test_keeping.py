@@ -12,7 +12,8 @@ import pytest
 
 from steps.errors import StorageError
 from steps.job.agent import processes
-from steps.job.agent.agent import oom_kills, ranks_of_log, read_or_empty
+from steps.job.agent.agent import read_or_empty
+from steps.job.agent.endings import oom_kills, ranks_of_log
 from steps.job.agent.in_use import is_supervised
 from steps.job.goodput import account_of
 from steps.job.history import Attempt as Told

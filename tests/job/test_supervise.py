@@ -14,7 +14,7 @@ from filelock import FileLock
 from steps.errors import JobCancelled, JobError, JobPermanentError, JobRetriesExhausted, JobTimeout, StorageError
 from steps.job import cancel
 from steps.job.job import Job
-from steps.job.snapshot import JobSnapshot, Phase
+from steps.job.snapshot import JobSnapshot, Phase, Reason, WorkerState
 from steps.job.supervise import JobResult, supervise
 from steps.protocol.rundir import read_json
 from steps.settings.config import Settings
@@ -543,3 +543,25 @@ def test_damaged_history_says_what_to_do(tmp_path: Path) -> None:
     stage.job.directory.history.write_text('{"schema": "other"}')
     with pytest.raises(StorageError, match="move it away"):
         stage.run()
+
+
+@pytest.mark.parametrize(("after_s", "node"), [(5.0, "node-1"), (1000.0, "")], ids=["it speaks", "it never does"])
+def test_a_victims_end_waits_for_the_word_of_the_node_that_failed(tmp_path: Path, after_s: float, node: str) -> None:
+    """The victim's pod may end before the culprit's tells: judged at once, that was free and blamed nobody."""
+    seen_s: list[float] = []
+
+    def play(attempt: Attempt, look: int) -> None:
+        if look == 0:
+            attempt.start()
+            attempt.train(1, 3)
+        seen_s.append(attempt.clock())
+        victim = WorkerState(0, "w-0", "node-0", 143, Reason.PEER, finished_s=seen_s[0])
+        killed = WorkerState(1, "w-1", "node-1", 137, finished_s=seen_s[0] + after_s)
+        told = (victim, killed) if seen_s[-1] - seen_s[0] >= after_s else (victim,)
+        attempt.snapshot = JobSnapshot(Phase.FAILED, told, remaining=1)
+
+    made = Stage(tmp_path, play, succeed)
+    made.run()
+    first = made.history["attempts"][0]
+    assert (first["failure_class"], first["node"]) == ("unknown", node)
+    assert min(after_s, 30) <= seen_s[-1] - seen_s[0] < 40

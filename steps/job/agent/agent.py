@@ -26,6 +26,7 @@ from typing import Any
 import psutil
 
 from steps.job.agent import processes
+from steps.job.agent.endings import SYMPTOM_EXITS, oom_kills, ranks_of_log
 
 POLL_S = 0.1
 KEEPER = "keeper-state.json"
@@ -42,8 +43,6 @@ PEER = "peer"
 """Why a node's ranks were ended, then."""
 DETACHED = "detached\n"
 """A lease that never ends: a person started this attempt by hand, or left it running."""
-TORCHRUN_EVENT = '{"name": "torchelastic.worker.status.'
-OOM_COUNTERS = (Path("/sys/fs/cgroup/memory.events"), Path("/sys/fs/cgroup/memory/memory.oom_control"))
 
 
 class Agent:
@@ -60,6 +59,8 @@ class Agent:
         self._plan = plan
         self._shared_look_s = float("-inf")
         self._stop_reason = ""
+        self._ended_before: frozenset[int] = frozenset()
+        """Ranks that had ended when the workers were asked to stop."""
         self._grace_s = float(plan["grace_s"])
         self._statuses: dict[int, int] = {}
         self._begun: dict[int, dict[str, Any]] = {}
@@ -135,7 +136,8 @@ class Agent:
         self._note_ends()
         if time.monotonic() - self._shared_look_s >= self._plan.get("shared_poll_s", 0.0):
             self._shared_look_s = time.monotonic()
-            self._look_at_shared()
+            with contextlib.suppress(OSError):  # it is looked at again: the workers are fine
+                self._look_at_shared()
 
     def _beat(self) -> None:
         """Show other machines that this attempt is in use; see `in_use`."""
@@ -174,7 +176,8 @@ class Agent:
             self._stop("lease")
 
     def _stop(self, reason: str) -> None:
-        self._stop_reason = self._stop_reason or reason
+        if not self._stop_reason:
+            self._stop_reason, self._ended_before = reason, frozenset(self._ended_s)
         wanted = read_or_empty(self._shared / STOP)
         self._grace_s = float(wanted.get("grace_s", self._grace_s))
 
@@ -191,8 +194,10 @@ class Agent:
     def _identities(self) -> dict[int, dict[str, Any]]:
         """Every rank that has begun; all are looked for until all are found."""
         if len(self._begun) < self._plan["processes"]:
-            for path in self._folder.glob("rank-*.json"):
-                self._begun[int(path.stem.removeprefix("rank-"))] = read_or_empty(path)
+            with contextlib.suppress(OSError):  # what cannot be read now is read at the next look
+                for path in self._folder.glob("rank-*.json"):
+                    if identity := read_or_empty(path):
+                        self._begun[int(path.stem.removeprefix("rank-"))] = identity
         return self._begun
 
     def _ranks(self) -> list[int]:
@@ -226,8 +231,9 @@ class Agent:
             if identity["pid"] in self._statuses:  # torchrun was gone, so the rank became our child
                 codes[rank] = self._statuses[identity["pid"]]
         message = ""
-        reason = self._stop_reason
-        if not reason and code < 0:
+        is_our_own = any(self._failed_by_itself(rank, found) for rank, found in codes.items())
+        reason = "" if is_our_own else self._stop_reason
+        if not reason and not is_our_own and code < 0:
             reason, message = "keeper", f"torchrun was killed by {signal.Signals(-code).name}"
         if not reason and oom_kills() > self._oom_kills and -signal.SIGKILL in codes.values():
             reason = "oom_kill"
@@ -235,7 +241,13 @@ class Agent:
             str(rank): {"exit_code": found, "finished_s": self._ended_s.get(rank, now_s)}
             for rank, found in sorted(codes.items())
         }
-        return {"exit_code": code, "reason": reason, "message": message, "ranks": ranks, "finished_s": now_s}
+        node = self._plan.get("node_name", "")
+        report = {"exit_code": code, "reason": reason, "message": message, "ranks": ranks, "finished_s": now_s}
+        return {**report, "node": node} if node else report
+
+    def _failed_by_itself(self, rank: int, code: int) -> bool:
+        """It had failed before the workers were asked to stop, and not as the victim of another one."""
+        return rank in self._ended_before and code not in (0, -signal.SIGTERM) and code not in SYMPTOM_EXITS
 
 
 def rendezvous(plan: Mapping[str, Any]) -> list[str]:
@@ -247,33 +259,6 @@ def rendezvous(plan: Mapping[str, Any]) -> list[str]:
         *(f"--nnodes={plan['nodes']}", f"--node-rank={plan['node_rank']}", "--rdzv-backend=static"),
         *(f"--master-addr={plan['master_addr']}", f"--master-port={plan['master_port']}"),
     ]
-
-
-def ranks_of_log(text: str) -> dict[int, int]:
-    """Exit code by rank, from torchrun's events (one JSON object a line); ranks that torchrun ended itself are left out."""
-    found: dict[int, int] = {}
-    for line in text.splitlines():
-        if not line.startswith(TORCHRUN_EVENT):
-            continue
-        try:
-            metadata = json.loads(line)["metadata"]
-            code = json.loads(metadata["metadata"]).get("exit_code", [None])[0]
-            if metadata["global_rank"] is not None and code is not None:
-                found[int(metadata["global_rank"])] = int(code)
-        except (ValueError, KeyError, TypeError, IndexError):
-            continue
-    return found
-
-
-def oom_kills() -> int:
-    """How often the kernel has killed a process of this cgroup for want of memory; 0 where that is not told."""
-    for path in OOM_COUNTERS:
-        try:
-            pairs = [line.split() for line in path.read_text().splitlines()]
-        except OSError:
-            continue
-        return next((int(pair[1]) for pair in pairs if pair[:1] == ["oom_kill"]), 0)
-    return 0
 
 
 def read_or_empty(path: Path) -> dict[str, Any]:

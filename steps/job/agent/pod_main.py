@@ -17,24 +17,32 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from steps import machine
 from steps.job.agent import processes
 from steps.job.agent.agent import PEER, Agent, read_or_empty
+from steps.job.agent.endings import first_failure
 from steps.job.agent.log_forwarder import LogForwarder
 from steps.protocol.events import PREFIX
 from steps.protocol.failure_class import FailureClass
-from steps.protocol.failure_record import EXIT_NETWORK, EXIT_STOPPED, FailureRecord, read_records, record_of
+from steps.protocol.failure_record import (
+    EXIT_NETWORK,
+    EXIT_STOPPED,
+    EXIT_TRANSIENT,
+    FailureRecord,
+    read_records,
+    record_of,
+)
 from steps.protocol.rundir import TrainDir, storage_errors
 
 SHARED_POLL_S = 1.0
 """Between two looks at the shared file system: it serves many nodes."""
 NAME_POLL_S = 0.5
 SAY_AGAIN_S = 10.0
-VICTIM = json.dumps({"reason": "", "message": "its ranks were stopped: another node's failed first"})
+VICTIM = json.dumps({"reason": PEER, "message": "its ranks were stopped: another node's failed first"})
 TERMINATION_LOG = Path("/dev/termination-log")
 
 
@@ -70,8 +78,15 @@ def main(argv: Sequence[str], termination: Path = TERMINATION_LOG) -> int:
         with storage_errors(f"working in {given.directory}"):
             return run(given, node, termination)
     except Exception as error:
-        record = record_of(error, rank=-1, node=node.name, step=0, time_s=time.time())
+        record = ours(record_of(error, rank=-1, node=node.name, step=0, time_s=time.time()))
         return _end(record.exit_code, record.short(), termination)
+
+
+def ours(record: FailureRecord) -> FailureRecord:
+    """A failure of this program, before or beside the training: never the user's, so it is tried again."""
+    if record.failure_class != FailureClass.USER:
+        return record
+    return replace(record, failure_class=FailureClass.UNKNOWN.value, exit_code=EXIT_TRANSIENT)
 
 
 def run(given: argparse.Namespace, node: Node, termination: Path) -> int:
@@ -126,6 +141,7 @@ def _plan(given: argparse.Namespace, node: Node, shared: Path) -> dict[str, Any]
         "lease_s": given.lease_s,
         "nodes": given.nodes,
         "node_rank": node.rank,
+        "node_name": node.name,
         "master_addr": node.master,
         "master_port": node.port,
         "shared": str(shared),
@@ -183,17 +199,12 @@ def last_words(ended: dict[str, Any], shared: Path, node: Node) -> tuple[int, st
     if ended.get("reason"):
         message = {"reason": ended["reason"], "message": ended.get("message", "")}
         return EXIT_STOPPED, json.dumps(message)
-    failed = {
-        int(rank): item
-        for rank, item in ended.get("ranks", {}).items()
-        if item["exit_code"] not in (0, -signal.SIGTERM)
-    }
     if ended.get("exit_code") == 0:
         return 0, ""
-    first = min(failed, key=lambda rank: failed[rank]["finished_s"], default=None)
-    if first is None:
+    found = first_failure(ended)
+    if found is None:
         return EXIT_STOPPED, VICTIM
-    code = int(failed[first]["exit_code"])
+    first, code = found
     record = next((item for item in read_records(shared) if item.rank == first), None)
     code = code if code > 0 else 128 - code
     return code, record.short() if record else last_line(shared / f"rank-{first}.log")

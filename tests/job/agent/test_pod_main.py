@@ -16,9 +16,10 @@ from typing import Any
 
 import pytest
 
-from steps.job.agent.pod_main import Node, claim_folder, last_words, recreated, unresolved, wait_for_name
+from steps.errors import StorageError
+from steps.job.agent.pod_main import Node, claim_folder, last_words, ours, recreated, unresolved, wait_for_name
 from steps.protocol.events import PREFIX
-from steps.protocol.failure_record import FailureRecord, parse_record, write_record
+from steps.protocol.failure_record import FailureRecord, parse_record, record_of, write_record
 from steps.pytorchjob import pod_template
 
 PROJECT = Path(__file__).resolve().parents[3]
@@ -50,7 +51,7 @@ WORDS: dict[str, tuple[dict[str, Any], int, str]] = {
     "a peer failed": (
         {"exit_code": 1, "reason": "peer", "ranks": ranks(r0=(143, 1.0))},
         143,
-        '"reason": "", "message": "its ranks were stopped: another node\'s failed first',
+        '"reason": "peer", "message": "its ranks were stopped: another node\'s failed first',
     ),
     "nobody watches": ({"exit_code": 1, "reason": "lease", "ranks": {}}, 143, '"reason": "lease"'),
     "a rank with a record": ({"exit_code": 1, "ranks": ranks(r3=(66, 1.0))}, 66, "no space"),
@@ -195,7 +196,7 @@ def test_a_node_that_hears_of_it_saves_and_stops_without_waiting_for_kubernetes(
     assert running.returncode == 143, output
     assert list((directory / "checkpoints").glob("*/COMPLETE.json"))
     told = json.loads((tmp_path / "termination").read_text())
-    assert (told["reason"], told["message"]) == ("", "its ranks were stopped: another node's failed first")
+    assert (told["reason"], told["message"]) == ("peer", "its ranks were stopped: another node's failed first")
 
 
 @pytest.mark.timeout(700)
@@ -228,6 +229,14 @@ def test_a_shared_directory_that_cannot_be_used_is_storages_failure(tmp_path: Pa
     assert record is not None
     assert record.failure_class == "storage"
     assert running.returncode == 66
+
+
+def test_a_mistake_of_this_program_is_never_the_users() -> None:
+    def told(error: Exception) -> FailureRecord:
+        return ours(record_of(error, rank=-1, node="n", step=0, time_s=1.0))
+
+    assert (told(KeyError("boot")).failure_class, told(KeyError("boot")).exit_code) == ("unknown", 75)
+    assert told(StorageError("full")).failure_class == "storage"
 
 
 def test_a_worker_0_that_never_comes_is_told_with_its_name(tmp_path: Path) -> None:
