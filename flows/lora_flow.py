@@ -10,11 +10,16 @@ This file is the graph: wiring only. What each stage does is in steps/, what the
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # `python flows/lora_flow.py` works without installing the project
+
+from steps.flow.home import keep_records_in  # noqa: E402
+
+keep_records_in(ROOT, os.environ)  # before Metaflow is imported
 
 from metaflow import Config, FlowSpec, card, current, package_sources, step  # noqa: E402
 

@@ -22,7 +22,9 @@ COMMANDS = {
     "jobspec": "Print the PyTorchJob of a training.",
     "logs": "Show a rank's log.",
     "preflight": "Check the cluster that a config describes.",
+    "resume": "Go on with a run where it stopped.",
     "retry": "Let a run go on that was given up.",
+    "run": "Fine-tune a model: prepare, train, merge, evaluate.",
     "status": "Show trainings: state, progress, attempts.",
 }
 """Name, which is that of its module and its function → what `--help` says of it."""
@@ -72,6 +74,6 @@ class Commands(click.Group):
 def main() -> None:
     """Fine-tune language models with LoRA; see what runs, and what became of it.
 
-    Training itself starts with `python flows/lora_flow.py run`.
+    `hyperpod-lora run` starts a training.
     """
     quiet_threads(os.environ)

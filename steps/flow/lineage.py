@@ -6,7 +6,6 @@ Used by `stages`. The result is a plain dict; it becomes an artifact, `lineage.j
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -103,10 +102,10 @@ def tags(plan: Plan, report: Report) -> list[str]:
 
 
 def example_prompt(report: Report) -> str:
-    """The first sample's prompt, on one line and quoted for a shell, for the command that talks to the model."""
+    """The first sample's prompt on one line, for the command that talks to the model."""
     try:
         with Path(report.path, "samples.jsonl").open(encoding="utf-8") as file:
             prompt = str(json.loads(file.readline())["prompt"])
     except (OSError, ValueError, KeyError, TypeError):
         return "Hello"
-    return re.sub(r'([\\"$`!])', r"\\\1", " ".join(prompt.split())) or "Hello"
+    return " ".join(prompt.split()) or "Hello"

@@ -100,9 +100,20 @@ def is_in_pod() -> bool:
     return bool(os.environ.get("KUBERNETES_SERVICE_HOST"))
 
 
+def config_first(words: list[str]) -> list[str]:
+    """`--config FILE`, anywhere in a command, as Metaflow wants it: before the command, with the Config's name."""
+    for place, word in enumerate(words):
+        if word.startswith("--config="):
+            return ["--config", "config", word.partition("=")[2], *words[:place], *words[place + 1 :]]
+        if word == "--config" and words[place + 1 : place + 2] not in ([], ["config"]):
+            return ["--config", "config", words[place + 1], *words[:place], *words[place + 2 :]]
+    return words
+
+
 def run_command_line(flow: Callable[[], object]) -> None:
     """Run a flow's own command; an option that does not exist is answered with the nearest one of ours as well."""
     quiet_threads(os.environ)
+    sys.argv[1:] = config_first(sys.argv[1:])
     name_user()
     try:
         flow()

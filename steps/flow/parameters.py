@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 from metaflow import FlowMutator, Parameter
@@ -53,11 +54,16 @@ def read_config(text: str) -> dict[str, Any]:
 
 
 class option_parameters(FlowMutator):
-    """Flow decorator: one Metaflow Parameter for each field of `Options`: its name with dashes, its default, its help."""
+    """Flow decorator: one Metaflow Parameter for each field of `Options`: its name with dashes, its default, its help.
+
+    The Config's section `run` has the first word on a default, `Options` the second.
+    """
 
     def pre_mutate(self, mutable_flow: Any) -> None:
         """Add the Parameters (Metaflow calls this wherever it reads the flow: run, resume, Argo, in pods)."""
-        defaults = Options()
+        config = dict(mutable_flow.configs).get("config")
+        chosen = config.to_dict().get("run", {}) if config else {}
+        defaults = asdict(Options()) | chosen
         for name in OPTIONS:
-            parameter = Parameter(name.replace("_", "-"), default=getattr(defaults, name), help=help_of(name))
+            parameter = Parameter(name.replace("_", "-"), default=defaults[name], help=help_of(name))
             mutable_flow.add_parameter(name, parameter)

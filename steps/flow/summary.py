@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
 
 from steps.flow import lineage as lineages
+from steps.flow import metaflow_internals
 from steps.flow.terminal import say
 from steps.protocol.records import Adapter, MergedModel, PreparedData, Report
 
@@ -35,7 +37,7 @@ def conclude(flow: Any) -> None:
         Adapter.from_dict(flow.adapter),
         MergedModel.from_dict(flow.merged),
     )
-    script = Path(sys.argv[0])
+    script, step = Path(sys.argv[0]).resolve(), f"{metaflow_internals.pathspec().rpartition('/')[2]}/evaluate"
     talk = Path(sys.executable).parent / "hyperpod-lora"
     for line in (
         "",
@@ -47,8 +49,8 @@ def conclude(flow: Any) -> None:
         "",
         f"adapter       {adapter.path}",
         f"merged model  {merged.path}",
-        f"see the card  {sys.executable} {script} card view evaluate --id evaluation",
-        f'talk to it    {talk} generate {merged.path} "{lineages.example_prompt(report)}"',
+        f"see the card  {shlex.join([sys.executable, str(script), 'card', 'view', step, '--id', 'evaluation'])}",
+        f"talk to it    {shlex.join([str(talk), 'generate', merged.path, lineages.example_prompt(report)])}",
     ):
         say(line)
 

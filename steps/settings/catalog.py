@@ -25,6 +25,8 @@ REFUSED_MODELS = {
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 FILE_SUFFIXES = frozenset({".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".txt", ".gz", ".zst", ".yaml"})
 """A name that ends so was meant as a file. Other dots belong to the name, as in `Qwen2.5-0.5B`."""
+PRESET_SUFFIXES = frozenset({".yaml", ".yml"})
+"""A file that ends so is a preset of a person's own."""
 ALL_LINEAR = "all-linear"
 
 Shape = Literal["auto", "alpaca", "dolly", "question_answer", "messages", "sharegpt", "prompt_completion"]
@@ -165,6 +167,8 @@ def _find(given: str, folder: Literal["models", "datasets"], kind: type[PresetT]
     if given.removeprefix("s3://").strip("/") and given.startswith("s3://"):
         return kind(name=_short_name(given), s3=given)
     path = find_path(given)
+    if path and path.suffix.lower() in PRESET_SUFFIXES:
+        return _own_preset(path, kind)
     if path:
         return kind(name=_short_name(path.name), path=str(path))
     looks_like_file = Path(given).suffix.lower() in FILE_SUFFIXES
@@ -181,6 +185,17 @@ def _find(given: str, folder: Literal["models", "datasets"], kind: type[PresetT]
     raise ConfigError(
         [Problem(option, f"{what}; a file, a folder, an s3:// prefix or a hub id (owner/name) works too")]
     )
+
+
+def _own_preset(file: Path, kind: type[PresetT]) -> PresetT:
+    """A person's own preset; its `path` may be relative to the file's folder."""
+    preset = read_preset(file, kind)
+    if not preset.path:
+        return preset
+    path = file.parent / Path(preset.path).expanduser()
+    if not path.exists():
+        raise ConfigError([Problem(str(file), f"path: no such file or folder: {preset.path!r}, looked for {path}")])
+    return preset.model_copy(update={"path": str(path.resolve())})
 
 
 def read_preset(file: Path, kind: type[PresetT]) -> PresetT:

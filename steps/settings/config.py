@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from steps.errors import ConfigError
+from steps.errors import ConfigError, Problem
 from steps.settings.cluster import Cluster, cluster_problems
 from steps.settings.options import Options
 from steps.settings.section import Section, validate
@@ -191,6 +191,16 @@ class Settings(Section):
     merge: Merge = Merge()
     inference: Inference = Inference()
     reporting: Reporting = Reporting()
+    run: dict[str, bool | int | float | str] = Field(default_factory=dict)
+    """Options of `run` by name, `model: llama3.2-1b` say: defaults of whoever uses this file. The command line wins."""
+
+    @field_validator("run", mode="before")
+    @classmethod
+    def _with_underscores(cls, given: object) -> object:
+        """`learning-rate`, as on the command line, is `learning_rate`."""
+        if not isinstance(given, dict):
+            return given
+        return {str(name).replace("-", "_"): value for name, value in given.items()}
 
     @property
     def is_on_cluster(self) -> bool:
@@ -215,18 +225,27 @@ def parse_settings(raw: object) -> Settings:
         ConfigError: with every unknown key, wrong type and out-of-range value, or with every contradiction.
     """
     settings = validate(Settings, {} if raw is None else raw, prefix="")
-    storage = settings.storage
+    problems = _run_problems(settings)
     if settings.is_on_cluster:
-        problems = cluster_problems(settings.cluster, root=storage.root, cache=storage.cache)
-        if problems:
-            raise ConfigError(problems)
+        storage = settings.storage
+        problems += cluster_problems(settings.cluster, root=storage.root, cache=storage.cache)
+    if problems:
+        raise ConfigError(problems)
     return settings
 
 
-def parse_options(raw: Mapping[str, Any]) -> Options:
-    """Build Options from Parameter values.
+def _run_problems(settings: Settings) -> list[Problem]:
+    try:
+        parse_options(settings.run, prefix="run.")
+    except ConfigError as error:
+        return list(error.problems)
+    return []
+
+
+def parse_options(raw: Mapping[str, Any], *, prefix: str = "--") -> Options:
+    """Build Options from Parameter values; mistakes are named `<prefix><option>`.
 
     Raises:
         ConfigError: with every value that is not allowed, named as on the command line.
     """
-    return validate(Options, raw, prefix="--")
+    return validate(Options, raw, prefix=prefix)

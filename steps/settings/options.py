@@ -5,7 +5,7 @@ does the checking, in `config.parse_options`, from what stands here.
 """
 
 from dataclasses import dataclass, fields
-from typing import Annotated, ClassVar, Literal, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 from annotated_types import DocInfo, Ge, Gt, Le, Lt, doc
 
@@ -24,10 +24,15 @@ class Options:
 
     __pydantic_config__: ClassVar = {"extra": "forbid", "allow_inf_nan": False}
 
-    model: Annotated[str, doc("A preset, a hub id, a local folder or an s3:// prefix.")] = "smollm2-135m"
+    model: Annotated[str, doc("A preset (also a YAML file of yours), a hub id, a local folder or an s3:// prefix.")] = (
+        "smollm2-135m"
+    )
     dataset: Annotated[
-        str, doc("A preset, a file (JSON, JSONL, CSV, Parquet), a folder of such, an s3:// prefix or a hub id.")
+        str, doc("A preset (also a YAML file of yours), a data file, a folder of such, an s3:// prefix or a hub id.")
     ] = "orders"
+    columns: Annotated[
+        str, doc("Which column is what: `prompt=text,answer=label`; auto: from the data preset, else detected.")
+    ] = AUTO
     max_steps: Annotated[int, Ge(0), doc("Optimizer steps; 0: from `epochs`, or the preset when that is 0 too.")] = 0
     epochs: Annotated[
         float, Ge(0), Le(1000), doc("Passes over the training rows; 0: from `max_steps`, or the preset.")
@@ -85,6 +90,31 @@ class Options:
 
 OPTIONS = tuple(field.name for field in fields(Options))
 """Their names."""
+
+
+GROUPS = {
+    "Data": ("dataset", "columns", "max_rows", "validation_fraction", "sequence_length", "packing"),
+    "Model": ("model", "precision", "quantization"),
+    "LoRA": ("method", "lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "init_adapter"),
+    "Training": (
+        *("max_steps", "epochs", "global_batch", "learning_rate", "scheduler", "warmup_ratio", "weight_decay"),
+        *("max_grad_norm", "seed"),
+    ),
+    "Machine": ("processes", "micro_batch", "gradient_checkpointing", "sharding"),
+    "Run": ("continue_from", "dry_run"),
+}
+"""The options in the order and under the headings of `hyperpod-lora run --help`; each stands in one of them."""
+
+
+def choices_of(name: str) -> str:
+    """The words that an option takes, as `lora|rslora|dora`; empty where it takes anything."""
+    hint = get_type_hints(Options)[name]
+    return "|".join(_words(hint)) if get_origin(hint) is Literal else ""
+
+
+def _words(hint: Any) -> tuple[str, ...]:
+    """The values of a Literal, those of a Literal in it included."""
+    return tuple(str(item) for item in get_args(hint))
 
 
 def help_of(name: str) -> str:

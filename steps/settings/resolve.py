@@ -31,6 +31,7 @@ def resolve(settings: Settings, options: Options, *, fast_bf16: bool = False) ->
         ConfigError: with every contradiction found.
     """
     model, dataset = _find_both(settings, options)
+    dataset = _with_columns(dataset, options.columns)
     problems: list[Problem] = []
     try:
         lora = _lora(options, model)
@@ -56,6 +57,19 @@ def _find_both(settings: Settings, options: Options) -> tuple[ModelPreset, Datas
     if problems:
         raise ConfigError(problems)
     return found[0], found[1]
+
+
+def _with_columns(dataset: DatasetPreset, given: str) -> DatasetPreset:
+    """The preset with the columns that the command line names; those that it does not name stay."""
+    if given == AUTO:
+        return dataset
+    named = [item.partition("=") for item in given.split(",") if item.strip()]
+    wrong = [part + sign + column for part, sign, column in named if not (part.strip() and column.strip())]
+    if wrong or not named:
+        what = f"expected part=column pairs, as in prompt=text,answer=label, got {given!r}"
+        raise ConfigError([Problem("--columns", what)])
+    chosen = {part.strip(): column.strip() for part, _, column in named}
+    return dataset.model_copy(update={"columns": {**dataset.columns, **chosen}})
 
 
 def _where_steps_run(settings: Settings) -> str:

@@ -1,0 +1,82 @@
+"""The flow as a child process whose output is shown as one stream: no prefixes, no noise, one progress line on a terminal.
+
+Used by `hyperpod-lora run` and `resume`. Ctrl-C reaches the child by itself (it is in the terminal's group) and is its to answer.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TextIO
+
+from steps.settings.catalog import project_root
+
+PREFIX = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} (?:\[\S+ \(pid \d+\)\] )?")
+"""What Metaflow writes before every line: the time, and the task that said it."""
+NOISE = re.compile(
+    r"Metaflow [\d.]+.* executing |Project: |Validating your flow|\s*The graph looks good!|Running pylint|\s*Pylint |"
+    r"Task is starting\.$|Task finished successfully\.$|Done!$|Creating local datastore|"
+    r"Gathering required information|Cloning |Task .* cloned"
+)
+"""Lines of Metaflow's that tell a person nothing."""
+PROGRESS = re.compile(r"step \d+/\d+ \| |.*: \[[#.]+\] ")
+"""Lines that the next of their kind may take the place of."""
+RUN_ID = re.compile(r"Workflow starting \(run-id (\S+?)\)")
+
+
+def run_flow(words: Sequence[str], *, config: Path | None = None) -> int:
+    """Run a command of the flow to its end and show what it says; its exit code."""
+    settings = ["--config", "config", str(config)] if config else []
+    command = [sys.executable, "-u", str(flow_file()), "--no-pylint", *settings, *words]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8", errors="replace"
+    ) as child:
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            show(child.stdout or (), sys.stdout, is_terminal=sys.stdout.isatty())
+        finally:
+            signal.signal(signal.SIGINT, before)
+    return child.returncode
+
+
+def flow_file() -> Path:
+    """The flow: beside `steps/` in a checkout, inside the package where it is installed."""
+    beside = project_root() / "flows" / "lora_flow.py"
+    return beside if beside.is_file() else Path(__file__).resolve().parents[1] / "_flows" / "lora_flow.py"
+
+
+def show(lines: Iterable[str], out: TextIO, *, is_terminal: bool) -> None:
+    """Write the lines as a person wants to read them; a reader that has gone ends the writing, not the reading."""
+    redrawn = False
+    for line in lines:
+        text = readable(line)
+        if text is None:
+            continue
+        is_progress = is_terminal and bool(PROGRESS.match(text))
+        start = "\r\x1b[K" if redrawn and is_progress else "\n" if redrawn else ""
+        redrawn = is_progress
+        _write(out, start + text + ("" if is_progress else "\n"))
+    if redrawn:
+        _write(out, "\n")
+
+
+def readable(line: str) -> str | None:
+    """One line without Metaflow's prefix; None: nothing for a person."""
+    text = PREFIX.sub("", line.rstrip("\n"), count=1)
+    started = RUN_ID.match(text)
+    if started:
+        return f"run {started[1]}"
+    return None if NOISE.match(text) else text
+
+
+def _write(out: TextIO, text: str) -> None:
+    try:
+        out.write(text)
+        out.flush()
+    except (BrokenPipeError, ValueError):
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  (until the process ends)
