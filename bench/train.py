@@ -160,7 +160,7 @@ def stall(events: list[Event], step_s: float) -> float:
 def run_theirs(case: Case, tool: str) -> float:
     """Real tokens per second of another tool, over all ranks."""
     spec, path = case.spec, case.folder / "case.json"
-    accumulation = spec.global_batch // (spec.micro_batch * case.processes)
+    accumulation = spec.training.global_batch // (spec.training.micro_batch * case.processes)
     path.write_text(
         json.dumps(
             {
@@ -168,13 +168,13 @@ def run_theirs(case: Case, tool: str) -> float:
                 "rows": str(case.rows),
                 "packed": spec.packed,
                 "steps": spec.steps,
-                "micro_batch": spec.micro_batch,
+                "micro_batch": spec.training.micro_batch,
                 "accumulation": accumulation,
-                "learning_rate": spec.learning_rate,
-                "precision": spec.precision,
+                "learning_rate": spec.training.learning_rate,
+                "precision": spec.training.precision,
                 "sequence_length": spec.sequence_length,
-                "rank": spec.lora.rank,
-                "alpha": spec.lora.alpha,
+                "rank": spec.training.lora.rank,
+                "alpha": spec.training.lora.alpha,
             }
         )
     )

@@ -86,7 +86,7 @@ def test_auto_is_bf16_only_where_the_device_is_fast_at_it(
 ) -> None:
     given = {"model": "smollm2-135m", **options}
     plan = resolve(parse_settings(settings), parse_options(given), fast_bf16=fast_bf16)
-    assert plan.precision == precision
+    assert plan.training.precision == precision
     assert words in plan.precision_reason
     assert bool(words) == bool(plan.precision_reason)
 

@@ -104,7 +104,7 @@ def laid_out(plan: Plan) -> Plan:
 def layout_reasons(plan: Plan) -> list[str]:
     """Why so many processes, and how they share the model."""
     if plan.settings.launcher.backend == "torch":
-        return [f"torch backend: each of the {plan.world} processes holds the model ({plan.sharding})"]
+        return [f"torch backend: each of the {plan.world} processes holds the model ({plan.training.sharding})"]
     sizes = {"tensor": plan.tensor_parallel, "pipeline": plan.pipeline_parallel, "data": plan.replicas}
     chosen = ", ".join(f"{what} parallel {size}" for what, size in sizes.items() if what != "pipeline" or size > 1)
     chosen += f", {plan.processes} processes a node"

@@ -184,8 +184,8 @@ def _heading(made: Printable) -> list[str]:
     model, dataset = plan.model.title or plan.model.name, plan.dataset.title or plan.dataset.name
     return [
         f"{model} on {dataset}: attempt {made.attempt} of the training, one PyTorchJob.",
-        f"{plan.nodes} node(s) × {plan.processes} processes; {plan.global_batch} rows a step = {plan.replicas} replicas × "
-        f"{plan.micro_batch} × {plan.accumulation} accumulated.",
+        f"{plan.nodes} node(s) × {plan.processes} processes; {plan.training.global_batch} rows a step = "
+        f"{plan.replicas} replicas × {plan.training.micro_batch} × {plan.accumulation} accumulated.",
     ]
 
 

@@ -106,7 +106,7 @@ def _asked(plan: Plan, base: BaseModel, prepared: PreparedData) -> dict[str, Any
         "base": base.digest,
         "prepared": prepared.digest,
         "score": prepared.score,
-        "precision": plan.precision,
+        "precision": plan.training.precision,
         "max_new_tokens": plan.dataset.max_new_tokens,
         "max_rows": plan.settings.evaluation.max_rows,
         "max_loss_rows": plan.settings.evaluation.max_loss_rows,
@@ -130,7 +130,7 @@ def _measure(plan: Plan, folder: Path, questions: Questions, name: str, say: Pro
     return measure(
         folder,
         questions,
-        precision=plan.precision,
+        precision=plan.training.precision,
         batch_size=plan.settings.evaluation.batch_size,
         name=name,
         progress=say,

@@ -23,10 +23,11 @@ FILE = "throughput.json"
 def plan_line(plan: Plan, base: BaseModel, prepared: PreparedData, *, cache: Path) -> str:
     """One sentence for a person who may still press Ctrl-C."""
     tokens = tokens_of_run(prepared)
-    layout = f"{plan.world} process(es) × {plan.accumulation} accumulated × {plan.micro_batch} rows"
+    training, lora = plan.training, plan.training.lora
+    layout = f"{plan.world} process(es) × {plan.accumulation} accumulated × {training.micro_batch} rows"
     line = (
-        f"plan: {prepared.steps:,} steps of {plan.global_batch} rows ({layout}), about {tokens:,} tokens, "
-        f"{plan.lora.method} rank {plan.lora.rank} on {', '.join(plan.lora.targets)}, {plan.precision}"
+        f"plan: {prepared.steps:,} steps of {training.global_batch} rows ({layout}), about {tokens:,} tokens, "
+        f"{lora.method} rank {lora.rank} on {', '.join(lora.targets)}, {training.precision}"
     )
     line += f" ({plan.precision_reason})" if plan.precision_reason else ""
     line += f"; {in_epochs(prepared)}"
@@ -71,17 +72,17 @@ def _key(plan: Plan, base: BaseModel) -> str:
     return identity_of(
         [
             base.digest,
-            plan.precision,
-            plan.quantization,
-            plan.sharding,
+            plan.training.precision,
+            plan.training.quantization,
+            plan.training.sharding,
             plan.world,
             plan.tensor_parallel,
             plan.pipeline_parallel,
-            plan.micro_batch,
+            plan.training.micro_batch,
             plan.packing,
             plan.sequence_length,
-            plan.lora.model_dump(mode="json"),
-            plan.gradient_checkpointing,
+            plan.training.lora.model_dump(mode="json"),
+            plan.training.gradient_checkpointing,
             plan.settings.launcher.threads_per_process,
         ]
     )

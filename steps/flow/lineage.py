@@ -49,13 +49,13 @@ def build(
         "training": {
             "method": adapter.method,
             "rank": adapter.rank,
-            "alpha": plan.lora.alpha,
-            "init_adapter": plan.lora.init_adapter,
+            "alpha": plan.training.lora.alpha,
+            "init_adapter": plan.training.lora.init_adapter,
             "steps": adapter.step,
-            "learning_rate": plan.learning_rate,
-            "global_batch": plan.global_batch,
-            "seed": plan.seed,
-            "precision": plan.precision,
+            "learning_rate": plan.training.learning_rate,
+            "global_batch": plan.training.global_batch,
+            "seed": plan.training.seed,
+            "precision": plan.training.precision,
             "attempts": adapter.attempts,
             "loss": [adapter.first_loss, adapter.last_loss],
         },
@@ -76,17 +76,19 @@ def flat(lineage: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
 
 def plan_facts(plan: Plan, prepared: PreparedData) -> dict[str, object]:
     """The settings that a reader of the train card asks for first."""
+    training, lora = plan.training, plan.training.lora
     return {
         "model": plan.model.title or plan.model.name,
         "data": f"{prepared.train_samples:,} samples of {prepared.source}",
-        "method": f"{plan.lora.method}, rank {plan.lora.rank}, alpha {plan.lora.alpha:g}, dropout {plan.lora.dropout:g}",
-        "targets": ", ".join(plan.lora.targets),
-        **({"started from": f"the adapter in {plan.lora.init_adapter}"} if plan.lora.init_adapter else {}),
-        "batch": f"{plan.global_batch} rows = {plan.world} process(es) × {plan.accumulation} × {plan.micro_batch}",
+        "method": f"{lora.method}, rank {lora.rank}, alpha {lora.alpha:g}, dropout {lora.dropout:g}",
+        "targets": ", ".join(lora.targets),
+        **({"started from": f"the adapter in {lora.init_adapter}"} if lora.init_adapter else {}),
+        "batch": f"{training.global_batch} rows = {plan.world} process(es) × {plan.accumulation} × {training.micro_batch}",
         "sequence length": f"{plan.sequence_length}, {'packed' if prepared.packed else 'not packed'}",
-        "learning rate": f"{plan.learning_rate:g}, {plan.scheduler}, warm-up {plan.warmup_ratio:.0%}",
-        "precision": plan.precision + (f", base in {plan.quantization}" if plan.quantization != "none" else ""),
-        "seed": plan.seed,
+        "learning rate": f"{training.learning_rate:g}, {training.scheduler}, warm-up {training.warmup_ratio:.0%}",
+        "precision": training.precision
+        + (f", base in {training.quantization}" if training.quantization != "none" else ""),
+        "seed": training.seed,
     }
 
 
@@ -95,7 +97,7 @@ def tags(plan: Plan, report: Report) -> list[str]:
     return [
         f"model:{plan.model.name}",
         f"dataset:{plan.dataset.name}",
-        f"method:{plan.lora.method}",
+        f"method:{plan.training.lora.method}",
         f"score:{report.tuned_score:.3f}",
         f"gate:{'passed' if report.gate_passed else 'failed'}",
     ]

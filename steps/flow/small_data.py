@@ -19,16 +19,15 @@ def fit_to_data(plan: Plan, prepared: PreparedData) -> Plan:
     if plan.max_steps or prepared.steps >= FEW_STEPS:
         return plan
     changes: dict[str, object] = {}
-    rows, unit = prepared.rows, max(plan.replicas, 1) * plan.micro_batch
-    batch = plan.global_batch if "global_batch" in plan.given else unit
+    rows, unit = prepared.rows, max(plan.replicas, 1) * plan.training.micro_batch
+    batch = plan.training.global_batch if "global_batch" in plan.given else unit
     if plan.packing and "packing" not in plan.given and _steps(plan, rows, batch) < FEW_STEPS:
         rows = prepared.train_samples
         changes |= {"packing": False, "packing_reason": f"{prepared.train_samples:,} samples fill too few rows"}
     if "global_batch" not in plan.given:
-        fits = range(plan.global_batch, 0, -1)
-        changes["global_batch"] = next(
-            (size for size in fits if size % unit == 0 and _steps(plan, rows, size) >= FEW_STEPS), batch
-        )
+        fits = range(plan.training.global_batch, 0, -1)
+        batch = next((size for size in fits if size % unit == 0 and _steps(plan, rows, size) >= FEW_STEPS), batch)
+        changes["training"] = plan.training.model_copy(update={"global_batch": batch})
     return plan.model_copy(update=changes)
 
 

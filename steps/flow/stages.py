@@ -19,7 +19,7 @@ from steps.flow.training import Inputs
 from steps.job.agent.in_use import in_use
 from steps.machine import has_fast_bf16
 from steps.protocol.records import Adapter, BaseModel, MergedModel, PreparedData
-from steps.protocol.rundir import RunDir, read_json, run_directory
+from steps.protocol.rundir import RunDir, run_directory
 from steps.settings.catalog import project_root
 from steps.settings.checks import check_libraries, check_model
 from steps.settings.config import parse_options, parse_settings
@@ -29,16 +29,10 @@ from steps.settings.resolve import resolve
 
 if TYPE_CHECKING:
     from steps.flow.decorator import JobHandle
+    from steps.train.spec import TrainSpec
 
 Artifact = dict[str, Any]
 
-NOT_IDENTITY = frozenset(
-    {
-        *("schema", "directory", "identity", "base_path", "prepared_path", "micro_batch", "sharding"),
-        *("gradient_checkpointing", "checkpoint_every", "checkpoints_kept", "report_to", "threads_per_process"),
-    }
-)
-"""Keys of a training's spec that a continued run may change, or that follow from others."""
 NO_CARDS = (
     "cards: without a metadata service the steps of this run cannot draw theirs (`Card render failed … does not exist`); the log "
     "tells the progress, and evaluation-*/report.json in the run directory the result"
@@ -138,28 +132,31 @@ def prepare(raw_plan: Artifact, raw_base: Artifact, run_dir: str) -> tuple[Artif
     for line in summary.describe_data(prepared):
         say(line)
     inputs = Inputs(plan, base, prepared)
-    spec, job = inputs.job(run)
+    spec, _ = inputs.job(run)
     if plan.continue_from:
-        check_continuation(spec.to_dict(), job.directory.path, run)
+        check_continuation(spec, run)
     inputs.save(run)
     say(estimate.plan_line(plan, base, prepared, cache=cache_folder(plan)))
     return plan.model_dump(mode="json"), prepared.to_dict()
 
 
-def check_continuation(spec: Artifact, directory: Path, run: RunDir) -> None:
+def check_continuation(spec: TrainSpec, run: RunDir) -> None:
     """A continued run must be the same training, whatever it runs on.
 
     Raises:
-        ConfigError: with every setting that differs from the nearest training in the run directory.
+        ConfigError: with every value that differs from the newest training in the run directory.
+        StorageError: that training's spec is damaged.
     """
-    if (directory / "spec.json").is_file():
+    from steps.train.spec import read_spec
+
+    if spec.place.spec.is_file():
         return
     trainings = sorted(run.path.glob("train-*/spec.json"), key=lambda path: path.stat().st_mtime)
-    before = read_json(trainings[-1])
+    before = read_spec(trainings[-1]).identity_values()
     differing = [
         Problem(f"--continue-from ({key})", f"that run has {before.get(key)!r}, this one {value!r}: use the same")
-        for key, value in spec.items()
-        if key not in NOT_IDENTITY and before.get(key) != value
+        for key, value in spec.identity_values().items()
+        if before.get(key) != value
     ]
     message = f"no training in {run.path} matches this one; start a new run without --continue-from"
     raise ConfigError(differing or [Problem("--continue-from", message)])

@@ -87,7 +87,7 @@ def collect(
         layout=_find_layout(first, plan.dataset),
         system=plan.dataset.system,
         sequence_length=plan.sequence_length,
-        seed=plan.seed,
+        seed=plan.training.seed,
         validation_fraction=plan.validation_fraction,
     )
     with _Store(recipe, scratch) as store:

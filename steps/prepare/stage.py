@@ -86,8 +86,8 @@ def _inputs(plan: Plan, base: BaseModel, source: Source) -> dict[str, object]:
         "base": base.digest,
         "source": source.fingerprint,
         "read": [data.shape, data.columns, data.system, data.score, plan.max_rows],
-        "rows": [plan.sequence_length, plan.packing, plan.seed, plan.validation_fraction],
-        "order": [plan.max_steps, plan.epochs, plan.global_batch],
+        "rows": [plan.sequence_length, plan.packing, plan.training.seed, plan.validation_fraction],
+        "order": [plan.max_steps, plan.epochs, plan.training.global_batch],
     }
 
 
@@ -160,7 +160,9 @@ def _describe(
     targets, cut = (np.fromfile(file, np.int32) for file in (samples.targets, samples.cut))
     used_cut = np.concatenate((cut[division.train], cut[division.validation]))
     tokens = int(samples.lengths[division.train].sum(dtype=np.int64))
-    steps = count_steps(rows.rows, max_steps=plan.max_steps, epochs=plan.epochs, global_batch=plan.global_batch)
+    steps = count_steps(
+        rows.rows, max_steps=plan.max_steps, epochs=plan.epochs, global_batch=plan.training.global_batch
+    )
     return PreparedData(
         path=str(final),
         identity=identity_of(_inputs(plan, base, source)),
@@ -183,7 +185,7 @@ def _describe(
         packed=plan.packing,
         fill=round(tokens / (rows.rows * plan.sequence_length), 4),
         steps=steps,
-        global_batch=plan.global_batch,
+        global_batch=plan.training.global_batch,
         parents={"base": base.digest},
     )
 
@@ -218,7 +220,9 @@ def _write(
     finally:
         reader.close()
     write_held_out(folder / prepared.HELD_OUT, samples, division.validation)
-    np.save(folder / prepared.ORDER, run_order(rows.rows, record.steps * plan.global_batch, plan.seed))
+    np.save(
+        folder / prepared.ORDER, run_order(rows.rows, record.steps * plan.training.global_batch, plan.training.seed)
+    )
 
 
 def _seal(folder: Path, record: PreparedData, notes: dict[str, object]) -> PreparedData:

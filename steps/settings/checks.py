@@ -49,27 +49,28 @@ def _in_launcher(plan: Plan) -> Iterator[Problem]:
 
 
 def _in_rows(plan: Plan, options: Options) -> Iterator[Problem]:
-    per_pass = max(plan.replicas, 1) * plan.micro_batch
-    if plan.is_laid_out and plan.global_batch % per_pass != 0:
+    rows, micro_batch = plan.training.global_batch, plan.training.micro_batch
+    per_pass = max(plan.replicas, 1) * micro_batch
+    if plan.is_laid_out and rows % per_pass != 0:
         yield Problem(
             "--global-batch",
             f"must be a multiple of {'replicas' if plan.replica_size > 1 else 'processes'} × micro batch = "
-            f"{per_pass // plan.micro_batch} × {plan.micro_batch} = {per_pass}, "
-            f"got {plan.global_batch}; the nearest that fit are {_nearest_multiples(plan.global_batch, per_pass)}",
+            f"{per_pass // micro_batch} × {micro_batch} = {per_pass}, "
+            f"got {rows}; the nearest that fit are {_nearest_multiples(rows, per_pass)}",
         )
     if options.max_steps and options.epochs:
         yield Problem("--epochs", "give either --max-steps or --epochs, not both: got both")
 
 
 def _in_method(plan: Plan) -> Iterator[Problem]:
-    if plan.sharding == "fsdp" and plan.world == 1:
+    if plan.training.sharding == "fsdp" and plan.world == 1:
         yield Problem(
             "--sharding",
             "fsdp shards over processes and there is 1; use --sharding ddp, or --processes 2 or more",
         )
-    if plan.sharding == "fsdp" and plan.quantization == "4bit":
+    if plan.training.sharding == "fsdp" and plan.training.quantization == "4bit":
         yield Problem("--quantization", "4bit with --sharding fsdp is not supported; use one of them")
-    if plan.lora.method == "dora" and plan.quantization == "4bit":
+    if plan.training.lora.method == "dora" and plan.training.quantization == "4bit":
         yield Problem(
             "--method",
             "dora with --quantization 4bit is not supported: its norms need the full weights; use lora or rslora",
@@ -77,7 +78,7 @@ def _in_method(plan: Plan) -> Iterator[Problem]:
 
 
 def _in_adapter(plan: Plan, options: Options) -> Iterator[Problem]:
-    targets, start = plan.lora.targets, plan.lora.init_adapter
+    targets, start = plan.training.lora.targets, plan.training.lora.init_adapter
     if not targets:
         yield Problem("--lora-targets", f"names no module; use {ALL_LINEAR} or names such as q_proj,v_proj")
     if len(targets) > 1 and ALL_LINEAR in targets:
@@ -91,7 +92,7 @@ def _hidden(plan: Plan) -> list[Problem]:
     cluster = plan.settings.cluster
     if not plan.settings.is_on_cluster:
         return []
-    paths = {"--model": plan.model.path, "--init-adapter": plan.lora.init_adapter}
+    paths = {"--model": plan.model.path, "--init-adapter": plan.training.lora.init_adapter}
     if cluster.steps.enabled:
         paths["--dataset"] = plan.dataset.path
     return hidden_paths(cluster, paths)
@@ -127,10 +128,10 @@ def _too_long(plan: Plan, config: dict[str, Any]) -> Iterator[Problem]:
 
 def _unknown_targets(plan: Plan, config: dict[str, Any]) -> Iterator[Problem]:
     linear = linear_names(str(config.get("model_type", "")))
-    if not linear or plan.lora.targets == (ALL_LINEAR,):
+    if not linear or plan.training.lora.targets == (ALL_LINEAR,):
         return
     known = (*linear, "embed_tokens", "lm_head")
-    for name in plan.lora.targets:
+    for name in plan.training.lora.targets:
         if name not in known:
             near = suggest(name, list(known))
             yield Problem("--lora-targets", f"the model has no module {name!r}{near}; it has {', '.join(known)}")
@@ -139,8 +140,8 @@ def _unknown_targets(plan: Plan, config: dict[str, Any]) -> Iterator[Problem]:
 def _too_wide(plan: Plan, config: dict[str, Any]) -> Iterator[Problem]:
     sizes = [_whole(config, key) for key in ("hidden_size", "intermediate_size")]
     smallest = min((size for size in sizes if size), default=0)
-    if smallest and plan.lora.rank > smallest:
-        yield Problem("--lora-rank", f"must be <= {smallest}, the model's hidden size, got {plan.lora.rank}")
+    if smallest and plan.training.lora.rank > smallest:
+        yield Problem("--lora-rank", f"must be <= {smallest}, the model's hidden size, got {plan.training.lora.rank}")
 
 
 def _whole(config: dict[str, Any], key: str) -> int:
@@ -162,7 +163,7 @@ def check_libraries(plan: Plan, is_installed: Callable[[str], bool]) -> None:
     asked: list[tuple[str, str, str]] = [
         ("reporting.report_to", name, name) for name in plan.settings.reporting.report_to
     ]
-    if plan.quantization == "4bit":
+    if plan.training.quantization == "4bit":
         asked.append(("--quantization", "4bit", "bitsandbytes"))
     problems = [
         Problem(where, f"{what} needs the library {name}, which is not installed here; {how_to_install(name)}")

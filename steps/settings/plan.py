@@ -1,11 +1,23 @@
-"""`Plan`: every decision of a run. Made by `presets.resolve`; every stage reads its part of it."""
+"""`Plan`: every decision of a run, and its part `Training`, which the workers' spec holds too. Made by `resolve`.
+
+A value is declared here once. To add one to the training: a field of `Options`, a field of `Training`, its line in `resolve`, and
+the code that reads it.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import Field, model_validator
 
 from steps.settings.catalog import DatasetPreset, ModelPreset
 from steps.settings.config import Settings
 from steps.settings.options import Method, Precision, Quantization, Scheduler, Sharding
 from steps.settings.section import Section
+
+LAYOUT = "layout"
+"""Marks a field of `Training` that says how the same values are computed: it is not in the identity."""
 
 
 class LoraSettings(Section):
@@ -21,41 +33,76 @@ class LoraSettings(Section):
     """PEFT folder to start from, which then decides the rest; empty: fresh."""
 
 
-class Plan(Section):
+class Training(Section):
+    """What is trained and how. All fields but those marked LAYOUT change the mathematics, so they are in the identity."""
+
+    learning_rate: float = Field(gt=0)
+    """Peak, of AdamW."""
+    scheduler: Scheduler
+    warmup_ratio: float
+    weight_decay: float
+    max_grad_norm: float
+    """0: gradients are not clipped."""
+    lora: LoraSettings
+    global_batch: int = Field(ge=1)
+    """Rows per optimizer step, over all processes."""
+    micro_batch: Annotated[int, LAYOUT] = Field(ge=1)
+    """Rows per forward pass on one process."""
+    gradient_checkpointing: Annotated[bool, LAYOUT] = False
+    precision: Precision
+    quantization: Quantization
+    sharding: Annotated[Sharding, LAYOUT] = "ddp"
+    seed: int
+
+    def identity_values(self) -> dict[str, Any]:
+        """The fields that change the mathematics, as JSON values.
+
+        A field added later needs a default that means "as before": while it has that value it is left out, so that earlier runs
+        keep their identity.
+        """
+        raw = self.model_dump(mode="json")
+        fields = type(self).model_fields
+        chosen = {name: raw[name] for name, field in fields.items() if LAYOUT not in field.metadata}
+        return {name: value for name, value in chosen.items() if value != fields[name].default}
+
+
+class HoldsTraining(Section):
+    """A section with a `training`. Earlier versions wrote its fields flat beside the others: they are read as well."""
+
+    training: Training
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather(cls, raw: Any) -> Any:
+        if not isinstance(raw, Mapping) or "training" in raw:
+            return raw
+        names = Training.model_fields.keys()
+        others = {name: value for name, value in raw.items() if name not in names}
+        return {**others, "training": {name: raw[name] for name in names if name in raw}}
+
+
+class Plan(HoldsTraining):
     """Every decision of a run. Kept as an artifact (`model_dump(mode='json')`)."""
 
     model: ModelPreset
     dataset: DatasetPreset
     settings: Settings
-    lora: LoraSettings
-    learning_rate: float
-    scheduler: Scheduler
-    warmup_ratio: float
-    weight_decay: float
-    max_grad_norm: float
     max_steps: int
     """0: `epochs` decides, once the rows are counted."""
     epochs: float
     max_rows: int
     sequence_length: int
     packing: bool
-    global_batch: int
-    micro_batch: int
     processes: int
     """Per node; 0 until `train.stage.lay_out` has chosen."""
     tensor_parallel: int
     """Processes that share each layer of one replica; 0 until `train.stage.lay_out` has chosen."""
     pipeline_parallel: int = 1
-    """Stages that one replica's layers are spread over."""
+    """Pipeline stages that one replica's layers are spread over."""
     layout: tuple[str, ...] = ()
     """Why these processes and this tensor parallelism, in words."""
-    gradient_checkpointing: bool
-    precision: Precision
     precision_reason: str = ""
-    """What a person should know of it; empty where there was nothing to choose."""
-    quantization: Quantization
-    sharding: Sharding
-    seed: int
+    """What a person should know of the precision; empty where there was nothing to choose."""
     validation_fraction: float
     given: tuple[str, ...] = ()
     """Options that a person gave; what is not among them may be fitted to the data and to the model."""
@@ -67,7 +114,7 @@ class Plan(Section):
     @property
     def accumulation(self) -> int:
         """Micro-batches that each process adds up for one optimizer step."""
-        return self.global_batch // (self.replicas * self.micro_batch)
+        return self.training.global_batch // (self.replicas * self.training.micro_batch)
 
     @property
     def nodes(self) -> int:
@@ -104,4 +151,4 @@ class Plan(Section):
     def _feeds(self, nodes: int) -> bool:
         """Whole replicas on so many nodes, and the global batch a multiple of the rows that they take at once."""
         replicas, rest = divmod(nodes * self.processes, self.replica_size)
-        return replicas > 0 and rest == 0 and self.global_batch % (replicas * self.micro_batch) == 0
+        return replicas > 0 and rest == 0 and self.training.global_batch % (replicas * self.training.micro_batch) == 0

@@ -16,7 +16,7 @@ from steps.settings.config import Settings
 from steps.settings.init_adapter import settings_of
 from steps.settings.instances import find_instance
 from steps.settings.options import AUTO, Method, Options, Precision
-from steps.settings.plan import LoraSettings, Plan
+from steps.settings.plan import LoraSettings, Plan, Training
 
 RSLORA_ALPHA = 8.0
 SLOW_BF16 = "a processor without AVX512-BF16 and AMX has no fast bf16"
@@ -38,7 +38,9 @@ def resolve(settings: Settings, options: Options, *, fast_bf16: bool = False) ->
     except ConfigError as error:
         problems += error.problems
         lora = _fresh(options, model)
-    plan = _decide(settings, options, (model, dataset, lora), fast_bf16=fast_bf16)
+    precision = _precision(settings, options, model, fast_bf16=fast_bf16)
+    training = _training(options, (model, dataset), lora, precision=precision)
+    plan = _decide(settings, options, (model, dataset), training, fast_bf16=fast_bf16)
     problems += contradictions(plan, options)
     if problems:
         raise ConfigError(problems)
@@ -112,45 +114,52 @@ def default_alpha(method: Method, rank: int) -> float:
 def _decide(
     settings: Settings,
     options: Options,
-    found: tuple[ModelPreset, DatasetPreset, LoraSettings],
+    presets: tuple[ModelPreset, DatasetPreset],
+    training: Training,
     *,
     fast_bf16: bool,
 ) -> Plan:
-    model, dataset, lora = found
+    model, dataset = presets
     asked = options.max_steps or options.epochs
-    precision = _precision(settings, options, model, fast_bf16=fast_bf16)
     return Plan(
         model=model,
         dataset=dataset,
         settings=settings,
-        lora=lora,
-        learning_rate=options.learning_rate or model.learning_rate,
-        scheduler="cosine" if options.scheduler == AUTO else options.scheduler,
-        warmup_ratio=options.warmup_ratio,
-        weight_decay=options.weight_decay,
-        max_grad_norm=options.max_grad_norm,
+        training=training,
         max_steps=options.max_steps if asked else dataset.max_steps,
         epochs=options.epochs if asked else dataset.epochs,
         max_rows=options.max_rows,
         sequence_length=options.sequence_length or dataset.sequence_length or model.sequence_length,
         packing=dataset.packing if options.packing == AUTO else options.packing == "on",
-        global_batch=options.global_batch or dataset.global_batch or model.global_batch,
-        micro_batch=options.micro_batch or model.micro_batch,
         processes=options.processes or _default_processes(settings),
         tensor_parallel=settings.launcher.tensor_parallel or int(settings.launcher.backend == "torch"),
         pipeline_parallel=settings.launcher.pipeline_parallel,
-        gradient_checkpointing=model.gradient_checkpointing
-        if options.gradient_checkpointing == AUTO
-        else options.gradient_checkpointing == "on",
-        precision=precision,
-        precision_reason=_about(precision, settings, fast_bf16=fast_bf16),
-        quantization="none" if options.quantization == AUTO else options.quantization,
-        sharding="ddp" if options.sharding == AUTO else options.sharding,
-        seed=options.seed,
+        precision_reason=_about(training.precision, settings, fast_bf16=fast_bf16),
         validation_fraction=options.validation_fraction,
         given=tuple(name for name, value in asdict(options).items() if value != asdict(Options())[name]),
         continue_from="" if options.continue_from == AUTO else options.continue_from,
         dry_run=options.dry_run,
+    )
+
+
+def _training(
+    options: Options, presets: tuple[ModelPreset, DatasetPreset], lora: LoraSettings, *, precision: Precision
+) -> Training:
+    (model, dataset), checkpointing = presets, options.gradient_checkpointing
+    return Training(
+        learning_rate=options.learning_rate or model.learning_rate,
+        scheduler="cosine" if options.scheduler == AUTO else options.scheduler,
+        warmup_ratio=options.warmup_ratio,
+        weight_decay=options.weight_decay,
+        max_grad_norm=options.max_grad_norm,
+        lora=lora,
+        global_batch=options.global_batch or dataset.global_batch or model.global_batch,
+        micro_batch=options.micro_batch or model.micro_batch,
+        gradient_checkpointing=model.gradient_checkpointing if checkpointing == AUTO else checkpointing == "on",
+        precision=precision,
+        quantization="none" if options.quantization == AUTO else options.quantization,
+        sharding="ddp" if options.sharding == AUTO else options.sharding,
+        seed=options.seed,
     )
 
 

@@ -15,14 +15,13 @@ from pydantic import Field
 from steps.errors import ConfigError, Problem, StorageError
 from steps.protocol.prepared import verify
 from steps.protocol.rundir import TrainDir, read_json
-from steps.settings.options import Precision, Quantization, Scheduler, Sharding
-from steps.settings.plan import LoraSettings
-from steps.settings.section import Section, validate
+from steps.settings.plan import HoldsTraining
+from steps.settings.section import validate
 
 SCHEMA = "hyperpod-lora/train-spec/1"
 
 
-class TrainSpec(Section):
+class TrainSpec(HoldsTraining):
     """One training, with every value decided. Paths are absolute."""
 
     directory: str
@@ -37,34 +36,18 @@ class TrainSpec(Section):
     prepared_digest: str
     steps: int = Field(ge=1)
     """Optimizer steps of the whole run."""
-    global_batch: int = Field(ge=1)
-    """Rows per optimizer step, over all ranks."""
-    micro_batch: int = Field(ge=1)
-    """Rows per forward pass on one rank."""
-    learning_rate: float = Field(gt=0)
-    scheduler: Scheduler
-    warmup_ratio: float
-    weight_decay: float
-    max_grad_norm: float
-    """0: gradients are not clipped."""
-    lora: LoraSettings
     sequence_length: int
     packed: bool
-    precision: Precision
-    quantization: Quantization = "none"
-    sharding: Sharding = "ddp"
     backend: Literal["torch", "neuron"] = "torch"
     """`torch`: CPUs and GPUs; `neuron`: Trainium."""
     tensor_parallel: int = Field(default=1, ge=1)
     """Processes that share each layer; neuron only."""
     pipeline_parallel: int = Field(default=1, ge=1)
-    """Stages that the layers are spread over; neuron only."""
+    """Pipeline stages that the layers are spread over; neuron only."""
     compile_cache: str = ""
     """Compiled graphs: a shared folder, copied to each node and back, or an s3:// prefix; empty: none; neuron only."""
     graphs_only: bool = False
     """A precompile job: all values are zeros, so nothing is compared; neuron only."""
-    gradient_checkpointing: bool = False
-    seed: int
     checkpoint_every: int = Field(ge=1)
     """Steps between saves; the last step is always saved."""
     checkpoints_kept: int = Field(ge=1)
@@ -84,9 +67,32 @@ class TrainSpec(Section):
         """The training's directory."""
         return TrainDir(Path(self.directory))
 
+    def identity_values(self) -> dict[str, Any]:
+        """The inputs and all that changes the mathematics: not processes, micro batch, deadlines or code. Plain JSON values."""
+        decides = bool(self.patience) or self.keep == "best"
+        watched = {
+            "every": self.validation_every,
+            "rows": self.validation_rows,
+            "patience": self.patience,
+            "keep": self.keep,
+        }
+        return {
+            "base": self.base_digest,
+            "prepared": self.prepared_digest,
+            "steps": self.steps,
+            **self.training.identity_values(),
+            "validation": watched if decides else None,
+        }
+
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values, `schema` first."""
-        return {"schema": SCHEMA, **self.model_dump(mode="json")}
+        """Plain JSON values, `schema` first.
+
+        The training's fields stand flat beside the others, as they always did: so the job's digest stays, a job that an earlier
+        version began is found again, and that version's workers can read the file.
+        """
+        raw = self.model_dump(mode="json")
+        training = raw.pop("training")
+        return {"schema": SCHEMA, **raw, **training}
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> TrainSpec:

@@ -67,37 +67,23 @@ def build(plan: Plan, base: BaseModel, prepared: PreparedData, run: RunDir) -> t
     """
     _require_match(plan, prepared)
     verify(Path(prepared.path))
-    identity = _identity(plan, base, prepared)
-    place = run.train(identity)
     settings = plan.settings
-    spec = TrainSpec(
-        directory=str(place.path),
-        identity=identity,
+    unnamed = TrainSpec(
+        directory="",
+        identity="",
         base_path=base.path,
         base_digest=base.digest,
         base_name=base.source.removeprefix("hub:") if base.source.startswith("hub:") else base.name,
         prepared_path=prepared.path,
         prepared_digest=prepared.digest,
         steps=prepared.steps,
-        global_batch=prepared.global_batch,
-        micro_batch=plan.micro_batch,
-        learning_rate=plan.learning_rate,
-        scheduler=plan.scheduler,
-        warmup_ratio=plan.warmup_ratio,
-        weight_decay=plan.weight_decay,
-        max_grad_norm=plan.max_grad_norm,
-        lora=plan.lora,
+        training=plan.training,
         sequence_length=prepared.sequence_length,
         packed=prepared.packed,
-        precision=plan.precision,
-        quantization=plan.quantization,
-        sharding=plan.sharding,
         backend=settings.launcher.backend,
         tensor_parallel=plan.tensor_parallel,
         pipeline_parallel=plan.pipeline_parallel,
         compile_cache=settings.launcher.compile_cache,
-        gradient_checkpointing=plan.gradient_checkpointing,
-        seed=plan.seed,
         checkpoint_every=checkpoint_interval(settings.checkpoints.every_steps, prepared.steps),
         checkpoints_kept=settings.checkpoints.keep,
         validation_every=validation_interval(settings.validation.every_steps, prepared.steps),
@@ -107,6 +93,9 @@ def build(plan: Plan, base: BaseModel, prepared: PreparedData, run: RunDir) -> t
         report_to=settings.reporting.report_to,
         threads_per_process=settings.launcher.threads_per_process,
     )
+    identity = _identity(unnamed, max_rows=settings.validation.max_rows)
+    place = run.train(identity)
+    spec = unnamed.model_copy(update={"directory": str(place.path), "identity": identity})
     if spec.backend == "neuron":
         check_training(spec, read_json(Path(base.path) / "config.json"), world=plan.world)
     return spec, place
@@ -116,7 +105,7 @@ def _require_match(plan: Plan, prepared: PreparedData) -> None:
     problems = [
         Problem(option, f"the data was prepared for {found}, the plan says {planned}; prepare again")
         for option, found, planned in (
-            ("--global-batch", prepared.global_batch, plan.global_batch),
+            ("--global-batch", prepared.global_batch, plan.training.global_batch),
             ("--packing", prepared.packed, plan.packing),
             ("--sequence-length", prepared.sequence_length, plan.sequence_length),
         )
@@ -136,36 +125,16 @@ def validation_interval(asked: int, steps: int) -> int:
     return asked or max(steps // 5, 10)
 
 
-def _identity(plan: Plan, base: BaseModel, prepared: PreparedData) -> str:
-    """Digest of the inputs and of what changes the mathematics: not of processes, micro batch, deadlines or code."""
-    validation = plan.settings.validation
-    decides = bool(validation.early_stopping_patience) or validation.keep == "best"
-    return identity_of(
-        {
-            "base": base.digest,
-            "prepared": prepared.digest,
-            "global_batch": prepared.global_batch,
-            "steps": prepared.steps,
-            "learning_rate": plan.learning_rate,
-            "scheduler": plan.scheduler,
-            "schedule": SCHEDULE,
-            "warmup_ratio": plan.warmup_ratio,
-            "weight_decay": plan.weight_decay,
-            "max_grad_norm": plan.max_grad_norm,
-            "lora": {**plan.lora.model_dump(mode="json"), "init_adapter": _digest_of_start(plan.lora)},
-            "seed": plan.seed,
-            "precision": plan.precision,
-            "quantization": plan.quantization,
-            "validation": {
-                "every": validation_interval(validation.every_steps, prepared.steps),
-                "rows": validation.max_rows,
-                "patience": validation.early_stopping_patience,
-                "keep": validation.keep,
-            }
-            if decides
-            else None,
-        }
-    )
+def _identity(spec: TrainSpec, *, max_rows: int) -> str:
+    """Digest of what changes the mathematics, with the adapter to start from by its content.
+
+    `max_rows` of a validation that decides counts as asked for, though fewer rows may be there: so it was always digested.
+    """
+    values = {**spec.identity_values(), "schedule": SCHEDULE}
+    values["lora"]["init_adapter"] = _digest_of_start(spec.training.lora)
+    if values["validation"]:
+        values["validation"]["rows"] = max_rows
+    return identity_of(values)
 
 
 def _digest_of_start(lora: LoraSettings) -> str:
@@ -198,8 +167,8 @@ def collect(
         path=str(adapter_dir),
         identity=spec.identity,
         digest=digest_of({name: digest_file(adapter_dir / name) for name in ADAPTER_FILES}),
-        method=spec.lora.method,
-        rank=spec.lora.rank,
+        method=spec.training.lora.method,
+        rank=spec.training.lora.rank,
         step=int(training["step"]),
         of=spec.steps,
         first_loss=losses[min(losses)] if losses else float("nan"),

@@ -17,9 +17,9 @@ ACCOUNT = {"productive_s": 12.0, "attempts": 1}
 
 def test_without_an_earlier_training_the_time_is_unknown_and_not_guessed(tmp_path: Path) -> None:
     plan = plan_of()
-    line = plan_line(plan, BASE, prepared_of(global_batch=plan.global_batch), cache=tmp_path)
+    line = plan_line(plan, BASE, prepared_of(global_batch=plan.training.global_batch), cache=tmp_path)
     assert line.startswith(
-        f"plan: 30 steps of {plan.global_batch} rows (1 process(es) × {plan.accumulation} accumulated × "
+        f"plan: 30 steps of {plan.training.global_batch} rows (1 process(es) × {plan.accumulation} accumulated × "
     )
     assert "time: unknown, this model has not been trained here with this layout yet" in line
 

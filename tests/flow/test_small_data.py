@@ -17,8 +17,8 @@ def small(rows: int, samples: int = 500, **options: Any) -> tuple[Plan, Prepared
     plan = plan_of(**{"dataset": "alpaca", "global_batch": 32, "micro_batch": 1, **options})
     if "global_batch" not in options:
         plan = plan.model_copy(update={"given": tuple(name for name in plan.given if name != "global_batch")})
-    steps = count_steps(rows, max_steps=plan.max_steps, epochs=plan.epochs, global_batch=plan.global_batch)
-    return plan, prepared_of(rows=rows, steps=steps, global_batch=plan.global_batch, train_samples=samples)
+    steps = count_steps(rows, max_steps=plan.max_steps, epochs=plan.epochs, global_batch=plan.training.global_batch)
+    return plan, prepared_of(rows=rows, steps=steps, global_batch=plan.training.global_batch, train_samples=samples)
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ def small(rows: int, samples: int = 500, **options: Any) -> tuple[Plan, Prepared
 )
 def test_the_batch_follows_the_data(rows: int, samples: int, batch: int, packing: bool) -> None:
     plan = fit_to_data(*small(rows, samples))
-    assert (plan.global_batch, plan.packing) == (batch, packing)
+    assert (plan.training.global_batch, plan.packing) == (batch, packing)
     assert bool(plan.packing_reason) is not packing
     final = rows if packing else samples
     assert count_steps(final, max_steps=0, epochs=plan.epochs, global_batch=batch) >= min(FEW_STEPS, samples)
@@ -45,12 +45,12 @@ def test_what_a_person_gave_is_not_changed() -> None:
         plan, prepared = small(17, **options)
         assert fit_to_data(plan, prepared) == plan
     plan = fit_to_data(*small(17, global_batch=32))
-    assert (plan.global_batch, plan.packing) == (32, False)
+    assert (plan.training.global_batch, plan.packing) == (32, False)
 
 
 def test_every_process_gets_a_whole_micro_batch() -> None:
     plan = fit_to_data(*small(100, processes=2, micro_batch=2))
-    assert plan.global_batch == 4
+    assert plan.training.global_batch == 4
     assert plan.accumulation == 1
 
 

@@ -59,8 +59,8 @@ def make_training(base: Path) -> MakeTraining:
             "base_path": str(base), "base_digest": "base", "base_name": "tiny", "prepared_path": str(folder),
             "prepared_digest": digest, "steps": steps, "global_batch": batch, "micro_batch": 2, "learning_rate": 1e-2,
             "scheduler": "linear", "warmup_ratio": 0.25, "weight_decay": 0.01, "max_grad_norm": 1.0,
-            "sequence_length": LENGTH, "packed": False, "precision": "bf16", "backend": "neuron", "seed": 7,
-            "checkpoint_every": 4, "checkpoints_kept": 3, "validation_every": 4, "validation_rows": 5,
+            "sequence_length": LENGTH, "packed": False, "precision": "bf16", "quantization": "none", "seed": 7,
+            "checkpoint_every": 4, "checkpoints_kept": 3, "validation_every": 4, "validation_rows": 5, "backend": "neuron",
             **changes, "lora": lora | changes.get("lora", {}),
         }  # fmt: skip
         return Training(TrainSpec.from_dict(raw))

@@ -39,7 +39,7 @@ def test_a_library_that_is_not_here_is_named(
 
 def test_nothing_more_is_needed_by_a_plain_plan_and_nothing_is_known_of_a_cluster_s_image() -> None:
     check_libraries(plan_of(), lambda name: False)
-    on_cluster = plan_of().model_copy(update={"quantization": "4bit"})
+    on_cluster = plan_of(quantization="4bit")
     launcher = on_cluster.settings.launcher.model_copy(update={"kind": "pytorchjob"})
     settings = on_cluster.settings.model_copy(update={"launcher": launcher})
     check_libraries(on_cluster.model_copy(update={"settings": settings}), lambda name: False)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from steps.errors import ConfigError
 from steps.settings import catalog
@@ -58,7 +59,7 @@ def test_every_dataset_preset_is_valid(name: str) -> None:
 @pytest.mark.parametrize("dataset", preset_names("datasets"))
 def test_all_presets_fit_each_other(model: str, dataset: str) -> None:
     plan = resolve(Settings(), Options(model=model, dataset=dataset))
-    assert plan.accumulation * plan.processes * plan.micro_batch == plan.global_batch
+    assert plan.accumulation * plan.processes * plan.training.micro_batch == plan.training.global_batch
     assert Plan.model_validate(plan.model_dump(mode="json")) == plan
 
 
@@ -161,9 +162,9 @@ def test_an_option_wins_over_the_data_preset_and_that_over_the_model_preset() ->
     assert plan_of(dataset="orders", packing="on").packing is True
     assert plan_of(dataset="orders").max_steps == 30
     assert (plan_of(dataset="orders", epochs=2).max_steps, plan_of(dataset="orders", epochs=2).epochs) == (0, 2)
-    assert plan_of(lora_rank=4).lora.alpha == 8
-    assert plan_of(lora_targets=" q_proj, v_proj,").lora.targets == ("q_proj", "v_proj")
-    assert plan_of(gradient_checkpointing="on").gradient_checkpointing is True
+    assert plan_of(lora_rank=4).training.lora.alpha == 8
+    assert plan_of(lora_targets=" q_proj, v_proj,").training.lora.targets == ("q_proj", "v_proj")
+    assert plan_of(gradient_checkpointing="on").training.gradient_checkpointing is True
     assert plan_of(continue_from="17").continue_from == "17"
 
 
@@ -223,13 +224,13 @@ def adapter_in(folder: Path, **changes: Any) -> str:
 
 
 def test_an_adapter_to_start_from_decides_its_settings(tmp_path: Path) -> None:
-    lora = plan_of(init_adapter=adapter_in(tmp_path)).lora
+    lora = plan_of(init_adapter=adapter_in(tmp_path)).training.lora
     assert lora.model_dump() == {
         "method": "rslora", "rank": 8, "alpha": 24.0, "dropout": 0.05, "targets": ("q_proj", "v_proj"),
         "init_adapter": str(tmp_path),
     }  # fmt: skip
     same = {"method": "rslora", "lora_rank": 8, "lora_alpha": 24, "lora_dropout": 0.05, "lora_targets": "q_proj,v_proj"}
-    assert plan_of(init_adapter=str(tmp_path), **same).lora == lora
+    assert plan_of(init_adapter=str(tmp_path), **same).training.lora == lora
 
 
 @pytest.mark.parametrize(
@@ -268,9 +269,9 @@ def test_an_adapter_that_training_cannot_go_on_from_is_refused(tmp_path: Path, c
 
 
 def test_alpha_by_default_gives_the_same_scale_for_lora_at_every_rank_and_does_not_grow_for_rslora() -> None:
-    assert [plan_of(lora_rank=rank).lora.alpha for rank in (4, 16, 64)] == [8, 32, 128]
-    assert [plan_of(method="rslora", lora_rank=rank).lora.alpha for rank in (4, 16, 64)] == [8, 8, 8]
-    assert plan_of(method="rslora", lora_alpha=3).lora.alpha == 3
+    assert [plan_of(lora_rank=rank).training.lora.alpha for rank in (4, 16, 64)] == [8, 32, 128]
+    assert [plan_of(method="rslora", lora_rank=rank).training.lora.alpha for rank in (4, 16, 64)] == [8, 8, 8]
+    assert plan_of(method="rslora", lora_alpha=3).training.lora.alpha == 3
 
 
 def test_a_plan_knows_what_a_person_gave() -> None:
@@ -378,3 +379,13 @@ def test_what_the_pods_do_not_see_is_refused(
 def test_a_file_that_the_pod_does_not_find_is_explained(tmp_path: Path) -> None:
     told = refusal(resolve, on_cluster(tmp_path, steps_in_pods=True), Options(model="tiny", dataset="./mine.jsonl"))
     assert f"steps run in pods, which see {tmp_path} and no file of the machine that launched them" in told
+
+
+def test_a_plan_of_version_0_1_is_read() -> None:
+    """It is an artifact of every earlier run, and `resume` clones it; its training was written flat."""
+    raw = json.loads(Path(__file__).with_name("plan-flat.json").read_text())
+    plan = Plan.model_validate(raw)
+    assert (plan.training.lora.rank, plan.training.seed, plan.training.scheduler) == (2, 7, "cosine")
+    assert Plan.model_validate(plan.model_dump(mode="json")) == plan
+    with pytest.raises(ValidationError, match="lerning_rate"):
+        Plan.model_validate({**raw, "lerning_rate": 1})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from steps.protocol.records import BaseModel
 from steps.protocol.rundir import RunDir
 from steps.settings.config import Checkpoints, Launcher, Settings, Validation
 from steps.settings.options import Options
+from steps.settings.plan import Training
 from steps.settings.resolve import resolve
 from steps.train.spec import TrainSpec, read_spec
 from steps.train.stage import build, checkpoint_interval, collect, validation_interval
@@ -57,6 +59,58 @@ def test_steps_between_saves(asked: int, steps: int, expected: int) -> None:
 @pytest.mark.parametrize(("asked", "steps", "expected"), [(0, 30, 10), (0, 1000, 200), (7, 1000, 7)])
 def test_steps_between_validations(asked: int, steps: int, expected: int) -> None:
     assert validation_interval(asked, steps) == expected
+
+
+ALL_GIVEN = {
+    "learning_rate": 0.01, "scheduler": "linear", "warmup_ratio": 0.2, "weight_decay": 0.1, "max_grad_norm": 2.0,
+    "lora_rank": 2, "lora_alpha": 3.0, "lora_dropout": 0.2, "lora_targets": "q_proj,v_proj", "method": "rslora",
+    "seed": 7, "precision": "bf16", "quantization": "4bit", "micro_batch": 1, "gradient_checkpointing": "on",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "validation", "expected"),
+    [
+        pytest.param({}, {}, "b0d17014193d", id="defaults"),
+        pytest.param(ALL_GIVEN, {}, "5f6f850b3f45", id="every option given"),
+        pytest.param(
+            {},
+            {"keep": "best", "early_stopping_patience": 2, "max_rows": 10000},
+            "a852e0f3dc5a",
+            id="validation decides",
+        ),
+    ],
+)
+def test_the_identity_stays(prepared: Path, options: dict[str, Any], validation: dict[str, Any], expected: str) -> None:
+    """Digests from before `Training` was a section. Another value would hide the checkpoints of all earlier runs."""
+    settings = Settings(validation=Validation(**validation))
+    plan = resolve(settings, Options(**{**GIVEN, **options}))
+    record = dataclasses.replace(read_record(prepared), digest="p" * 64)
+    assert build(plan, BASE, record, RunDir(Path("/run")))[0].identity == expected
+
+
+def test_a_spec_of_version_0_1_is_read_and_written_back_as_it_was(prepared: Path) -> None:
+    flat = Path(__file__).with_name("spec-flat.json")
+    spec = read_spec(flat)
+    assert spec.training.lora.targets == ("q_proj", "v_proj")
+    assert spec.training.seed == 7
+    assert spec.to_dict() == json.loads(flat.read_text())
+
+
+def test_a_field_of_the_training_is_in_the_identity_unless_it_is_marked_as_layout() -> None:
+    values = resolve(Settings(), Options(**GIVEN)).training.identity_values()
+    assert set(Training.model_fields) - set(values) == {"micro_batch", "gradient_checkpointing", "sharding"}
+
+
+def test_a_field_added_later_leaves_the_identity_until_it_is_given() -> None:
+    class Later(Training):
+        label_smoothing: float = 0.0
+
+    training = resolve(Settings(), Options(**GIVEN)).training
+    later = Later.model_validate(training.model_dump())
+    assert later.identity_values() == training.identity_values()
+    smoothed = later.model_copy(update={"label_smoothing": 0.1})
+    assert smoothed.identity_values() == {**training.identity_values(), "label_smoothing": 0.1}
 
 
 @pytest.mark.parametrize(

@@ -167,7 +167,7 @@ def test_gradient_checkpointing_and_packing_train_alike(trainings: Trainings) ->
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["rslora", "dora"])
 def test_other_methods_and_bf16_train_and_resume(trainings: Trainings, method: str) -> None:
-    lora = trainings.make("any").spec.lora.model_copy(update={"method": method})
+    lora = trainings.make("any").spec.training.lora.model_copy(update={"method": method})
     whole = trainings.make(f"{method}-whole", lora=lora, precision="bf16", keep="best")
     assert whole.run() == 0, whole.log()
     killed = trainings.make(f"{method}-killed", lora=lora, precision="bf16", keep="best")
@@ -187,7 +187,7 @@ def test_a_base_of_4_bits_trains_on_a_cpu(trainings: Trainings, precision: str) 
 
 @pytest.mark.slow
 def test_training_starts_from_an_adapter(whole: Training, trainings: Trainings) -> None:
-    lora = whole.spec.lora.model_copy(update={"init_adapter": str(whole.result)})
+    lora = whole.spec.training.lora.model_copy(update={"init_adapter": str(whole.result)})
     training = trainings.make("from-adapter", lora=lora, warmup_ratio=0.0, steps=2, report_to=("tensorboard",))
     assert training.run() == 0, training.log()
     assert list(training.path.rglob("*tfevents*"))

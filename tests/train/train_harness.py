@@ -148,7 +148,8 @@ class Trainings:
         """A training in a directory of its own; `changes` are fields of TrainSpec."""
         values: dict[str, Any] = {
             "steps": 10, "global_batch": 8, "micro_batch": 2, "learning_rate": 1e-2, "scheduler": "cosine",
-            "warmup_ratio": 0.1, "weight_decay": 0.0, "max_grad_norm": 1.0, "sequence_length": 128, "precision": "fp32",
+            "warmup_ratio": 0.1, "weight_decay": 0.0, "max_grad_norm": 1.0, "sequence_length": 128,
+            "precision": "fp32", "quantization": "none",
             "lora": LoraSettings(method="lora", rank=4, alpha=8.0, dropout=0.1, targets=("all-linear",)),
             "seed": 42, "checkpoint_every": 4, "checkpoints_kept": 3, "validation_every": 5, "validation_rows": 8,
             "threads_per_process": 1,

@@ -122,7 +122,7 @@ class Callbacks:
             if not math.isfinite(value):
                 raise DivergedError(
                     f"the {what} is {value} at step {done.step} of {self._spec.steps}, learning rate "
-                    f"{done.learning_rate:.3g}: lower --learning-rate (now {self._spec.learning_rate:g}) or raise "
+                    f"{done.learning_rate:.3g}: lower --learning-rate (now {self._spec.training.learning_rate:g}) or raise "
                     "--warmup-ratio; if it happens at step 1, look at the base model's weights and the data"
                 )
 

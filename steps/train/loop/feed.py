@@ -38,17 +38,18 @@ class Feed:
         self._rows, self._held_out, self._order = prepared.rows, prepared.validation, prepared.order
         self._steps, self._packed = spec.steps, spec.packed
         self._validation_rows = min(spec.validation_rows, len(prepared.validation))
-        self.slicing = Slicing(spec.global_batch, spec.micro_batch, ranks.world, ranks.rank)
+        self.slicing = Slicing(spec.training.global_batch, spec.training.micro_batch, ranks.world, ranks.rank)
         self._row_counts = RowCounts(prepared.rows)
         if prepared.record.digest != spec.prepared_digest:
             raise DataError(
                 f"{spec.prepared_path} holds data {prepared.record.digest[:12]}, this training was planned on "
                 f"{spec.prepared_digest[:12]}: it was prepared again; start the train step again"
             )
-        if len(self._order) < spec.steps * spec.global_batch:
+        needed = spec.steps * spec.training.global_batch
+        if len(self._order) < needed:
             raise DataError(
                 f"{spec.prepared_path}: the order holds {len(self._order)} rows, {spec.steps} steps of "
-                f"{spec.global_batch} need {spec.steps * spec.global_batch}; remove the directory and prepare again"
+                f"{spec.training.global_batch} need {needed}; remove the directory and prepare again"
             )
 
     def counts(self, step: int) -> tuple[int, int]:

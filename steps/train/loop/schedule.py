@@ -23,13 +23,13 @@ def rate_factor(step: int, *, spec: TrainSpec) -> float:
 
     With w steps of warm-up: (step + 1) / (w + 1) during them, then 1, falling towards 0, which would come after the last step.
     """
-    warmup = warmup_steps(spec.warmup_ratio, spec.steps)
+    warmup = warmup_steps(spec.training.warmup_ratio, spec.steps)
     if step < warmup:
         return (step + 1) / (warmup + 1)
     progress = min((step - warmup) / (spec.steps - warmup), 1.0)
-    if spec.scheduler == "cosine":
+    if spec.training.scheduler == "cosine":
         return 0.5 * (1.0 + math.cos(math.pi * progress))
-    return 1.0 - progress if spec.scheduler == "linear" else 1.0
+    return 1.0 - progress if spec.training.scheduler == "linear" else 1.0
 
 
 def make_scheduler(optimizer: Any, spec: TrainSpec) -> Any:

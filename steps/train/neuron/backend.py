@@ -69,8 +69,8 @@ class NeuronBackend:
             "dp": self._at.data_parallel,
             "tp": self._spec.tensor_parallel,
             "pp": self._spec.pipeline_parallel,
-            "micro_batch": self._spec.micro_batch,
-            "zero_1": self._spec.precision == "bf16",
+            "micro_batch": self._spec.training.micro_batch,
+            "zero_1": self._spec.training.precision == "bf16",
             "attention": attention_of(packed=self._spec.packed, sequence_length=self._spec.sequence_length),
             "packing": "isolated" if self._spec.packed else "off",
         }

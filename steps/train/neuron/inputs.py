@@ -38,7 +38,7 @@ class Rows:
 
 def inputs_of(batches: Sequence[Batch], spec: TrainSpec) -> Inputs:
     """On the CPU, micro-batches below each other: input_ids, labels; for packed rows position_ids and samples too."""
-    fixed = [fix_shape(batch, rows=spec.micro_batch, length=spec.sequence_length) for batch in batches]
+    fixed = [fix_shape(batch, rows=spec.training.micro_batch, length=spec.sequence_length) for batch in batches]
     names = ("input_ids", "labels", *(("position_ids", "samples") if spec.packed else ()))
     return {name: torch.from_numpy(np.concatenate([getattr(batch, name) for batch in fixed])) for name in names}
 
@@ -52,7 +52,7 @@ def with_mask(inputs: Inputs, spec: TrainSpec) -> Inputs:
     """With the mask that isolates packed samples in place of their numbers."""
     if not spec.packed:
         return inputs
-    dtype = torch.bfloat16 if spec.precision == "bf16" else torch.float32
+    dtype = torch.bfloat16 if spec.training.precision == "bf16" else torch.float32
     given = dict(inputs)
     return given | {"attention_mask": isolating_mask(given.pop("samples"), dtype)}
 

@@ -35,18 +35,18 @@ def training_arguments(spec: TrainSpec, *, accumulation: int) -> Any:
     arguments = NeuronTrainingArguments(
         output_dir=spec.directory,
         max_steps=spec.steps,
-        per_device_train_batch_size=spec.micro_batch,
+        per_device_train_batch_size=spec.training.micro_batch,
         gradient_accumulation_steps=accumulation,
-        learning_rate=spec.learning_rate,
+        learning_rate=spec.training.learning_rate,
         lr_scheduler_type="constant_with_warmup",  # a LambdaLR, which `schedule.follow` gives its rates
-        weight_decay=spec.weight_decay,
-        max_grad_norm=spec.max_grad_norm or math.inf,  # so that the norm is measured either way
-        bf16=spec.precision == "bf16",
-        zero_1=spec.precision == "bf16",  # in fp32, ZeRO-1 of this version keeps moments and updates in bf16
+        weight_decay=spec.training.weight_decay,
+        max_grad_norm=spec.training.max_grad_norm or math.inf,  # so that the norm is measured either way
+        bf16=spec.training.precision == "bf16",
+        zero_1=spec.training.precision == "bf16",  # in fp32, ZeRO-1 of this version keeps moments and updates in bf16
         tensor_parallel_size=spec.tensor_parallel,
         pipeline_parallel_size=spec.pipeline_parallel,
         pipeline_parallel_num_microbatches=accumulation if spec.pipeline_parallel > 1 else -1,
-        gradient_checkpointing=spec.gradient_checkpointing,
+        gradient_checkpointing=spec.training.gradient_checkpointing,
         recompute_causal_mask=not spec.packed,  # else the mask that isolates samples is ignored
         use_xser=False,
         async_save=False,
@@ -56,12 +56,12 @@ def training_arguments(spec: TrainSpec, *, accumulation: int) -> Any:
         disable_tqdm=True,
         log_level="warning",
         report_to="none",
-        seed=spec.seed,
+        seed=spec.training.seed,
     )
     check_sequence_parallel(
         tensor_parallel=arguments.trn_config.tensor_parallel_size,
         is_on=arguments.trn_config.sequence_parallel_enabled,
-        precision=spec.precision,
+        precision=spec.training.precision,
     )
     return arguments
 
@@ -71,11 +71,11 @@ def lora_config(spec: TrainSpec) -> Any:
     from peft import LoraConfig
 
     return LoraConfig(
-        r=spec.lora.rank,
-        lora_alpha=spec.lora.alpha,
-        lora_dropout=spec.lora.dropout,
+        r=spec.training.lora.rank,
+        lora_alpha=spec.training.lora.alpha,
+        lora_dropout=spec.training.lora.dropout,
         target_modules=list(linear_targets(spec)),
-        use_rslora=spec.lora.method == "rslora",
+        use_rslora=spec.training.lora.method == "rslora",
         bias="none",
         task_type="CAUSAL_LM",
         base_model_name_or_path=spec.base_name,
@@ -96,16 +96,18 @@ def load_model(spec: TrainSpec, arguments: Any) -> Any:
         base = NeuronModelForCausalLM.from_pretrained(
             spec.base_path,
             arguments.trn_config,
-            dtype=torch.bfloat16 if spec.precision == "bf16" else torch.float32,
+            dtype=torch.bfloat16 if spec.training.precision == "bf16" else torch.float32,
             attn_implementation=attention_of(packed=spec.packed, sequence_length=spec.sequence_length),
         )
     except (OSError, ValueError) as error:
         raise ModelError(f"cannot load the base model in {spec.base_path}: {error}") from error
-    if spec.gradient_checkpointing:
+    if spec.training.gradient_checkpointing:
         base.enable_input_require_grads()  # checkpointed layers give no gradients when nothing that enters them asks for one
-    torch.manual_seed(spec.seed)  # only now: the first from_pretrained imports a module that seeds torch with 0
+    torch.manual_seed(
+        spec.training.seed
+    )  # only now: the first from_pretrained imports a module that seeds torch with 0
     model = get_peft_model(base, lora_config(spec))
-    _start_adapter(model, spec.seed)
+    _start_adapter(model, spec.training.seed)
     return model
 
 

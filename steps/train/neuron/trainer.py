@@ -145,7 +145,7 @@ class LoraTrainer(NeuronTrainer):
         self.lr_scheduler.optimizer = self.optimizer.optimizer
         follow(self.lr_scheduler, self._spec)
         if self._spec.pipeline_parallel > 1:
-            self._stage = Stage(self.model, checkpointing=self._spec.gradient_checkpointing)
+            self._stage = Stage(self.model, checkpointing=self._spec.training.gradient_checkpointing)
         if self._course.restore is not None:
             self._course.restore(self.state_of_optimizer, self.lr_scheduler)
             self.optimizer.zero_grad()
@@ -166,7 +166,7 @@ class LoraTrainer(NeuronTrainer):
     def _seed_of(self, micro: MicroBatch) -> int:
         place = place_of_rank()
         part = place.tp if self._sequence_parallel else 0
-        return device_seed(self._spec.seed, micro.step, micro.micro, sequence_part=part, stage=place.pp)
+        return device_seed(self._spec.training.seed, micro.step, micro.micro, sequence_part=part, stage=place.pp)
 
     def training_step(self, model: Any, inputs: Inputs, num_items_in_batch: Any = None) -> torch.Tensor:
         """Forward and backward of one micro-batch, or of all of the step that flow through a pipeline."""

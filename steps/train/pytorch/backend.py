@@ -40,12 +40,12 @@ class TorchBackend:
         """What a checkpoint records of this training's shape."""
         return {
             "backend": "torch",
-            "sharding": self._spec.sharding,
+            "sharding": self._spec.training.sharding,
             "world": self._ranks.world,
             "dp": self._ranks.world,
             "tp": 1,
             "pp": 1,
-            "micro_batch": self._spec.micro_batch,
+            "micro_batch": self._spec.training.micro_batch,
         }
 
     def fits(self, layout: Mapping[str, Any]) -> str | None:
@@ -63,13 +63,13 @@ class TorchBackend:
             torch.device("cuda", self._ranks.local_rank) if torch.cuda.is_available() else torch.device("cpu")
         )
         self._model = load_model(self._spec, place=self._device)
-        self._loss = TargetLoss(self._model, precision=self._spec.precision)
+        self._loss = TargetLoss(self._model, precision=self._spec.training.precision)
         self._checkpoint = checkpoint
         if checkpoint is not None:
             self._load_adapter(checkpoint)
         count = sum(parameter.numel() for parameter in self._model.parameters())
         size = ModelSize(count, sum(parameter.numel() for parameter in trainable(self._model).values()))
-        if self._spec.sharding == "fsdp":
+        if self._spec.training.sharding == "fsdp":
             shard(self._model, place=self._device, world=self._ranks.world)
         return size
 

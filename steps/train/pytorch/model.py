@@ -32,8 +32,8 @@ def load_model(spec: TrainSpec, *, place: device) -> PeftModel:
     from peft import LoraConfig, PeftModel, get_peft_model
 
     base = _load_base(spec, place)
-    torch.manual_seed(spec.seed)
-    lora = spec.lora
+    torch.manual_seed(spec.training.seed)
+    lora = spec.training.lora
     if lora.init_adapter:
         return PeftModel.from_pretrained(base, lora.init_adapter, is_trainable=True)
     config = LoraConfig(
@@ -56,11 +56,11 @@ def _load_base(spec: TrainSpec, place: device) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     options: dict[str, Any] = {
-        "dtype": torch.bfloat16 if spec.precision == "bf16" else torch.float32,
+        "dtype": torch.bfloat16 if spec.training.precision == "bf16" else torch.float32,
         "local_files_only": True,
         "use_safetensors": True,
     }
-    if spec.quantization == "4bit":
+    if spec.training.quantization == "4bit":
         options |= {"quantization_config": _four_bits(spec), "device_map": {"": place}}
     try:
         config = AutoConfig.from_pretrained(spec.base_path, local_files_only=True)
@@ -85,7 +85,7 @@ def _four_bits(spec: TrainSpec) -> Any:
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16 if spec.precision == "bf16" else torch.float32,
+        bnb_4bit_compute_dtype=torch.bfloat16 if spec.training.precision == "bf16" else torch.float32,
     )
 
 

@@ -130,7 +130,7 @@ class OrderedTrainer(Trainer):
         return self.lr_scheduler
 
     def _wrap_model(self, model: Any, training: bool = True, dataloader: Any = None) -> Any:
-        if self._spec.sharding == "ddp":
+        if self._spec.training.sharding == "ddp":
             parameters: Any = list(trainable(self.model).values())
             self._gradients = Gradients(parameters, self._ranks, accumulation=self._feed.slicing.accumulation)
         return Replica(model)
@@ -151,7 +151,7 @@ class OrderedTrainer(Trainer):
     def training_step(self, model: Any, inputs: MicroBatch, num_items_in_batch: Any = None) -> torch.Tensor:
         """Forward and backward of one micro-batch; with the last of a step, the sum over all ranks."""
         model.train()
-        torch.manual_seed(seed_of(self._spec.seed, inputs.step, inputs.micro))
+        torch.manual_seed(seed_of(self._spec.training.seed, inputs.step, inputs.micro))
         if self._gradients is None:
             return self._sharded_step(model, inputs)
         loss = self._loss(model, inputs.batch, self.args.device) / inputs.target_tokens
@@ -198,14 +198,14 @@ def training_arguments(spec: TrainSpec, *, accumulation: int, on_cpu: bool) -> T
     return TrainingArguments(
         output_dir=spec.directory,
         max_steps=spec.steps,
-        per_device_train_batch_size=spec.micro_batch,
+        per_device_train_batch_size=spec.training.micro_batch,
         gradient_accumulation_steps=accumulation,
-        learning_rate=spec.learning_rate,
-        weight_decay=spec.weight_decay,
-        max_grad_norm=spec.max_grad_norm or math.inf,  # so that the norm is measured either way
-        gradient_checkpointing=spec.gradient_checkpointing,
+        learning_rate=spec.training.learning_rate,
+        weight_decay=spec.training.weight_decay,
+        max_grad_norm=spec.training.max_grad_norm or math.inf,  # so that the norm is measured either way
+        gradient_checkpointing=spec.training.gradient_checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False},
-        seed=spec.seed,
+        seed=spec.training.seed,
         use_cpu=on_cpu,
         save_strategy="no",
         logging_strategy="no",

@@ -34,8 +34,8 @@ def make_spec(**changes: Any) -> TrainSpec:
         "schema": "hyperpod-lora/train-spec/1", "directory": "/d", "identity": "i", "base_path": "/b", "base_digest": "b",
         "base_name": "n", "prepared_path": "/p", "prepared_digest": "p", "steps": 10, "global_batch": 16, "micro_batch": 1,
         "learning_rate": 1e-4, "scheduler": "cosine", "warmup_ratio": 0.1, "weight_decay": 0.0, "max_grad_norm": 1.0,
-        "sequence_length": 2048, "packed": False, "precision": "bf16", "seed": 1, "checkpoint_every": 5, "backend": "neuron",
-        "checkpoints_kept": 3, "validation_every": 5, "validation_rows": 8,
+        "sequence_length": 2048, "packed": False, "precision": "bf16", "quantization": "none", "seed": 1, "checkpoint_every": 5,
+        "checkpoints_kept": 3, "validation_every": 5, "validation_rows": 8, "backend": "neuron",
         **changes, "lora": lora | changes.pop("lora", {}),
     }  # fmt: skip
     return TrainSpec.from_dict(raw)

@@ -135,7 +135,7 @@ def test_the_clusters_own_environment_is_stronger() -> None:
 def test_other_models_and_nodes(changes: dict[str, Any], options: dict[str, Any], tp: int, world: int) -> None:
     plan = laid_out(changes, **options)
     assert (plan.tensor_parallel, plan.world) == (tp, world)
-    assert plan.global_batch % (plan.replicas * plan.micro_batch) == 0
+    assert plan.training.global_batch % (plan.replicas * plan.training.micro_batch) == 0
 
 
 @pytest.mark.parametrize(

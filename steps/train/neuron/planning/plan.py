@@ -40,7 +40,9 @@ def _layout(plan: Plan, config: Mapping[str, Any]) -> Layout:
         what = "0 is chosen by the instance type: give cluster.instance_type (of this machine too), or a number"
         raise ConfigError([Problem("launcher.tensor_parallel", what)])
     sizes = (plan.processes, plan.tensor_parallel, plan.pipeline_parallel)
-    return choose_layout(config, instance, Asked(plan.nodes, plan.global_batch, plan.micro_batch, *sizes))
+    return choose_layout(
+        config, instance, Asked(plan.nodes, plan.training.global_batch, plan.training.micro_batch, *sizes)
+    )
 
 
 def _with_layout(plan: Plan, layout: Layout) -> Plan:

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from steps.errors import ConfigError, Problem
 from steps.settings.catalog import ALL_LINEAR
 from steps.settings.checks import LLAMA_LINEAR
-from steps.settings.plan import LoraSettings
+from steps.settings.plan import Training
 from steps.train.neuron.planning.layout import has_fused_qkv, why_not_split
 
 MODEL_TYPES = ("llama", "granite", "qwen3")
@@ -23,26 +23,22 @@ FLASH_LENGTH = 2048
 """The flash-attention kernel takes multiples of this sequence length."""
 
 
-class Training(Protocol):
-    """What is looked at: a `TrainSpec`, or the part of a `Plan` that becomes one."""
+class LaidOut(Protocol):
+    """What is looked at: a `TrainSpec`, or the `Plan` that becomes one."""
 
     @property
-    def lora(self) -> LoraSettings: ...
+    def training(self) -> Training: ...
     @property
     def sequence_length(self) -> int: ...
-    @property
-    def sharding(self) -> str: ...
-    @property
-    def quantization(self) -> str: ...
     @property
     def tensor_parallel(self) -> int: ...
     @property
     def pipeline_parallel(self) -> int: ...
 
 
-def linear_targets(spec: Training) -> tuple[str, ...]:
+def linear_targets(spec: LaidOut) -> tuple[str, ...]:
     """The LoRA targets by name; `all-linear` is not understood by the library."""
-    return LLAMA_LINEAR if spec.lora.targets == (ALL_LINEAR,) else spec.lora.targets
+    return LLAMA_LINEAR if spec.training.lora.targets == (ALL_LINEAR,) else spec.training.lora.targets
 
 
 def attention_of(*, packed: bool, sequence_length: int) -> str:
@@ -54,7 +50,7 @@ def attention_of(*, packed: bool, sequence_length: int) -> str:
     return "eager" if packed or sequence_length % FLASH_LENGTH else "flash_attention_2"
 
 
-def check_training(spec: Training, config: Mapping[str, Any], *, world: int) -> None:
+def check_training(spec: LaidOut, config: Mapping[str, Any], *, world: int) -> None:
     """Hold a training against the model's config.json and the number of processes.
 
     Raises:
@@ -70,25 +66,27 @@ def check_training(spec: Training, config: Mapping[str, Any], *, world: int) -> 
         raise ConfigError(problems)
 
 
-def _method_problems(spec: Training) -> list[Problem]:
+def _method_problems(spec: LaidOut) -> list[Problem]:
     found = {
         "--sharding": "fsdp does not exist there; the neuron backend shards weights by launcher.tensor_parallel and the "
         "optimizer by ZeRO-1, always: use --sharding auto"
-        if spec.sharding == "fsdp"
+        if spec.training.sharding == "fsdp"
         else "",
-        "--quantization": "4bit does not exist there; use --quantization none" if spec.quantization != "none" else "",
+        "--quantization": "4bit does not exist there; use --quantization none"
+        if spec.training.quantization != "none"
+        else "",
         "--method": "dora loses its magnitudes when the shards are put together; use lora or rslora"
-        if spec.lora.method == "dora"
+        if spec.training.lora.method == "dora"
         else "",
         "--init-adapter": "gate and up share one lora_A there (under replicated KV q, k and v too), so an adapter made "
         "elsewhere cannot be taken over without loss; start fresh, or use the torch backend"
-        if spec.lora.init_adapter
+        if spec.training.lora.init_adapter
         else "",
     }
     return [Problem(path, f"on the neuron backend, {what}") for path, what in found.items() if what]
 
 
-def _target_problems(spec: Training, config: Mapping[str, Any]) -> list[Problem]:
+def _target_problems(spec: LaidOut, config: Mapping[str, Any]) -> list[Problem]:
     targets = set(linear_targets(spec))
     messages = []
     if unknown := sorted(targets - set(TARGETS)):
@@ -111,7 +109,7 @@ def _parts_of(group: tuple[str, ...], targets: set[str], *, why: str) -> list[st
     ]
 
 
-def _layout_problems(spec: Training, config: Mapping[str, Any], world: int) -> list[Problem]:
+def _layout_problems(spec: LaidOut, config: Mapping[str, Any], world: int) -> list[Problem]:
     size = spec.tensor_parallel
     problems = []
     if world % size:
@@ -128,7 +126,7 @@ def _layout_problems(spec: Training, config: Mapping[str, Any], world: int) -> l
     return problems
 
 
-def _pipeline_problems(spec: Training, config: Mapping[str, Any], world: int) -> list[Problem]:
+def _pipeline_problems(spec: LaidOut, config: Mapping[str, Any], world: int) -> list[Problem]:
     stages, model, layers = spec.pipeline_parallel, config.get("model_type"), int(config["num_hidden_layers"])
     messages = []
     if model in MODEL_TYPES and model not in PIPELINED:
