@@ -16,11 +16,13 @@ NAME = "sdpa_quick_steps"
 
 
 def quicken_steps(model: Any) -> None:
-    """Use it in a model on the CPU that would use torch's kernel; any other model stays as it is."""
+    """Use it in a model on the CPU that takes attention from transformers' interface and would use torch's kernel; any other
+    model stays as it is."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
-    if model.device.type != "cpu" or model.config._attn_implementation != "sdpa":
+    takes_any = getattr(model, "_supports_attention_backend", False)
+    if model.device.type != "cpu" or model.config._attn_implementation != "sdpa" or not takes_any:
         return
     AttentionInterface.register(NAME, _attend)
     AttentionMaskInterface.register(NAME, sdpa_mask)
@@ -32,10 +34,11 @@ def _attend(
 ) -> tuple[Tensor, None]:
     """As transformers calls it: query (rows, heads, queries, size), key and value (rows, key heads, places, size), mask True
     where a place is seen. Returns (rows, queries, heads, size)."""
+    import torch
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     rows, heads, queries, size = query.shape
-    if queries > 1:
+    if queries > 1 or (attention_mask is not None and attention_mask.dtype != torch.bool):
         found: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
         return found
     scale = options.get("scaling") or size**-0.5
@@ -44,4 +47,4 @@ def _attend(
     if attention_mask is not None:
         scores = scores.masked_fill(~attention_mask[..., : key.shape[-2]], float("-inf"))
     mixed = scores.softmax(-1).to(value.dtype) @ value
-    return mixed.reshape(rows, 1, heads, size), None
+    return mixed.reshape(rows, 1, heads, value.shape[-1]), None

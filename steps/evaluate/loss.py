@@ -8,9 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from steps.evaluate.batch import pad, read_prefix, shared_prefix
+from steps.evaluate.ways import way_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 BATCH_TOKENS = 2048
 """Padded tokens in one forward pass: enough to keep two cores busy, little enough that the logits of a vocabulary of 128,000
@@ -39,10 +43,11 @@ def mean_loss(model: Any, samples: Sequence[Sample], *, on_samples: Callable[[in
     import torch
 
     usable = [sample for sample in samples if sample.first_target < len(sample.labels)]
+    logits_of = _after_prefix if way_of(model, [sample.input_ids for sample in usable]) == "quick" else _in_full
     total, targets, done = 0.0, 0, len(samples) - len(usable)
     with torch.inference_mode():
         for batch in _batches(usable):
-            loss, count = _batch_loss(model, batch)
+            loss, count = _batch_loss(logits_of(model, batch), batch)
             total, targets, done = total + loss, targets + count, done + len(batch)
             if on_samples:
                 on_samples(done)
@@ -65,26 +70,46 @@ def _batches(samples: Sequence[Sample]) -> list[list[Sample]]:
     return batches
 
 
-def _batch_loss(model: Any, batch: Sequence[Sample]) -> tuple[float, int]:
-    """(sum of the losses, number of targets)."""
+def _batch_loss(logits: Tensor, batch: Sequence[Sample]) -> tuple[float, int]:
+    """(sum of the losses, number of targets). `logits` are (rows, places, vocabulary), from the place before the batch's first
+    target on."""
     import torch
 
-    first = min(sample.first_target for sample in batch)
+    first = _first_target(batch)
+    total, targets = 0.0, 0
+    for row, sample in enumerate(batch):
+        labels = torch.tensor(sample.labels[first:], dtype=torch.long, device=logits.device)
+        predicted = logits[row, : len(labels)].float()
+        total += float(torch.nn.functional.cross_entropy(predicted, labels, ignore_index=IGNORED, reduction="sum"))
+        targets += int((labels != IGNORED).sum())
+    return total, targets
+
+
+def _first_target(batch: Sequence[Sample]) -> int:
+    return min(sample.first_target for sample in batch)
+
+
+def _after_prefix(model: Any, batch: Sequence[Sample]) -> Tensor:
+    """For models of `ways`' quick way: the prefix that all rows share is read once, no logits are computed before the targets."""
+    import torch
+
+    first = _first_target(batch)
     # The token before the first target has to be read with logits, so the shared prefix ends before it.
     shared = shared_prefix([sample.input_ids for sample in batch], at_most=first - 1)
     cache = read_prefix(model, batch[0].input_ids[:shared], len(batch)) if shared else None
     tokens, own = pad([sample.input_ids[shared:] for sample in batch], side="right", device=model.device)
-    logits = model(
+    logits: Tensor = model(
         input_ids=tokens,
         attention_mask=torch.cat([own.new_ones(len(batch), shared), own], dim=1),
         past_key_values=cache,
         use_cache=cache is not None,
         logits_to_keep=torch.arange(first - 1 - shared, tokens.shape[1], device=model.device),
     ).logits
-    total, targets = 0.0, 0
-    for row, sample in enumerate(batch):
-        labels = torch.tensor(sample.labels[first:], dtype=torch.long, device=model.device)
-        predicted = logits[row, : len(labels)].float()
-        total += float(torch.nn.functional.cross_entropy(predicted, labels, ignore_index=IGNORED, reduction="sum"))
-        targets += int((labels != IGNORED).sum())
-    return total, targets
+    return logits
+
+
+def _in_full(model: Any, batch: Sequence[Sample]) -> Tensor:
+    """For any causal model: whole rows, padded behind their ends."""
+    tokens, mask = pad([sample.input_ids for sample in batch], side="right", device=model.device)
+    logits: Tensor = model(input_ids=tokens, attention_mask=mask, use_cache=False).logits[:, _first_target(batch) - 1 :]
+    return logits

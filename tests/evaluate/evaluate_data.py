@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from steps.base.sources.random import write_tiny
+from steps.evaluate.loss import IGNORED, Sample
 from steps.evaluate.measure import load_model
 from steps.protocol.prepared import HELD_OUT, MANIFEST, ORDER, ROWS, VALIDATION, digest_files
 from steps.protocol.records import Adapter, BaseModel, MergedModel, PreparedData, digest_of
@@ -35,6 +36,39 @@ def token_rows(*, seed: int = 0, shared: bool = True) -> list[list[int]]:
     """Rows of very different lengths, with a common beginning or without."""
     rng = np.random.default_rng(seed)
     return [(PREFIX if shared else []) + rng.integers(3, 500, length).tolist() for length in LENGTHS]
+
+
+def alone(model: Any, prompt: list[int], *, ends: frozenset[int], most: int) -> list[int]:
+    """transformers' own greedy search on one prompt, end token left out."""
+    import torch
+
+    found = model.generate(
+        torch.tensor([prompt]),
+        attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+        do_sample=False,
+        max_new_tokens=most,
+        eos_token_id=sorted(ends),
+        pad_token_id=0,
+    )[0, len(prompt) :].tolist()
+    return found[:-1] if found and found[-1] in ends else found
+
+
+def target_sample(row: list[int], first: int) -> Sample:
+    return Sample(row, [IGNORED] * first + row[first:])
+
+
+def plain_loss(model: Any, samples: list[Sample]) -> float:
+    """One sample at a time, all logits."""
+    import torch
+
+    total, count = 0.0, 0
+    for one in samples:
+        with torch.inference_mode():
+            logits = model(torch.tensor([one.input_ids]), use_cache=False).logits[0, :-1]
+        labels = torch.tensor(one.labels[1:])
+        total += float(torch.nn.functional.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum"))
+        count += int((labels != IGNORED).sum())
+    return total / count
 
 
 def write_prepared(folder: Path, tokenizer: Any, answers: Sequence[str]) -> PreparedData:

@@ -8,22 +8,7 @@ import pytest
 from steps.evaluate.attention import NAME
 from steps.evaluate.generate import end_tokens, generate, generate_batch
 from steps.evaluate.measure import load_model
-from tests.evaluate.evaluate_data import token_rows, write_model
-
-
-def alone(model: Any, prompt: list[int], *, ends: frozenset[int], most: int) -> list[int]:
-    """transformers' own greedy search on one prompt, end token left out."""
-    import torch
-
-    found = model.generate(
-        torch.tensor([prompt]),
-        attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
-        do_sample=False,
-        max_new_tokens=most,
-        eos_token_id=sorted(ends),
-        pad_token_id=0,
-    )[0, len(prompt) :].tolist()
-    return found[:-1] if found and found[-1] in ends else found
+from tests.evaluate.evaluate_data import alone, token_rows, write_model
 
 
 @pytest.mark.parametrize("shared", [True, False], ids=["one beginning", "different beginnings"])

@@ -7,25 +7,7 @@ import pytest
 
 from steps.evaluate import loss
 from steps.evaluate.loss import IGNORED, Sample, mean_loss, perplexity
-from tests.evaluate.evaluate_data import token_rows
-
-
-def sample(row: list[int], first: int) -> Sample:
-    return Sample(row, [IGNORED] * first + row[first:])
-
-
-def plain(model: Any, samples: list[Sample]) -> float:
-    """One sample at a time, all logits."""
-    import torch
-
-    total, count = 0.0, 0
-    for one in samples:
-        with torch.inference_mode():
-            logits = model(torch.tensor([one.input_ids]), use_cache=False).logits[0, :-1]
-        labels = torch.tensor(one.labels[1:])
-        total += float(torch.nn.functional.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum"))
-        count += int((labels != IGNORED).sum())
-    return total / count
+from tests.evaluate.evaluate_data import plain_loss, target_sample, token_rows
 
 
 @pytest.mark.parametrize("shared", [True, False], ids=["one beginning", "different beginnings"])
@@ -34,8 +16,8 @@ def test_the_loss_in_batches_equals_the_plain_one(
     loaded: tuple[Any, Any], theirs: Any, monkeypatch: pytest.MonkeyPatch, shared: bool, share: float
 ) -> None:
     monkeypatch.setattr(loss, "BATCH_TOKENS", 100)
-    samples = [sample(row, int(share * len(row))) for row in token_rows(shared=shared) if len(row) > 1]
-    assert mean_loss(loaded[0], samples) == pytest.approx(plain(theirs, samples), abs=1e-5)
+    samples = [target_sample(row, int(share * len(row))) for row in token_rows(shared=shared) if len(row) > 1]
+    assert mean_loss(loaded[0], samples) == pytest.approx(plain_loss(theirs, samples), abs=1e-5)
 
 
 def test_targets_in_several_turns_count_and_nothing_between_them(loaded: tuple[Any, Any], theirs: Any) -> None:
@@ -44,11 +26,11 @@ def test_targets_in_several_turns_count_and_nothing_between_them(loaded: tuple[A
         Sample(row, [token if 10 <= place < 14 or place >= 18 else IGNORED for place, token in enumerate(row)])
         for row in rows
     ]
-    assert mean_loss(loaded[0], samples) == pytest.approx(plain(theirs, samples), abs=1e-5)
+    assert mean_loss(loaded[0], samples) == pytest.approx(plain_loss(theirs, samples), abs=1e-5)
 
 
 def test_a_sample_without_a_target_adds_nothing(loaded: tuple[Any, Any]) -> None:
-    with_target, without = sample(token_rows()[1], 9), sample(token_rows()[2], 99)
+    with_target, without = target_sample(token_rows()[1], 9), target_sample(token_rows()[2], 99)
     heard: list[int] = []
     found = mean_loss(loaded[0], [without, with_target, without], on_samples=heard.append)
     assert found == pytest.approx(mean_loss(loaded[0], [with_target]), abs=1e-6)
