@@ -88,7 +88,7 @@ class ClusterForbidden(ClusterError):
 
 
 class JobError(LoraFlowError):
-    """The training job ended badly. `failure_class` is a value of `failure_record.FailureClass`."""
+    """The training job ended badly. `failure_class` is a value of `failure_class.FailureClass`."""
 
     headline = "Training failed"
 

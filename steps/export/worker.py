@@ -18,7 +18,8 @@ from pathlib import Path
 from steps.errors import LoraFlowError, StorageError
 from steps.export.compile import RECORD, CompileRequest, compile_model
 from steps.protocol.events import EventWriter
-from steps.protocol.failure_record import EXIT_OK, record_of, write_record
+from steps.protocol.failure_class import EXIT_OK
+from steps.protocol.failure_record import record_of, write_record
 from steps.protocol.records import digest_file
 from steps.protocol.rundir import TrainDir, read_json, write_json
 

@@ -9,7 +9,7 @@ from steps.errors import JobTimeout
 from steps.job import cancel
 from steps.job import progress as deadlines
 from steps.job.agent.runtime_log import find_broken_hardware
-from steps.job.classify import HIDES_HARDWARE, SYMPTOMS, Failure, classify, of_hardware
+from steps.job.classify import Failure, classify, of_hardware
 from steps.job.evidence import collect_stacks, save_evidence
 from steps.job.job import Job
 from steps.job.lease import Lease
@@ -105,7 +105,7 @@ class Watch:
     def _awaits_word(self, number: int, snapshot: JobSnapshot) -> bool:
         """Only victims have spoken so far."""
         records = read_records(self.job.directory.attempt(number)) if snapshot.names_another else []
-        return snapshot.names_another and all(record.failure_class in SYMPTOMS for record in records)
+        return snapshot.names_another and all(record.is_symptom for record in records)
 
     def conclude(self, number: int, ending: Ending) -> Failure | None:
         """Evidence first, then the attempt is deleted, until nothing of it is left. None: it brought a whole result.
@@ -133,7 +133,7 @@ class Watch:
             collect_stacks(self.job, number, sleep=self.sleep)
         folder = self.job.directory.attempt(number)
         failure = classify(ending.snapshot, read_records(folder), ending.progress, ending.passed)
-        broken = find_broken_hardware(folder) if failure.failure_class in HIDES_HARDWARE else None
+        broken = find_broken_hardware(folder) if failure.failure_class.meaning.hides_hardware else None
         return of_hardware(*broken, ending.snapshot, failure) if broken else failure
 
     def clear(self, number: int, *, grace_s: float) -> None:

@@ -12,55 +12,46 @@ from typing import TypeVar
 
 from steps.job.progress import Passed, Progress, Work
 from steps.job.snapshot import JobSnapshot, Phase, Reason, WorkerState, signal_name
-from steps.protocol.failure_class import FailureClass
-from steps.protocol.failure_record import CLASS_OF_EXIT, FailureRecord
+from steps.protocol.failure_class import CLASS_OF_EXIT, FailureClass
+from steps.protocol.failure_record import FailureRecord
 
 TRACEBACK_LINES = 12
 """Last lines of a worker's traceback that a message quotes."""
-PERMANENT: frozenset[FailureClass] = frozenset({FailureClass.USER, FailureClass.CONFIG, FailureClass.IMAGE})
-"""Trying again gives the same."""
-SYMPTOMS: frozenset[str] = frozenset({FailureClass.NETWORK, FailureClass.HANG, FailureClass.PREEMPTED})
-"""Classes that a healthy worker also reports when another one has died."""
-HIDES_HARDWARE: frozenset[FailureClass] = frozenset({FailureClass.HANG, FailureClass.NETWORK, FailureClass.UNKNOWN})
-"""Classes that a broken accelerator may be behind: it ends as a time-out or a lost collective, often of a healthy peer first."""
 SAYS_NOTHING = (Reason.NONE, Reason.PEER)
 """A worker with these was a victim, or nobody knows."""
-ON_REQUEST = (Reason.STOPPED, Reason.LEASE, Reason.PREEMPTED, Reason.CANCELLED)
-"""The job as a whole was ended from outside: how each worker went then says nothing."""
 SIGTERM = 15
 T = TypeVar("T")
 
-CLASS_OF_REASON: dict[Reason, FailureClass] = {
-    Reason.OUT_OF_MEMORY: FailureClass.OUT_OF_MEMORY,
-    Reason.IMAGE: FailureClass.IMAGE,
-    Reason.CONFIG: FailureClass.CONFIG,
-    Reason.PREEMPTED: FailureClass.PREEMPTED,
-    Reason.NODE: FailureClass.NODE,
-    Reason.STOPPED: FailureClass.PREEMPTED,
-    Reason.LEASE: FailureClass.PREEMPTED,
-    Reason.AGENT: FailureClass.UNKNOWN,
-    Reason.CANCELLED: FailureClass.PREEMPTED,
-    Reason.RECREATED: FailureClass.PREEMPTED,
-    Reason.PEER: FailureClass.UNKNOWN,
-    Reason.INIT: FailureClass.UNKNOWN,
-    Reason.OWN_STORAGE: FailureClass.STORAGE,
-    Reason.UNSCHEDULABLE: FailureClass.NODE,
-}
-WORDS_OF_REASON: dict[Reason, str] = {
-    Reason.OUT_OF_MEMORY: "the platform killed it: out of memory",
-    Reason.IMAGE: "its image cannot be pulled",
-    Reason.CONFIG: "its container cannot be created",
-    Reason.PREEMPTED: "the platform took its place away",
-    Reason.NODE: "its node failed",
-    Reason.STOPPED: "it was asked to stop",
-    Reason.LEASE: "no supervisor watched over it any more, so it was ended",
-    Reason.AGENT: "the process that watched over the workers was killed",
-    Reason.CANCELLED: "somebody cancelled or deleted it",
-    Reason.RECREATED: "its pod was deleted from outside",
-    Reason.PEER: "its ranks were stopped since another node's failed first, and that node left no word",
-    Reason.INIT: "a container that runs before it has failed",
-    Reason.OWN_STORAGE: "it wrote more to its node than it may",
-    Reason.UNSCHEDULABLE: "no node has room for it",
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What a platform's reason means."""
+
+    failure_class: FailureClass
+    words: str
+    is_of_the_job: bool = False
+    """The job as a whole was ended from outside: how each worker went then says nothing."""
+
+
+TOLD: dict[Reason, Told] = {
+    Reason.OUT_OF_MEMORY: Told(FailureClass.OUT_OF_MEMORY, "the platform killed it: out of memory"),
+    Reason.IMAGE: Told(FailureClass.IMAGE, "its image cannot be pulled"),
+    Reason.CONFIG: Told(FailureClass.CONFIG, "its container cannot be created"),
+    Reason.PREEMPTED: Told(FailureClass.PREEMPTED, "the platform took its place away", is_of_the_job=True),
+    Reason.NODE: Told(FailureClass.NODE, "its node failed"),
+    Reason.STOPPED: Told(FailureClass.PREEMPTED, "it was asked to stop", is_of_the_job=True),
+    Reason.LEASE: Told(
+        FailureClass.PREEMPTED, "no supervisor watched over it any more, so it was ended", is_of_the_job=True
+    ),
+    Reason.AGENT: Told(FailureClass.UNKNOWN, "the process that watched over the workers was killed"),
+    Reason.CANCELLED: Told(FailureClass.PREEMPTED, "somebody cancelled or deleted it", is_of_the_job=True),
+    Reason.RECREATED: Told(FailureClass.PREEMPTED, "its pod was deleted from outside"),
+    Reason.PEER: Told(
+        FailureClass.UNKNOWN, "its ranks were stopped since another node's failed first, and that node left no word"
+    ),
+    Reason.INIT: Told(FailureClass.UNKNOWN, "a container that runs before it has failed"),
+    Reason.OWN_STORAGE: Told(FailureClass.STORAGE, "it wrote more to its node than it may"),
+    Reason.UNSCHEDULABLE: Told(FailureClass.NODE, "no node has room for it"),
 }
 
 
@@ -83,7 +74,7 @@ class Failure:
     @property
     def is_permanent(self) -> bool:
         """Trying again gives the same."""
-        return self.failure_class in PERMANENT
+        return self.failure_class.meaning.is_permanent
 
 
 def classify(
@@ -94,7 +85,7 @@ def classify(
     `records` are the workers' own, the earliest first.
     """
     step = progress.step if progress.has_trained else None
-    cause = _first(record for record in records if record.failure_class not in SYMPTOMS)
+    cause = _first(record for record in records if not record.is_symptom)
     is_late = passed is not None and passed.work is Work.STARTUP
     by_platform = _first(item for item in _ended(snapshot, is_late=is_late) if item.reason not in SAYS_NOTHING)
     killed = _first(worker for worker in _ended(snapshot) if _died_by_signal(worker))
@@ -109,7 +100,7 @@ def classify(
         return _of_late_start(by_platform, snapshot, passed, step)
     if by_platform:
         return _of_reason(by_platform.reason, by_platform, by_platform.message, step)
-    if snapshot.reason in ON_REQUEST:
+    if snapshot.reason in TOLD and TOLD[snapshot.reason].is_of_the_job:
         return _of_reason(snapshot.reason, None, snapshot.message, step)
     if killed:
         return _of_signal(killed, snapshot, step)
@@ -183,9 +174,9 @@ def _of_late_start(worker: WorkerState | None, snapshot: JobSnapshot, passed: Pa
 
 def _of_reason(reason: Reason, worker: WorkerState | None, message: str, step: int | None) -> Failure:
     who = f"rank {worker.rank}{f' ({worker.name})' if worker.name else ''}" if worker else "the job"
-    words = f"{who}: {WORDS_OF_REASON[reason]}{f' ({message})' if message else ''}"
+    words = f"{who}: {TOLD[reason].words}{f' ({message})' if message else ''}"
     rank, node = (worker.rank, worker.node) if worker else (None, "")
-    return Failure(CLASS_OF_REASON[reason], words, rank, node, step)
+    return Failure(TOLD[reason].failure_class, words, rank, node, step)
 
 
 def _of_signal(worker: WorkerState, snapshot: JobSnapshot, step: int | None) -> Failure:
@@ -194,7 +185,7 @@ def _of_signal(worker: WorkerState, snapshot: JobSnapshot, step: int | None) -> 
     who = f"rank {worker.rank}{f' ({worker.name})' if worker.name else ''}"
     if snapshot.reason is Reason.OUT_OF_MEMORY:
         return Failure(
-            FailureClass.OUT_OF_MEMORY, f"{who}: {WORDS_OF_REASON[snapshot.reason]}", worker.rank, worker.node, step
+            FailureClass.OUT_OF_MEMORY, f"{who}: {TOLD[snapshot.reason].words}", worker.rank, worker.node, step
         )
     return Failure(FailureClass.UNKNOWN, f"{who} was killed by {name}", worker.rank, worker.node, step)
 

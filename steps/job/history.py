@@ -52,6 +52,11 @@ class Attempt:
     """Seconds from its creation to its first training step."""
 
     @property
+    def failure(self) -> FailureClass | None:
+        """Why it ended; None for one that succeeded or runs."""
+        return FailureClass(self.failure_class) if self.failure_class else None
+
+    @property
     def is_open(self) -> bool:
         """Not known to have ended."""
         return self.finished_s is None

@@ -10,21 +10,6 @@ from steps.job.classify import Failure
 from steps.job.history import Verdict
 from steps.job.job import Job
 from steps.job.retry import GiveUp, Resubmit
-from steps.protocol.failure_class import FailureClass
-
-ADVICE: dict[FailureClass, str] = {
-    FailureClass.USER: "mend what the traceback names; if the loss ran away, lower --learning-rate",
-    FailureClass.CONFIG: "correct the setting or the data that the message names",
-    FailureClass.OUT_OF_MEMORY: "lower --micro-batch, turn on --gradient-checkpointing, or lower --sequence-length",
-    FailureClass.IMAGE: "check the image's name, its tag, and whether the nodes may pull it",
-    FailureClass.PREEMPTED: "nothing is wrong with the training; go on when there is room",
-    FailureClass.NODE: "look at the node named above before you go on",
-    FailureClass.ACCELERATOR: "look at the accelerator's health on the node named above",
-    FailureClass.NETWORK: "look at the network between the workers, and at the log of the rank that went first",
-    FailureClass.STORAGE: "look at the free space, the quota and the mount of the run directory",
-    FailureClass.HANG: "read the stacks in the evidence: they show where each rank stood",
-    FailureClass.UNKNOWN: "read the end of the log of the rank named above",
-}
 
 ERRORS: dict[str, type[JobError]] = {
     "permanent": JobPermanentError,
@@ -60,7 +45,7 @@ def final_message(job: Job, attempt: int, failure: Failure, decision: GiveUp, re
         f"No further attempt: {decision.reason}.",
         *(f"    {line}" for line in failure.traceback),
         f"Evidence: {folder / 'evidence'}; logs: rank-0.log and its like in {folder}.",
-        f"What to do: {ADVICE[failure.failure_class]}. Then `resume` goes on ({kept}).",
+        f"What to do: {failure.failure_class.meaning.advice}. Then `resume` goes on ({kept}).",
     ]
     return "\n".join(lines)
 

@@ -10,23 +10,18 @@ A node that failed twice is left out, one with a broken accelerator at once; see
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from steps.job.classify import PERMANENT
 from steps.job.history import Attempt, History
 from steps.protocol.failure_class import FailureClass
 from steps.settings.config import Retry
 
 NODE_FAILURES = 2
 """A node that failed this often is left out; with a broken accelerator, once is enough."""
-BLAMES_NODE = frozenset(
-    {FailureClass.NODE, FailureClass.ACCELERATOR, FailureClass.NETWORK, FailureClass.HANG, FailureClass.UNKNOWN}
-)
 LONGEST_GROWTH = 64
 """Power of `delay_factor`, at most: beyond it numbers overflow, and `max_delay_s` was reached long ago."""
-MEMORY_ADVICE = "lower --micro-batch, turn on --gradient-checkpointing, or lower --sequence-length"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,14 +50,15 @@ def decide(history: History, policy: Retry, *, spent_s: float, total_s: float, n
     """
     last = history.attempts[-1]
     failure_class = FailureClass(last.failure_class)
-    if failure_class in PERMANENT and not _has_started_before(history):
+    meaning = failure_class.meaning
+    if meaning.is_permanent and not _has_started_before(history):
         return GiveUp("permanent", f"a failure of class {failure_class} would only come again")
-    if failure_class is FailureClass.OUT_OF_MEMORY and _same_step_before(history):
-        return GiveUp("permanent", f"out of memory twice {_at(last.step)}: {MEMORY_ADVICE}")
+    if meaning.is_permanent_at_same_step and _same_step_before(history):
+        return GiveUp("permanent", f"{failure_class.replace('_', ' ')} twice {_at(last.step)}: {meaning.advice}")
     streak = attempts_without_progress(history)
     if streak >= policy.max_without_progress:
         return GiveUp("exhausted", f"{streak} attempts in a row brought no new complete checkpoint")
-    used = sum(not free for free in _free(history))
+    used = sum(not item.free for item in count(history))
     if used >= policy.max_attempts:
         return GiveUp("exhausted", f"all {policy.max_attempts} attempts (retry.max_attempts) are used up")
     delay_s = _delay_s(last, streak, policy)
@@ -110,10 +106,12 @@ def excluded_nodes(history: History, nodes: int = 0) -> tuple[str, ...]:
     Those on which an attempt failed first, twice or more. One with a broken accelerator at once, until such an attempt finds no
     room without it: the platform may have restarted it under the same name, and then it is all there is.
     """
-    blamed = Counter(item.node for item in history.counted if item.node and item.failure_class in BLAMES_NODE)
+    blamed = Counter(
+        item.node for item in history.counted if item.node and item.failure and item.failure.meaning.blames_node
+    )
     found = {node for node, times in blamed.items() if times >= NODE_FAILURES}
     for item in history.counted:
-        if item.failure_class == FailureClass.ACCELERATOR and item.node:
+        if item.node and item.failure and item.failure.meaning.excludes_node_at_once:
             found.add(item.node)
         elif _found_no_room(item) and item.nodes <= nodes:
             found = {node for node in found if blamed[node] >= NODE_FAILURES}
@@ -122,58 +120,54 @@ def excluded_nodes(history: History, nodes: int = 0) -> tuple[str, ...]:
 
 def _found_no_room(attempt: Attempt) -> bool:
     """Its workers never had a node: a failed one has a name."""
-    return attempt.failure_class == FailureClass.NODE and not attempt.node
+    return attempt.failure is FailureClass.NODE and not attempt.node
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """An attempt, as the limits count it."""
+
+    attempt: Attempt
+    advanced: bool
+    """It left a newer complete checkpoint than all before it."""
+    free: bool
+    """It uses up no retry: its failure's class does not, and it is not the second such in a row without progress."""
+
+
+def count(history: History) -> Iterator[Counted]:
+    """The attempts since the retry count was last reset."""
+    best = max((attempt.complete_step for attempt in history.attempts[: history.not_counted]), default=0)
+    was_idle = False
+    for attempt in history.counted:
+        advanced = attempt.complete_step > best
+        is_spared = attempt.failure is not None and not attempt.failure.meaning.uses_up_retry
+        is_idle = is_spared and not advanced
+        yield Counted(attempt, advanced, free=is_spared and not (is_idle and was_idle))
+        best, was_idle = max(best, attempt.complete_step), is_idle
 
 
 def attempts_without_progress(history: History) -> int:
     """Attempts at the end of the history that brought no new complete checkpoint; free ones are not counted."""
     streak = 0
-    for advanced, free in zip(_advanced(history), _free(history), strict=True):
-        if advanced:
-            streak = 0
-        elif not free:
-            streak += 1
+    for item in count(history):
+        streak = 0 if item.advanced else streak + (not item.free)
     return streak
-
-
-def _advanced(history: History) -> list[bool]:
-    """For each counted attempt: did it leave a newer complete checkpoint than all before it?"""
-    best = max((attempt.complete_step for attempt in history.attempts[: history.not_counted]), default=0)
-    found = []
-    for attempt in history.counted:
-        found.append(attempt.complete_step > best)
-        best = max(best, attempt.complete_step)
-    return found
-
-
-def _free(history: History) -> list[bool]:
-    """For each counted attempt: a preemption, unless the one before was preempted too and neither brought progress."""
-    found: list[bool] = []
-    was_idle_preemption = False
-    for attempt, advanced in zip(history.counted, _advanced(history), strict=True):
-        is_preemption = attempt.failure_class == FailureClass.PREEMPTED
-        is_idle_preemption = is_preemption and not advanced
-        found.append(is_preemption and not (is_idle_preemption and was_idle_preemption))
-        was_idle_preemption = is_idle_preemption
-    return found
 
 
 def _same_step_before(history: History) -> bool:
     last = history.attempts[-1]
-    return any(
-        item.failure_class == FailureClass.OUT_OF_MEMORY and item.step == last.step for item in history.counted[:-1]
-    )
+    return any(item.failure is last.failure and item.step == last.step for item in history.counted[:-1])
 
 
 def _delay_s(last: Attempt, streak: int, policy: Retry) -> float:
-    if last.failure_class == FailureClass.PREEMPTED:
+    if last.failure and not last.failure.meaning.uses_up_retry:
         return 0.0
     growth: float = policy.delay_factor ** min(max(streak - 1, 0), LONGEST_GROWTH)
     return min(policy.delay_s * growth, policy.max_delay_s)
 
 
 def _reason(last: Attempt, streak: int) -> str:
-    if last.failure_class == FailureClass.PREEMPTED:
+    if last.failure and not last.failure.meaning.uses_up_retry:
         return "it was stopped from outside"
     if streak == 0:
         return f"{last.failure_class}, and it had come further than the attempts before"

@@ -13,68 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from steps.errors import CheckpointError, ConfigError, DataError, LoraFlowError, ModelError, StorageError
-from steps.protocol.failure_class import FailureClass
+from steps.protocol.failure_class import CLASS_OF_EXCEPTION, FailureClass
 from steps.protocol.neuron_codes import NeuronCode, find_neuron_code
 from steps.protocol.rundir import errnos, write_json
 
 SCHEMA = "hyperpod-lora/failure/1"
 TERMINATION_MESSAGE_LIMIT = 4096
 """Bytes that the kubelet keeps of a container's termination message."""
-
-
-EXIT_OK = 0
-EXIT_USER = 64
-EXIT_CONFIG = 65
-EXIT_STORAGE = 66
-EXIT_DIVERGED = 70
-EXIT_OUT_OF_MEMORY = 71
-EXIT_TRANSIENT = 75
-EXIT_ACCELERATOR = 76
-EXIT_NETWORK = 77
-EXIT_HANG = 78
-EXIT_NODE = 79
-EXIT_STOPPED = 143
-
-CLASS_OF_EXIT: dict[int, FailureClass] = {
-    EXIT_USER: FailureClass.USER,
-    EXIT_CONFIG: FailureClass.CONFIG,
-    EXIT_STORAGE: FailureClass.STORAGE,
-    EXIT_DIVERGED: FailureClass.USER,
-    EXIT_OUT_OF_MEMORY: FailureClass.OUT_OF_MEMORY,
-    EXIT_TRANSIENT: FailureClass.UNKNOWN,
-    EXIT_ACCELERATOR: FailureClass.ACCELERATOR,
-    EXIT_NETWORK: FailureClass.NETWORK,
-    EXIT_HANG: FailureClass.HANG,
-    EXIT_NODE: FailureClass.NODE,
-    EXIT_STOPPED: FailureClass.PREEMPTED,
-}
-"""What an exit code means when there is no failure record. 137 (SIGKILL), 139 and the rest say nothing: unknown."""
-
-EXIT_OF_CLASS: dict[FailureClass, int] = {
-    FailureClass.USER: EXIT_USER,
-    FailureClass.CONFIG: EXIT_CONFIG,
-    FailureClass.STORAGE: EXIT_STORAGE,
-    FailureClass.OUT_OF_MEMORY: EXIT_OUT_OF_MEMORY,
-    FailureClass.ACCELERATOR: EXIT_ACCELERATOR,
-    FailureClass.NETWORK: EXIT_NETWORK,
-    FailureClass.HANG: EXIT_HANG,
-    FailureClass.NODE: EXIT_NODE,
-    FailureClass.PREEMPTED: EXIT_STOPPED,
-    FailureClass.UNKNOWN: EXIT_TRANSIENT,
-}
-
-_CLASS_OF_TYPE: dict[str, FailureClass] = {
-    "OutOfMemoryError": FailureClass.OUT_OF_MEMORY,  # torch's, for every accelerator
-    "MemoryError": FailureClass.OUT_OF_MEMORY,
-    "AcceleratorError": FailureClass.ACCELERATOR,  # torch's, of a failed CUDA call
-    "DistBackendError": FailureClass.NETWORK,  # torch.distributed: NCCL and gloo
-    "DistNetworkError": FailureClass.NETWORK,
-    "DistStoreError": FailureClass.NETWORK,
-    "ConnectionError": FailureClass.NETWORK,
-    "TimeoutError": FailureClass.NETWORK,
-    "gaierror": FailureClass.NETWORK,  # a name that cannot be resolved
-}
-"""By the name of the exception's type or of one of its bases, so that torch need not be imported."""
 
 _STORAGE_ERRNOS = errnos(
     *(
@@ -116,6 +61,11 @@ class FailureRecord:
     """Unix time; the earliest record of an attempt speaks, the others are its victims."""
     traceback: str = ""
 
+    @property
+    def is_symptom(self) -> bool:
+        """A healthy worker reports this too when another one has died."""
+        return FailureClass(self.failure_class).meaning.is_symptom
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         return {"schema": SCHEMA, **asdict(self)}
@@ -152,7 +102,7 @@ def record_of(error: BaseException, *, rank: int, node: str, step: int, time_s: 
         rank=rank,
         node=node,
         step=step,
-        exit_code=getattr(error, "exit_code", None) or EXIT_OF_CLASS.get(failure_class, EXIT_USER),
+        exit_code=getattr(error, "exit_code", None) or failure_class.exit_code,
         time_s=time_s,
         traceback="".join(traceback.format_exception(error)),
     )
@@ -172,8 +122,8 @@ def classify_exception(error: BaseException) -> FailureClass:
     if type(error).__name__ == "AcceleratorError" and "device-side assert" in str(error):
         return FailureClass.USER  # a bad index, say: the device is sound
     for kind in type(error).__mro__:
-        if kind.__name__ in _CLASS_OF_TYPE:
-            return _CLASS_OF_TYPE[kind.__name__]
+        if kind.__name__ in CLASS_OF_EXCEPTION:
+            return CLASS_OF_EXCEPTION[kind.__name__]
     found = _neuron_code(error)
     return found.failure_class if found else FailureClass.USER
 

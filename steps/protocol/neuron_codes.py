@@ -98,8 +98,6 @@ _PHRASES: tuple[tuple[re.Pattern[str], int], ...] = tuple(
     )
 )
 """Of the runtime's and the driver's log."""
-_SPEAKS_FIRST = (F.ACCELERATOR, F.NODE, F.OUT_OF_MEMORY, F.CONFIG, F.USER, F.NETWORK, F.HANG)
-"""Where a text names several: broken hardware makes its peers hang and time out, never the other way round."""
 
 
 def find_neuron_code(text: str) -> NeuronCode | None:
@@ -108,4 +106,4 @@ def find_neuron_code(text: str) -> NeuronCode | None:
     numbers |= {_NUMBER_OF_NAME[name] for name in _NAMED.findall(text) if name in _NUMBER_OF_NAME}
     numbers |= {number for pattern, number in _PHRASES if pattern.search(text)}
     found = [CODES[number] for number in sorted(numbers) if number in CODES]
-    return min(found, key=lambda code: _SPEAKS_FIRST.index(code.failure_class), default=None)
+    return min(found, key=lambda code: code.failure_class.precedence, default=None)

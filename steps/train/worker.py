@@ -27,7 +27,8 @@ from steps.machine import quiet_threads
 from steps.protocol import checkpoints
 from steps.protocol.checkpoints import Checkpoint, Writer
 from steps.protocol.events import EventWriter
-from steps.protocol.failure_record import EXIT_OK, EXIT_STOPPED, record_of, write_record
+from steps.protocol.failure_class import EXIT_OK, FailureClass
+from steps.protocol.failure_record import record_of, write_record
 from steps.protocol.records import digest_file
 from steps.protocol.rundir import storage_errors, sync_tree, write_json
 from steps.train.loop.callbacks import Callbacks
@@ -81,7 +82,7 @@ class Worker:
             self.callbacks.start_clock()
             backend.train(done=done, listener=self.callbacks)
         if self.callbacks.stopped:
-            return EXIT_STOPPED
+            return FailureClass.PREEMPTED.exit_code
         if self.spec.graphs_only:  # `neuron_precompile` compiles what was collected, and has the last word
             return EXIT_OK
         result = self._export(backend, writer)

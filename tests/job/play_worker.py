@@ -20,7 +20,8 @@ from pathlib import Path
 
 from steps.protocol.checkpoints import checkpoint_path, commit, newest_step, register_writer
 from steps.protocol.events import EventWriter
-from steps.protocol.failure_record import EXIT_STOPPED, FailureRecord, record_of, write_record
+from steps.protocol.failure_class import FailureClass
+from steps.protocol.failure_record import FailureRecord, record_of, write_record
 from steps.protocol.rundir import TrainDir
 
 MEET_S = 3.0
@@ -125,7 +126,7 @@ def main() -> int:
             act(todo["act"], folder, rank, step - 1)
         met = meet(folder, rank, world, step, play.get("meet_s", MEET_S)) if play.get("together") else True
         if not met and not (folder / "stopping").exists():
-            return EXIT_STOPPED  # the others are gone: nothing can be saved
+            return FailureClass.PREEMPTED.exit_code  # the others are gone: nothing can be saved
         if not met:
             step -= 1
         elif stopping and play.get("together"):
@@ -144,7 +145,7 @@ def main() -> int:
         if leaving:
             if events:
                 events.emit("stopping", step, reason="SIGTERM")
-            return EXIT_STOPPED
+            return FailureClass.PREEMPTED.exit_code
     if events and writer and todo.get("act") != "no_result":
         result = directory.writers / str(writer) / "result"
         result.mkdir()

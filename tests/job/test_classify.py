@@ -10,7 +10,8 @@ import pytest
 from steps.job.classify import classify, of_hardware
 from steps.job.progress import Passed, Progress, Work, begin
 from steps.job.snapshot import JobSnapshot, Phase, Reason, WorkerState
-from steps.protocol.failure_record import CLASS_OF_EXIT, FailureRecord
+from steps.protocol.failure_class import CLASS_OF_EXIT
+from steps.protocol.failure_record import FailureRecord
 
 TRAINED = replace(begin(0.0), step=7, trained_at_s=1.0)
 UNTRAINED = begin(0.0)

@@ -16,8 +16,6 @@ from steps import errors
 from steps.errors import CheckpointError, ConfigError, DataError, JobError, ModelError, Problem, StorageError
 from steps.protocol.failure_class import FailureClass
 from steps.protocol.failure_record import (
-    CLASS_OF_EXIT,
-    EXIT_OF_CLASS,
     TERMINATION_MESSAGE_LIMIT,
     FailureRecord,
     classify_exception,
@@ -82,12 +80,6 @@ class Diverged(errors.LoraFlowError):
 )
 def test_the_class_of_an_exception(error: BaseException, expected: str) -> None:
     assert classify_exception(error).value == expected
-
-
-def test_exit_codes_and_classes_agree() -> None:
-    for failure_class, code in EXIT_OF_CLASS.items():
-        assert CLASS_OF_EXIT[code] == failure_class
-    assert all(0 < code < 128 or code == 143 for code in CLASS_OF_EXIT)
 
 
 def raised(error: Exception) -> Exception:

@@ -10,7 +10,8 @@ from steps.job.agent.runtime_log import LAST_BYTES, find_broken_hardware, record
 from steps.job.classify import classify
 from steps.job.progress import begin
 from steps.job.snapshot import JobSnapshot, Phase, WorkerState
-from steps.protocol.failure_record import CLASS_OF_EXIT, classify_exception, read_records, record_of
+from steps.protocol.failure_class import CLASS_OF_EXIT
+from steps.protocol.failure_record import classify_exception, read_records, record_of
 from steps.protocol.neuron_codes import CODES, find_neuron_code
 
 WORDS = [

@@ -11,7 +11,8 @@ import pytest
 
 from steps.protocol.checkpoints import choose, register_writer
 from steps.protocol.events import Event, EventTail, EventWriter
-from steps.protocol.failure_record import EXIT_DIVERGED, record_of
+from steps.protocol.failure_class import EXIT_DIVERGED
+from steps.protocol.failure_record import record_of
 from steps.train.loop.backend import Listener, ModelSize, StepDone
 from steps.train.loop.callbacks import Callbacks, DivergedError
 from steps.train.spec import TrainSpec

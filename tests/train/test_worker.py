@@ -7,7 +7,8 @@ import signal
 
 import pytest
 
-from steps.protocol.failure_record import EXIT_CONFIG, EXIT_DIVERGED, EXIT_NETWORK, EXIT_STOPPED, read_records
+from steps.protocol.failure_class import EXIT_DIVERGED, FailureClass
+from steps.protocol.failure_record import read_records
 from tests.train.train_harness import Training, Trainings
 
 pytestmark = pytest.mark.timeout(900)  # seconds when alone; the machine may be shared
@@ -63,7 +64,7 @@ def test_killed_and_resumed_on_any_number_of_processes_is_bit_identical_to_unint
 def test_sigterm_finishes_the_step_saves_and_exits_143(whole: Training, trainings: Trainings, processes: int) -> None:
     training = trainings.make(f"asked-to-stop-{processes}")
     code = training.run_until(2, processes=processes, send=lambda process: process.send_signal(signal.SIGTERM))
-    assert code == EXIT_STOPPED or processes > 1  # torchrun has an exit code of its own
+    assert code == FailureClass.PREEMPTED.exit_code or processes > 1  # torchrun has an exit code of its own
     told = [event.kind for event in training.events()]
     assert told[-3:] == ["checkpoint_begin", "checkpoint", "stopping"]
     stopped_at = training.events(kind="stopping")[0].step
@@ -86,7 +87,7 @@ def test_a_rank_that_dies_takes_its_peer_along_as_a_victim(trainings: Trainings)
     assert training.run_until(2, processes=2, send=kill_rank_1) != 0
     records = read_records(training.spec.place.attempt(1))
     assert [(record.rank, record.failure_class, record.exit_code) for record in records] in (
-        [(0, "network", EXIT_NETWORK)],
+        [(0, "network", FailureClass.NETWORK.exit_code)],
         [],  # torchrun was quicker to end it
     )
 
@@ -112,7 +113,7 @@ def test_a_damaged_newest_checkpoint_is_set_aside_and_the_one_before_is_used(
 def test_a_straggler_may_not_write(whole: Training, trainings: Trainings) -> None:
     training = trainings.make("straggler")
     (training.spec.place.writers / "002-01").mkdir(parents=True)
-    assert training.run(1) == EXIT_CONFIG
+    assert training.run(1) == FailureClass.CONFIG.exit_code
     (record,) = read_records(training.spec.place.attempt(1))
     assert "starts after attempt 2 has begun" in record.message
     assert not training.spec.place.checkpoints.exists()
@@ -148,7 +149,7 @@ def test_fsdp_has_ddps_losses_and_resumes_on_its_layout_only(whole: Training, tr
     for event in whole.events(kind="step"):
         assert losses[event.step] == pytest.approx(event.data["loss"], abs=1e-4)
     alone = trainings.make("fsdp", sharding="fsdp")
-    assert alone.run(3) == EXIT_CONFIG
+    assert alone.run(3) == FailureClass.CONFIG.exit_code
     (record,) = read_records(alone.spec.place.attempt(3))
     assert "fsdp goes on with as many processes as saved it: 2, not 1" in record.message
 

@@ -8,7 +8,8 @@ import pytest
 
 from steps.protocol import checkpoints
 from steps.protocol.events import EventTail
-from steps.protocol.failure_record import EXIT_STORAGE, read_records
+from steps.protocol.failure_class import FailureClass
+from steps.protocol.failure_record import read_records
 from tests.shared.small_disk import PAGE, disk_of, fill
 from tests.train.train_harness import Training, Trainings
 
@@ -35,7 +36,7 @@ def test_a_disk_that_fills_ends_the_attempt_as_storage_and_harms_no_older_checkp
         while not any(event.kind == "checkpoint" for event in tail.read_new()):
             assert process.poll() is None, training.log()
         fill(disk, leave_bytes=room)
-        assert process.wait(timeout=300) == EXIT_STORAGE, training.log()
+        assert process.wait(timeout=300) == FailureClass.STORAGE.exit_code, training.log()
         chosen = checkpoints.choose(spec.place.checkpoints, identity="abc")
         assert chosen.checkpoint is not None
         assert chosen.checkpoint.step in (4, 8)

@@ -8,7 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from steps.protocol.failure_record import EXIT_STORAGE, read_records
+from steps.protocol.failure_class import FailureClass
+from steps.protocol.failure_record import read_records
 from tests.train.neuron.test_layout import make_spec
 
 ROOT = Path(__file__).parents[2]
@@ -34,6 +35,6 @@ def test_an_exit_handler_or_a_thread_that_never_ends_holds_no_rank_back(tmp_path
         timeout=100,
         check=False,
     )
-    assert done.returncode == EXIT_STORAGE, done.stderr
+    assert done.returncode == FailureClass.STORAGE.exit_code, done.stderr
     (record,) = read_records(spec.place.attempt(1))
     assert str(tmp_path / "gone") in record.message

@@ -28,14 +28,7 @@ from steps.job.agent.endings import first_failure
 from steps.job.agent.log_forwarder import LogForwarder
 from steps.protocol.events import PREFIX
 from steps.protocol.failure_class import FailureClass
-from steps.protocol.failure_record import (
-    EXIT_NETWORK,
-    EXIT_STOPPED,
-    EXIT_TRANSIENT,
-    FailureRecord,
-    read_records,
-    record_of,
-)
+from steps.protocol.failure_record import FailureRecord, read_records, record_of
 from steps.protocol.rundir import TrainDir, storage_errors
 
 SHARED_POLL_S = 1.0
@@ -86,7 +79,7 @@ def ours(record: FailureRecord) -> FailureRecord:
     """A failure of this program, before or beside the training: never the user's, so it is tried again."""
     if record.failure_class != FailureClass.USER:
         return record
-    return replace(record, failure_class=FailureClass.UNKNOWN.value, exit_code=EXIT_TRANSIENT)
+    return replace(record, failure_class=FailureClass.UNKNOWN.value, exit_code=FailureClass.UNKNOWN.exit_code)
 
 
 def run(given: argparse.Namespace, node: Node, termination: Path) -> int:
@@ -99,9 +92,9 @@ def run(given: argparse.Namespace, node: Node, termination: Path) -> int:
     shared = TrainDir(given.directory).attempt(given.attempt)
     folder = claim_folder(shared, node.rank)
     if given.recovery == "client" and folder.name != f"{node.rank:03d}":
-        return _end(EXIT_STOPPED, recreated(node, shared), termination)
+        return _end(FailureClass.PREEMPTED.exit_code, recreated(node, shared), termination)
     if not wait_for_name(node, limit_s=given.name_wait_s):
-        return _end(EXIT_NETWORK, unresolved(node, given.name_wait_s), termination)
+        return _end(FailureClass.NETWORK.exit_code, unresolved(node, given.name_wait_s), termination)
     os.environ.update(processes_environment(given, shared))
     machine.quiet_threads(os.environ)
     keeper = Agent(folder, _plan(given, node, shared))
@@ -127,7 +120,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _leave(number: int, frame: object) -> None:
-    sys.exit(EXIT_STOPPED)
+    sys.exit(FailureClass.PREEMPTED.exit_code)
 
 
 def _plan(given: argparse.Namespace, node: Node, shared: Path) -> dict[str, Any]:
@@ -195,15 +188,15 @@ def processes_environment(given: argparse.Namespace, shared: Path) -> dict[str, 
 def last_words(ended: dict[str, Any], shared: Path, node: Node) -> tuple[int, str]:
     """(exit code, termination message) of this node's end: those of its first rank that failed by itself."""
     if ended.get("reason") == PEER:
-        return EXIT_STOPPED, VICTIM
+        return FailureClass.PREEMPTED.exit_code, VICTIM
     if ended.get("reason"):
         message = {"reason": ended["reason"], "message": ended.get("message", "")}
-        return EXIT_STOPPED, json.dumps(message)
+        return FailureClass.PREEMPTED.exit_code, json.dumps(message)
     if ended.get("exit_code") == 0:
         return 0, ""
     found = first_failure(ended)
     if found is None:
-        return EXIT_STOPPED, VICTIM
+        return FailureClass.PREEMPTED.exit_code, VICTIM
     first, code = found
     record = next((item for item in read_records(shared) if item.rank == first), None)
     code = code if code > 0 else 128 - code
@@ -232,7 +225,7 @@ def unresolved(node: Node, limit_s: float) -> str:
         "cluster's DNS does not answer"
     )
     record = FailureRecord(
-        FailureClass.NETWORK.value, message, "NameError", -1, node.name, 0, EXIT_NETWORK, time.time()
+        FailureClass.NETWORK.value, message, "NameError", -1, node.name, 0, FailureClass.NETWORK.exit_code, time.time()
     )
     return record.short()
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from steps.protocol.failure_class import FailureClass
-from steps.protocol.failure_record import EXIT_OF_CLASS, FailureRecord, read_records, write_record
+from steps.protocol.failure_record import FailureRecord, read_records, write_record
 from steps.protocol.neuron_codes import NeuronCode, find_neuron_code
 
 LAST_BYTES = 65536
@@ -74,7 +74,7 @@ def _record(found: NeuronCode, rank: int, code: int, finished_s: float, text: st
         rank=rank,
         node=platform.node(),
         step=0,
-        exit_code=EXIT_OF_CLASS[found.failure_class],
+        exit_code=found.failure_class.exit_code,
         time_s=finished_s,
         traceback=text[-4000:],
     )

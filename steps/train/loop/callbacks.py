@@ -15,7 +15,7 @@ from pathlib import Path
 from steps.errors import LoraFlowError
 from steps.protocol.checkpoints import Writer, checkpoint_path, commit, prune
 from steps.protocol.events import EventWriter
-from steps.protocol.failure_record import EXIT_DIVERGED
+from steps.protocol.failure_class import EXIT_DIVERGED
 from steps.protocol.rundir import read_json, storage_errors, write_json
 from steps.train.loop.backend import Backend, StepDone
 from steps.train.spec import TrainSpec

@@ -22,7 +22,8 @@ from pathlib import Path
 
 from steps.errors import ConfigError, LoraFlowError, ModelError, Problem
 from steps.protocol.events import EventWriter
-from steps.protocol.failure_record import EXIT_TRANSIENT, record_of, write_record
+from steps.protocol.failure_class import FailureClass
+from steps.protocol.failure_record import record_of, write_record
 from steps.protocol.records import digest_file
 from steps.protocol.rundir import write_json
 from steps.train.neuron.cache import VARIABLE, count_graphs, fetch_graphs, keep_graphs, local_cache
@@ -121,7 +122,7 @@ def main(argv: Sequence[str]) -> int:
             _publish(spec, attempt, outcome)
     except CollectError as error:  # no record: the ranks have left theirs, or were asked to stop
         print(error, file=sys.stderr, flush=True)
-        return EXIT_TRANSIENT
+        return FailureClass.UNKNOWN.exit_code
     except LoraFlowError as error:
         print(f"{error.headline}: {error}", file=sys.stderr, flush=True)
         rank = node * _processes_of(command)  # the first of this node: the others' numbers are other nodes'
