@@ -26,7 +26,7 @@ from steps.flow.training import read_inputs
 from steps.job import history as memory
 from steps.job.history import Attempt
 from steps.job.job import Job
-from steps.job.lease import Lease, holder_of
+from steps.job.lease import detach, holder_of
 from steps.protocol.rundir import RunDir, TrainDir, held_lock, run_directory, write_atomic, write_json
 from steps.pytorchjob import manifest as pytorchjob
 from steps.pytorchjob.spec import Code, JobSpec
@@ -95,7 +95,7 @@ def by_hand(run: RunDir) -> Printable:
     code = newest_code(run) or archive_sources(run)
     attempt = _note_attempt(job)
     write_json(job.directory.spec, dict(job.spec))
-    Lease(job, settings.cluster.lease_s, time.monotonic).detach(attempt)
+    detach(job.directory, attempt)
     # The directory keeps its name through `resume`, whose runs have ids of their own.
     spec = spec_of(settings, run="/".join(run.path.parts[-2:]), step="train", code=code)
     return Printable(inputs.plan, spec, job, attempt, is_real=True)

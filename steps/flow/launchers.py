@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def local_launcher(settings: Settings) -> Launcher:
     """torchrun on this machine."""
-    return LocalLauncher(grace_s=settings.deadlines.grace_s)
+    return LocalLauncher(grace_s=settings.deadlines.grace_s, lease_s=settings.cluster.lease_s)
 
 
 def read_settings(path: Path) -> Settings:

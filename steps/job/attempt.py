@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
-from steps.errors import JobTimeout
+from steps.errors import JobTimeout, StorageError
 from steps.job import cancel
 from steps.job import progress as deadlines
 from steps.job.agent.runtime_log import find_broken_hardware
@@ -13,9 +13,10 @@ from steps.job.classify import Failure, classify, of_hardware
 from steps.job.evidence import collect_stacks, save_evidence
 from steps.job.job import Job
 from steps.job.lease import Lease
-from steps.job.progress import Passed, Progress, Work
+from steps.job.progress import Passed, Progress, Spent, Work
 from steps.job.result import result_damage
 from steps.job.snapshot import JobSnapshot, Launcher, Reason
+from steps.protocol.checkpoints import newest_step
 from steps.protocol.events import Event, EventTail
 from steps.protocol.failure_class import FailureClass
 from steps.protocol.failure_record import read_records
@@ -41,6 +42,10 @@ class Ending:
     passed: Passed | None = None
     is_out_of_time: bool = False
     """The total deadline has passed."""
+    queued_s: float = 0.0
+    """That it spent in a queue."""
+    contradiction: str = ""
+    """Its workers began where they cannot have meant to."""
 
     @property
     def started_nodes(self) -> int | None:
@@ -51,9 +56,9 @@ class Ending:
 
     @property
     def ready_s(self) -> float | None:
-        """Seconds until its first training step was seen."""
+        """Seconds outside a queue until its first training step was seen."""
         trained_at_s = self.progress.trained_at_s
-        return None if trained_at_s is None else trained_at_s - self.begun_s
+        return None if trained_at_s is None else max(0.0, trained_at_s - self.begun_s - self.queued_s)
 
     @property
     def failed_s(self) -> float | None:
@@ -64,6 +69,49 @@ class Ending:
         )
 
 
+@dataclass(slots=True)
+class _Seen:
+    """What the looks at an attempt have brought so far."""
+
+    tail: EventTail
+    begun_s: float
+    expected_step: int
+    progress: Progress = field(init=False)
+    contradiction: str = ""
+    """Why its workers cannot be right about where to begin."""
+    over_s: float | None = None
+    """Since when all of its workers have ended."""
+    new: list[Event] = field(default_factory=list)
+
+    def read_events(self, now_s: float, job: Job) -> None:
+        """Take in what the workers have written."""
+        for event in self.tail.read_new():
+            self.progress = deadlines.advance(self.progress, event, now_s)
+            self.new.append(event)
+            if event.kind == "started":
+                self.contradiction = _contradiction(event, self.expected_step, job)
+                self.expected_step = 0  # workers made anew later begin with what was saved since
+
+    def take_new(self) -> list[Event]:
+        """Events that nobody has been told of yet."""
+        told, self.new = self.new, []
+        return told
+
+
+def _contradiction(started: Event, expected_step: int, job: Job) -> str:
+    """Why the workers should have begun later than they did; empty if they are right.
+
+    A checkpoint that they found damaged was set aside before they said so; one that does not fit them they name.
+    """
+    is_later = started.step >= expected_step or started.data.get("passed_over")
+    if is_later or newest_step(job.directory.checkpoints) < expected_step:
+        return ""
+    return (
+        f"its workers begin at step {started.step}, although the checkpoint of step {expected_step} is complete in "
+        f"{job.directory.checkpoints}: they do not see what the launcher sees there; look at the mounts of the run directory"
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Watch:
     """Looks at attempts of a job through a launcher."""
@@ -72,35 +120,59 @@ class Watch:
     launcher: Launcher
     limits: Deadlines
     lease: Lease
+    spent: Spent
     observe: Callable[[Event], None]
     clock: Callable[[], float]
     sleep: Callable[[float], None]
+    is_foreign: bool = False
+    """The cluster makes failed workers anew within an attempt (`cluster.recovery: hyperpod`)."""
 
-    def until_end(self, number: int, *, out_of_time_s: float, on_admitted: Callable[[], None]) -> Ending:
-        """Look until the attempt is over or a deadline has passed; `out_of_time_s`: clock time of the total deadline."""
-        tail = EventTail(self.job.directory.events(number))
-        begun_s = self.clock()
-        progress = deadlines.begin(begun_s)
-        over_s: float | None = None
+    def until_end(self, number: int, *, on_admitted: Callable[[], None], expected_step: int = 0) -> Ending:
+        """Look until the attempt is over, a deadline has passed, or all the time is spent.
+
+        `expected_step`: of the checkpoint that its workers have to begin with, as seen when it was made; 0: any.
+
+        Raises:
+            StorageError: the run directory has failed until half of the lease was gone.
+        """
+        seen = _Seen(EventTail(self.job.directory.events(number)), self.clock(), expected_step)
+        seen.progress = deadlines.begin(seen.begun_s)
         while True:
-            snapshot = self.launcher.read(self.job, number)
-            now_s = self.clock()
-            for event in tail.read_new():
-                progress = deadlines.advance(progress, event, now_s)
+            ending = None
+            try:
+                ending = self._look(number, seen, on_admitted)
+                self.lease.advance(number, self.spent.attempt_s)
+            except (OSError, StorageError) as error:
+                self.lease.patience.excuse(error)
+            for event in seen.take_new():
                 self.observe(event)
-            over_s = (now_s if over_s is None else over_s) if snapshot.is_over else None
-            if over_s is not None and not (now_s - over_s < PEER_WORD_S and self._awaits_word(number, snapshot)):
-                return Ending(snapshot, progress, begun_s)
-            if cancel.is_requested(self.job.directory):
-                return Ending(replace(snapshot, reason=Reason.CANCELLED), progress, begun_s)
-            before, progress = progress, deadlines.observe_phase(progress, snapshot.phase, now_s)
-            if before.work is Work.QUEUE and progress.work is not Work.QUEUE:
-                on_admitted()
-            self.lease.advance(number)
-            passed = deadlines.passed_deadline(progress, self.limits, now_s)
-            if passed or now_s > out_of_time_s:
-                return Ending(snapshot, progress, begun_s, passed, now_s > out_of_time_s)
-            self.sleep(QUICK_POLL_S if progress.work in (Work.STARTUP, Work.EXIT) else POLL_S)
+            if ending:
+                return ending
+            self.sleep(QUICK_POLL_S if seen.progress.work in (Work.STARTUP, Work.EXIT) else POLL_S)
+
+    def _look(self, number: int, seen: _Seen, on_admitted: Callable[[], None]) -> Ending | None:
+        """One look; what it says of the end."""
+        self.spent.advance(self.clock(), is_queued=seen.progress.work is Work.QUEUE)
+        snapshot = self.launcher.read(self.job, number)
+        now_s = self.clock()
+        was_queued = seen.progress.work is Work.QUEUE
+        seen.read_events(now_s, self.job)
+        seen.progress = deadlines.observe_phase(seen.progress, snapshot.phase, now_s, is_foreign=self.is_foreign)
+        if was_queued and seen.progress.work is not Work.QUEUE:
+            on_admitted()
+        ending = Ending(snapshot, seen.progress, seen.begun_s, queued_s=self.spent.queued_s)
+        seen.over_s = (now_s if seen.over_s is None else seen.over_s) if snapshot.is_over else None
+        if seen.over_s is not None and not (now_s - seen.over_s < PEER_WORD_S and self._awaits_word(number, snapshot)):
+            return ending
+        if cancel.is_requested(self.job.directory):
+            return replace(ending, snapshot=replace(snapshot, reason=Reason.CANCELLED))
+        if seen.contradiction:
+            return replace(ending, contradiction=seen.contradiction)
+        passed = deadlines.passed_deadline(seen.progress, self.limits, now_s)
+        is_out_of_time = self.spent.total_s > self.limits.total_s
+        if passed or is_out_of_time:
+            return replace(ending, passed=passed, is_out_of_time=is_out_of_time)
+        return None
 
     def _awaits_word(self, number: int, snapshot: JobSnapshot) -> bool:
         """Only victims have spoken so far."""
@@ -115,9 +187,10 @@ class Watch:
             StorageError: the evidence cannot be written.
         """
         failure = self._failure(number, ending)
+        insist = self.lease.patience.insist
         if failure:
-            save_evidence(self.job, number, ending.snapshot, failure, self.launcher)
-        self.clear(number, grace_s=HANG_GRACE_S if ending.passed else self.limits.grace_s)
+            insist(lambda: save_evidence(self.job, number, ending.snapshot, failure, self.launcher))
+        insist(lambda: self.clear(number, grace_s=HANG_GRACE_S if ending.passed else self.limits.grace_s))
         return failure
 
     def _failure(self, number: int, ending: Ending) -> Failure | None:
@@ -127,6 +200,8 @@ class Watch:
             return None
         if damage:
             return Failure(FailureClass.STORAGE, f"the result is not whole: {damage}", step=step)
+        if ending.contradiction:
+            return Failure(FailureClass.STORAGE, ending.contradiction, step=step)
         if ending.is_out_of_time:
             return Failure(FailureClass.PREEMPTED, "the total deadline (deadlines.total_s) has passed", step=step)
         if ending.passed:

@@ -24,7 +24,10 @@ def request(directory: TrainDir) -> None:
 
 def is_requested(directory: TrainDir) -> bool:
     """Does somebody wish that it ends?"""
-    return directory.cancel.is_file()
+    try:
+        return directory.cancel.is_file()
+    except OSError:  # a mount that is away: it is looked for again
+        return False
 
 
 def clear(directory: TrainDir) -> None:

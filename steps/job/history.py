@@ -49,7 +49,9 @@ class Attempt:
     is_at_start: bool = False
     """It failed because its workers did not all start in time."""
     ready_s: float | None = None
-    """Seconds from its creation to its first training step."""
+    """Seconds from its creation to its first training step, without those in a queue."""
+    spent_s: float | None = None
+    """Seconds, by a monotonic clock, in which it ran or was wanted outside a queue; None: not known (yet)."""
 
     @property
     def failure(self) -> FailureClass | None:
@@ -100,8 +102,9 @@ class History:
         return replace(self, attempts=(*self.attempts[:-1], replace(self.attempts[-1], **changes)))
 
     def reset_retry_count(self) -> History:
-        """The history after a person has decided to go on: no verdict, and no attempt counts."""
-        return replace(self, verdict=None, not_counted=len(self.attempts))
+        """The history after a person has decided to go on: no verdict, and no attempt counts but one that still runs."""
+        is_open = self.last is not None and self.last.is_open
+        return replace(self, verdict=None, not_counted=len(self.attempts) - is_open)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""

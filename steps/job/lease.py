@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
 
@@ -22,12 +22,75 @@ from steps.job.agent.agent import DETACHED
 from steps.job.agent.in_use import HOLDER, held
 from steps.job.job import Job
 from steps.protocol.events import Event, EventTail
-from steps.protocol.rundir import read_json, storage_errors, write_atomic
+from steps.protocol.rundir import MAY_PASS, TrainDir, read_json, storage_errors, write_atomic
 
+T = TypeVar("T")
 LEASE = "lease"
 ADVANCES_PER_LEASE = 20
 """So that a slow disk or a busy machine never looks like a dead supervisor."""
+ADVANCE_S = 20.0
+"""Longest time between two, however long the lease: who reads it may have been told another length."""
+INSIST_S = 1.0
 FOLLOW_POLL_S = 1.0
+
+
+@dataclass(slots=True)
+class Patience:
+    """With a run directory that fails: nothing is ended because of it before half of the lease is gone."""
+
+    limit_s: float
+    clock: Callable[[], float]
+    sleep: Callable[[float], None]
+    notice: Callable[[str], None]
+    well_s: float = 0.0
+    """Clock time when it was last seen to work."""
+    is_failing: bool = False
+
+    def begin(self) -> None:
+        """From now on the time counts."""
+        self.well_s, self.is_failing = self.clock(), False
+
+    def praise(self) -> None:
+        """It works."""
+        if self.is_failing:
+            self.notice(f"the run directory works again after {self.clock() - self.well_s:.0f} s")
+        self.begin()
+
+    def excuse(self, error: Exception) -> None:
+        """Take note of a failure; the first one is told.
+
+        Raises:
+            StorageError: it has failed for too long.
+        """
+        failing_s = self.clock() - self.well_s
+        if failing_s > self.limit_s:
+            raise StorageError(
+                f"{error} (so for {failing_s:.0f} s, and half of the lease, {self.limit_s:.0f} s, is gone; the workers save "
+                "and end themselves when all of it is)"
+            ) from error
+        if not self.is_failing:
+            self.is_failing = True
+            self.notice(f"{error}; tried again until half of the lease ({self.limit_s:.0f} s) is gone")
+
+    def insist(self, action: Callable[[], T]) -> T:
+        """Do it again while the run directory fails in a way that may pass.
+
+        Raises:
+            StorageError: it failed for too long, or in another way.
+        """
+        self.begin()
+        while True:
+            try:
+                done = action()
+            except (OSError, StorageError) as error:
+                cause = error.__cause__ if isinstance(error, StorageError) else error
+                if not isinstance(cause, OSError) or cause.errno not in MAY_PASS:
+                    raise
+                self.excuse(error)
+                self.sleep(INSIST_S)
+            else:
+                self.praise()
+                return done
 
 
 @dataclass(slots=True)
@@ -37,28 +100,41 @@ class Lease:
     job: Job
     lease_s: float
     clock: Callable[[], float]
+    patience: Patience
     counter: int = 0
     advanced_at_s: float = float("-inf")
 
-    def begin(self, attempt: int) -> None:
-        """Advance now, whatever the time."""
-        self.advanced_at_s = float("-inf")
-        self.advance(attempt)
-
-    def advance(self, attempt: int) -> None:
-        """Advance the counter if it is time to.
+    def begin(self, attempt: int, spent_s: float = 0.0) -> None:
+        """Advance now, whatever the time.
 
         Raises:
             StorageError: the disk refused.
         """
-        if self.clock() - self.advanced_at_s < self.lease_s / ADVANCES_PER_LEASE:
+        self.patience.begin()
+        self._write(attempt, spent_s)
+
+    def advance(self, attempt: int, spent_s: float = 0.0) -> None:
+        """Advance the counter if it is time to. `spent_s`: what the attempt has used so far, for a later supervisor.
+
+        Raises:
+            StorageError: the disk has refused until half of the lease was gone.
+        """
+        if self.clock() - self.advanced_at_s < min(self.lease_s / ADVANCES_PER_LEASE, ADVANCE_S):
             return
+        try:
+            self._write(attempt, spent_s)
+        except (OSError, StorageError) as error:
+            self.patience.excuse(error)
+        else:
+            self.patience.praise()
+
+    def _write(self, attempt: int, spent_s: float) -> None:
         path = self.job.directory.attempt(attempt) / LEASE
         with storage_errors(f"writing {path}"):
             path.parent.mkdir(parents=True, exist_ok=True)
             # The process id makes the counters of two supervisors differ; a torn write is a change like any other.
             self.counter += 1
-            path.write_text(f"{os.getpid()} {self.counter}\n")
+            path.write_text(f"{os.getpid()} {self.counter} {spent_s:.1f}\n")
         self.advanced_at_s = self.clock()
 
     def detach(self, attempt: int) -> None:
@@ -67,7 +143,24 @@ class Lease:
         Raises:
             StorageError: the disk refused.
         """
-        write_atomic(self.job.directory.attempt(attempt) / LEASE, DETACHED.encode())
+        detach(self.job.directory, attempt)
+
+
+def detach(directory: TrainDir, attempt: int) -> None:
+    """Nobody watches over this attempt, and nobody has to.
+
+    Raises:
+        StorageError: the disk refused.
+    """
+    write_atomic(directory.attempt(attempt) / LEASE, DETACHED.encode())
+
+
+def spent_so_far(directory: TrainDir, attempt: int) -> float:
+    """Seconds that an attempt had used when its supervisor last advanced the lease; 0 where it is not told."""
+    try:
+        return max(0.0, float((directory.attempt(attempt) / LEASE).read_text().split()[2]))
+    except (OSError, ValueError, IndexError):
+        return 0.0
 
 
 @contextlib.contextmanager

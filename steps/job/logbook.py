@@ -13,7 +13,8 @@ from steps.job.attempt import Ending
 from steps.job.classify import Failure
 from steps.job.history import Attempt, History, Verdict
 from steps.job.job import Job
-from steps.job.retry import GiveUp, resume_step
+from steps.job.lease import Patience, spent_so_far
+from steps.job.retry import GiveUp
 from steps.protocol import checkpoints
 
 
@@ -23,18 +24,19 @@ class Logbook:
 
     job: Job
     wall: Callable[[], float]
+    patience: Patience
     history: History
     has_begun: bool = field(init=False, default=False)
     """An attempt was begun or adopted by this supervisor."""
 
     @classmethod
-    def open(cls, job: Job, wall: Callable[[], float]) -> Logbook:
+    def open(cls, job: Job, wall: Callable[[], float], patience: Patience) -> Logbook:
         """What is remembered so far.
 
         Raises:
             StorageError: the history is damaged, or another training's.
         """
-        return cls(job, wall, memory.load(job.directory.history, job.identity))
+        return cls(job, wall, patience, patience.insist(lambda: memory.load(job.directory.history, job.identity)))
 
     def begin(self, job: Job, image: str = "") -> int:
         """Name the next attempt before it exists, so that none can exist without a name; its number."""
@@ -51,10 +53,11 @@ class Logbook:
         """The newest attempt has left the queue."""
         self._remember(self.history.with_last(admitted_s=self.wall()))
 
-    def close(self, failure: Failure | None, ending: Ending | None, *, is_fresh: bool = False) -> None:
+    def close(self, failure: Failure | None, ending: Ending | None, *, spent_s: float, is_fresh: bool = False) -> None:
         """How the newest attempt ended."""
         changes: dict[str, Any] = {
             "finished_s": self.wall(),
+            "spent_s": round(spent_s, 3),
             "complete_step": checkpoints.newest_step(self.job.directory.checkpoints),
         }
         if ending:
@@ -74,28 +77,42 @@ class Logbook:
 
     def give_up(self, number: int, failure: Failure, decision: GiveUp) -> JobError:
         """Remember the verdict, by which a wish to cancel is fulfilled; the error that tells it."""
-        text = messages.final_message(self.job, number, failure, decision, resume_step(self.history))
+        text = messages.final_message(self.job, number, failure, decision, self.kept_step())
         verdict = Verdict(decision.kind, failure.failure_class.value, number, text)
         self._remember(replace(self.history, verdict=verdict))
         cancel.clear(self.job.directory)
         return messages.error_of(verdict)
 
     def reset_retry_count(self) -> None:
-        """A person resumes: what was decided before binds no longer."""
-        if self.history.verdict:
+        """A person resumes: what was decided before binds no longer, and what failed before is not held against it."""
+        if self.history.reset_retry_count() != self.history:
             self._remember(self.history.reset_retry_count())
+
+    def kept_step(self) -> int:
+        """Step of the newest complete checkpoint that is there now, whatever was seen before; 0: none."""
+        return checkpoints.newest_step(self.job.directory.checkpoints)
 
     def finish(self, result: dict[str, Any]) -> None:
         """It brought a result: a wish to cancel came too late."""
         self._remember(replace(self.history, result=result))
         cancel.clear(self.job.directory)
 
+    def leave(self, spent_s: float) -> None:
+        """The newest attempt goes on unwatched."""
+        self._remember(self.history.with_last(spent_s=round(spent_s, 3)))
+
     def spent_before_s(self) -> float:
-        """Seconds that earlier supervisors' attempts took; the time when nothing ran is not counted."""
-        now_s = self.wall()
-        ends = ((item, item.finished_s if item.finished_s is not None else now_s) for item in self.history.counted)
-        return sum(max(0.0, end_s - item.created_s) for item, end_s in ends)
+        """Seconds that earlier supervisors' attempts took, as far as somebody watched; see `Spent` for what counts."""
+        return sum(self.spent_of(item) for item in self.history.counted)
+
+    def spent_of(self, attempt: Attempt) -> float:
+        """Seconds of one attempt: as noted at its end; as its lease tells, if it is open; by its labels, of older versions."""
+        if attempt.spent_s is not None:
+            return max(attempt.spent_s, spent_so_far(self.job.directory, attempt.number) if attempt.is_open else 0.0)
+        if attempt.finished_s is None:
+            return spent_so_far(self.job.directory, attempt.number)
+        return max(0.0, attempt.finished_s - max(attempt.admitted_s or 0.0, attempt.created_s))
 
     def _remember(self, history: History) -> None:
         self.history = history
-        memory.save(self.job.directory.history, history)
+        self.patience.insist(lambda: memory.save(self.job.directory.history, history))

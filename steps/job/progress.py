@@ -106,6 +106,36 @@ class Passed:
         return CLASS_OF_WORK.get(self.work, FailureClass.HANG)
 
 
+@dataclass(slots=True)
+class Spent:
+    """Seconds that count against `deadlines.total_s`: those in which something of ours ran, or was wanted outside a queue.
+
+    All times are the supervisor's monotonic clock's: a wall clock that jumps changes nothing here.
+    """
+
+    at_s: float
+    """Up to where it is counted."""
+    total_s: float = 0.0
+    attempt_s: float = 0.0
+    """Of the attempt that is watched, earlier supervisors' time included."""
+    queued_s: float = 0.0
+    """In a queue, in this attempt; counted nowhere."""
+
+    def begin_attempt(self, now_s: float, before_s: float = 0.0) -> None:
+        """An attempt begins, or is adopted after `before_s`."""
+        self.advance(now_s)
+        self.attempt_s, self.queued_s = before_s, 0.0
+
+    def advance(self, now_s: float, *, is_queued: bool = False) -> None:
+        """Count up to now."""
+        passed_s, self.at_s = now_s - self.at_s, now_s
+        if is_queued:
+            self.queued_s += passed_s
+        else:
+            self.total_s += passed_s
+            self.attempt_s += passed_s
+
+
 def begin(now_s: float) -> Progress:
     """An attempt that was just created."""
     return Progress(Work.STARTUP, now_s)
@@ -120,7 +150,8 @@ def advance(progress: Progress, event: Event, seen_s: float) -> Progress:
     match event.kind:
         case "started":
             of = int(event.data.get("of") or progress.of)
-            return replace(moved, step=event.step, resumed_from=event.step, of=of, started=event.data)
+            fresh = replace(moved, durations_s=(), stopping="", finished=None)  # workers made anew begin a new count
+            return replace(fresh, step=event.step, resumed_from=event.step, of=of, started=event.data)
         case "first_step" | "step":
             kept = _with_duration(progress, event, seen_s)
             trained_at_s = seen_s if progress.trained_at_s is None else progress.trained_at_s
@@ -144,11 +175,16 @@ def _with_duration(progress: Progress, event: Event, seen_s: float) -> tuple[flo
     return (*progress.durations_s, seconds)[-REMEMBERED_STEPS:]
 
 
-def observe_phase(progress: Progress, phase: Phase, now_s: float) -> Progress:
-    """The progress after a look at the job: a queue's time counts against nothing else."""
+def observe_phase(progress: Progress, phase: Phase, now_s: float, *, is_foreign: bool = False) -> Progress:
+    """The progress after a look at the job: a queue's time counts against nothing else.
+
+    `is_foreign`: somebody else makes failed workers anew within the attempt; until all run, that is start-up.
+    """
     if phase is Phase.QUEUED and progress.work is not Work.QUEUE:
         return replace(progress, work=Work.QUEUE, since_s=now_s)
     if phase is not Phase.QUEUED and progress.work is Work.QUEUE:
+        return replace(progress, work=Work.STARTUP, since_s=now_s)
+    if is_foreign and phase is Phase.STARTING and progress.work is not Work.STARTUP:
         return replace(progress, work=Work.STARTUP, since_s=now_s)
     return progress
 

@@ -19,8 +19,9 @@ from steps.job.classify import Failure
 from steps.job.goodput import account_of
 from steps.job.history import History
 from steps.job.job import Job
-from steps.job.lease import Lease, acting
+from steps.job.lease import Lease, Patience, acting
 from steps.job.logbook import Logbook
+from steps.job.progress import Spent
 from steps.job.result import publish
 from steps.job.retry import GiveUp, Resubmit, decide, excluded_nodes, fewer_nodes
 from steps.job.snapshot import Launcher, Phase, Reason
@@ -76,10 +77,21 @@ def supervise(
         JobPermanentError, JobRetriesExhausted, JobTimeout: it failed for good; the message says what to do.
         StorageError: the run directory cannot be used.
     """
-    watch = Watch(job, launcher, settings.deadlines, Lease(job, lease_s, clock), observe, clock, sleep)
-    with acting(job, settings.deadlines.total_s, observe=observe, notice=notice, clock=clock, sleep=sleep):
-        book = Logbook.open(job, wall)
-        return _Supervisor(job, launcher, settings, watch, notice, clock, wall, sleep, book).run(retry_permanent)
+    patience = Patience(lease_s / 2, clock, sleep, notice)
+    lease, spent = Lease(job, lease_s, clock, patience), Spent(clock())
+    limits, is_foreign = settings.deadlines, settings.recovery_is_foreign
+    watch = Watch(job, launcher, limits, lease, spent, observe, clock, sleep, is_foreign)
+    label = _steady(wall, clock)
+    with acting(job, limits.total_s + limits.queue_s, observe=observe, notice=notice, clock=clock, sleep=sleep):
+        spent.at_s = clock()  # the time of following is another supervisor's
+        book = Logbook.open(job, label, patience)
+        return _Supervisor(job, launcher, settings, watch, notice, clock, label, sleep, book).run(retry_permanent)
+
+
+def _steady(wall: Callable[[], float], clock: Callable[[], float]) -> Callable[[], float]:
+    """Unix time as it was at the beginning, moved on by the monotonic clock: a wall clock that is set makes no long attempt."""
+    offset_s = wall() - clock()
+    return lambda: clock() + offset_s
 
 
 @dataclass(slots=True)
@@ -93,8 +105,8 @@ class _Supervisor:
     wall: Callable[[], float]
     sleep: Callable[[float], None]
     book: Logbook
-    begun_s: float = field(init=False, default=0.0)
-    """Clock time at which the total deadline began to count."""
+    expected_step: int = field(init=False, default=0)
+    """Of the checkpoint that the attempt's workers have to begin with; 0: it was not made by us."""
 
     @property
     def history(self) -> History:
@@ -109,7 +121,7 @@ class _Supervisor:
         if retry_permanent:
             self.book.reset_retry_count()
             cancel.clear(self.job.directory)  # of an earlier supervisor: whoever starts it now does not want it to end
-        self.begun_s = self.clock() - self.book.spent_before_s()
+        self.watch.spent.total_s += self.book.spent_before_s()
         try:
             return self._run_attempts()
         except KeyboardInterrupt:
@@ -122,18 +134,18 @@ class _Supervisor:
             number, is_fresh = self._begin(excluded)
             ending = self._watch(number)
             failure = self.watch.conclude(number, ending)
-            self.book.close(failure, ending, is_fresh=is_fresh)
+            self._close(failure, ending, is_fresh=is_fresh)
             if failure is None:
                 return self._finish(ending)
             excluded = self._answer(number, failure, ending)
 
     def _watch(self, number: int) -> Ending:
-        """Watch to the end; time in a queue is noted."""
-        return self.watch.until_end(
-            number,
-            out_of_time_s=self.begun_s + self.settings.deadlines.total_s,
-            on_admitted=self.book.admit,
-        )
+        """Watch to the end; when it leaves a queue is noted."""
+        return self.watch.until_end(number, on_admitted=self.book.admit, expected_step=self.expected_step)
+
+    def _close(self, failure: Failure | None, ending: Ending | None, *, is_fresh: bool = False) -> None:
+        self.watch.spent.advance(self.clock())
+        self.book.close(failure, ending, spent_s=self.watch.spent.attempt_s, is_fresh=is_fresh)
 
     def _begin(self, excluded: tuple[str, ...]) -> tuple[int, bool]:
         """(number of the attempt to watch, whether it is new): the open one if there is one."""
@@ -149,18 +161,24 @@ class _Supervisor:
         return number, True
 
     def _create(self, number: int, excluded: tuple[str, ...]) -> None:
-        write_json(self.job.directory.spec, dict(self.job.spec))
-        self.watch.lease.begin(number)
+        self.watch.spent.begin_attempt(self.clock())
+        self.expected_step = self.book.kept_step()
         try:
-            self.launcher.create(self.job, number, exclude_nodes=excluded)
+            self.watch.lease.patience.insist(lambda: self._start(number, excluded))
         except KeyboardInterrupt:
             self.sleep(SETTLE_S)  # what was asked for may still come to exist: then it is found, and removed
             raise
 
+    def _start(self, number: int, excluded: tuple[str, ...]) -> None:
+        write_json(self.job.directory.spec, dict(self.job.spec))
+        self.watch.lease.begin(number)
+        self.launcher.create(self.job, number, exclude_nodes=excluded)
+
     def _adopt(self, number: int, excluded: tuple[str, ...]) -> bool:
         """Go on with an attempt that an earlier supervisor began; True if it had not come to exist."""
         self.book.has_begun = True
-        self.watch.lease.begin(number)
+        self.expected_step = 0
+        self._take_over()
         snapshot = self.launcher.read(self.job, number)
         if snapshot.phase is Phase.GONE:
             self._create(number, excluded)
@@ -172,8 +190,16 @@ class _Supervisor:
     def _replace(self, number: int) -> None:
         """An open attempt with other workers or settings: it saves, stops, and makes room."""
         self.notice(f"{self.job.label}: attempt {number} has other settings or workers; it is stopped first")
+        self._take_over()
         self.watch.clear(number, grace_s=self.settings.deadlines.grace_s)
-        self.book.close(Failure(FailureClass.PREEMPTED, "stopped, to go on with other settings or workers"), None)
+        self._close(Failure(FailureClass.PREEMPTED, "stopped, to go on with other settings or workers"), None)
+
+    def _take_over(self) -> None:
+        """The open attempt's time goes on from where its supervisor left it; that nobody watched is not counted."""
+        open_attempt = self.history.attempts[-1]
+        self.watch.spent.begin_attempt(self.clock(), self.book.spent_of(open_attempt))
+        lease = self.watch.lease
+        lease.patience.insist(lambda: lease.begin(open_attempt.number, self.watch.spent.attempt_s))
 
     def _interrupt(self) -> None:
         """A person pressed Ctrl-C: the workers save and stop; a second Ctrl-C leaves that to the keeper."""
@@ -182,12 +208,14 @@ class _Supervisor:
             self.notice(f"{self.job.label}: interrupted between two attempts; nothing of it runs, `resume` goes on")
             return
         if self.settings.detaches and not self.launcher.read(self.job, last.number).is_over:
+            self.watch.spent.advance(self.clock())
+            self.book.leave(self.watch.spent.attempt_s)
             self.watch.lease.detach(last.number)
             self.notice(f"{self.job.label}: left running (cluster.detach); `resume` watches over it again")
             return
         self.notice(f"{self.job.label}: interrupted; the workers save and stop, then `resume` goes on from there")
         self.watch.clear(last.number, grace_s=self.settings.deadlines.grace_s)
-        self.book.close(Failure(FailureClass.PREEMPTED, "interrupted by a person"), None)
+        self._close(Failure(FailureClass.PREEMPTED, "interrupted by a person"), None)
 
     def _answer(self, number: int, failure: Failure, ending: Ending) -> tuple[str, ...]:
         """Act on the decision: wait for the next attempt (returns the nodes to leave out), or give up.
@@ -199,6 +227,7 @@ class _Supervisor:
         decision = self._decide(ending, nodes)
         if isinstance(decision, GiveUp):
             raise self.book.give_up(number, failure, decision)
+        decision = replace(decision, resume_from=self.book.kept_step())
         self.notice(messages.describe_retry(self.job, number, failure, decision))
         self._use_nodes(nodes)
         if self._is_cancelled_within(decision.delay_s):
@@ -229,7 +258,7 @@ class _Supervisor:
         return decide(
             self.history,
             self.settings.retry,
-            spent_s=self.clock() - self.begun_s,
+            spent_s=self.watch.spent.total_s,
             total_s=self.settings.deadlines.total_s,
             nodes=nodes,
         )
@@ -248,7 +277,7 @@ class _Supervisor:
         layout = progress.started or {}
         kept = {"account": spent, "layout": layout, "step": progress.step}
         self.book.finish(kept)
-        folder = publish(self.job.directory, progress.finished or {})
+        folder = self.watch.lease.patience.insist(lambda: publish(self.job.directory, progress.finished or {}))
         return JobResult(folder, len(self.history.attempts), spent, layout, progress.step)
 
     def _reuse(self) -> JobResult:

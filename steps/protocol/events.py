@@ -5,7 +5,7 @@ the live card and the account at once. A line is one `write` on a descriptor ope
 
 | kind | step | data |
 |---|---|---|
-| started | step resumed from | of, world, processes, node, pid, claim (the writer), resumed_from, layout_changed |
+| started | step resumed from | of, world, processes, node, pid, claim (the writer), resumed_from, passed_over, layout_changed |
 | model_loaded | | seconds, parameters, trainable |
 | first_step | first | seconds (compilation included) |
 | step | done | of, loss, lr, tokens, target_tokens, tokens_per_s, grad_norm, seconds |

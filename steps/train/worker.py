@@ -57,6 +57,8 @@ class Worker:
     ranks: Ranks
     request: Request = field(default_factory=Request)
     callbacks: Callbacks | None = None
+    passed_over: list[str] = field(default_factory=list)
+    """Why newer checkpoints than the one it begins with were not used; known to rank 0."""
 
     @property
     def folder(self) -> Path:
@@ -164,6 +166,7 @@ class Worker:
         for rejected in choice.rejected:
             logger.warning("not used: %s", rejected.reason)
         checkpoints.set_aside(choice.rejected)
+        self.passed_over = [rejected.reason for rejected in choice.rejected]
         if misfits and not choice.checkpoint:
             raise CheckpointError(
                 f"no checkpoint in {place.checkpoints} can be continued here: {misfits[0]}; run it as it was saved, "
@@ -182,6 +185,7 @@ class Worker:
             "pid": os.getpid(),
             "claim": str(writer),
             "resumed_from": checkpoint.path.name if checkpoint else None,
+            "passed_over": self.passed_over,
             "layout": backend.layout,
             "layout_changed": bool(checkpoint and checkpoint.layout != backend.layout),
         }

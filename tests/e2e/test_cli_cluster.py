@@ -24,7 +24,7 @@ from steps.base import stage as base_stage
 from steps.flow import launchers
 from steps.flow.training import Inputs
 from steps.job.job import Job
-from steps.job.lease import Lease
+from steps.job.lease import detach
 from steps.job.supervise import supervise
 from steps.prepare import stage as prepare_stage
 from steps.protocol.rundir import RunDir, write_json
@@ -137,7 +137,7 @@ def start_playing(run: RunDir, settings: Settings) -> str:
         label="tiny-play",
     )
     write_json(directory.spec, dict(job.spec))
-    Lease(job, 60.0, time.monotonic).detach(1)
+    detach(job.directory, 1)
     spec = launchers.spec_of(settings, run=named(run), step="train", code=archive_code(run.path / "code"))
     manifest = pytorchjob.build(spec, job, 1)
     kubectl("create", "-f", "-", given=json.dumps(manifest))

@@ -10,7 +10,7 @@ from typing import Any
 
 from steps.job.job import Job
 from steps.job.snapshot import JobSnapshot, Phase, Reason, WorkerState
-from steps.protocol.checkpoints import Writer, checkpoint_path, commit
+from steps.protocol.checkpoints import Writer, checkpoint_path, commit, newest_step
 from steps.protocol.events import EventWriter
 from steps.protocol.failure_record import FailureRecord, write_record
 from steps.protocol.rundir import TrainDir
@@ -43,18 +43,23 @@ class Attempt:
     clock: FakeClock
     snapshot: JobSnapshot = field(default_factory=lambda: JobSnapshot(Phase.RUNNING, remaining=1))
     events: EventWriter = field(init=False)
+    done: int = 0
+    """Steps done before it began."""
 
     def __post_init__(self) -> None:
         quiet = open("/dev/null", "w")  # noqa: SIM115
         path = self.job.directory.events(self.number)
         self.events = EventWriter(path, attempt=self.number, stream=quiet, clock=self.clock)
 
-    def start(self, step: int = 0) -> None:
+    def start(self, step: int | None = None) -> None:
+        """Begin where a worker would, unless a step is given."""
+        step = newest_step(self.job.directory.checkpoints) if step is None else step
+        self.done = step
         self.events.emit("started", step, of=self.job.total_steps, world=self.job.processes)
         self.events.emit("model_loaded", step)
 
     def train(self, first: int, last: int) -> None:
-        for step in range(first, last + 1):
+        for step in range(max(first, self.done + 1), last + 1):
             self.events.emit("step", step, seconds=1.0)
 
     def save(self, step: int) -> None:

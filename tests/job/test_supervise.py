@@ -481,7 +481,7 @@ def test_second_supervisor_follows_and_does_not_act(tmp_path: Path) -> None:
 
 
 def test_follower_gives_up_at_the_total_deadline(tmp_path: Path) -> None:
-    stage = Stage(tmp_path, succeed, deadlines={"total_s": 30})
+    stage = Stage(tmp_path, succeed, deadlines={"total_s": 20, "queue_s": 10})
     stage.job.directory.path.mkdir()
     with FileLock(stage.job.directory.lock), pytest.raises(JobTimeout, match="another supervisor has held"):
         stage.run()
