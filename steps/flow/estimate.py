@@ -1,12 +1,14 @@
 """The plan in one line, before anything is trained: tokens, steps, layout, how long it will take and what it will cost.
 
-The time comes from the tokens per second of an earlier training with the same model and layout on this machine, remembered in
-the cache; without one it is said to be unknown rather than guessed.
+The time comes from an earlier training with the same model and layout on this machine (tokens per second, and the seconds around
+the steps), and from an earlier merge and evaluation of the same data. Both are remembered in the cache; without them the time is
+said to be unknown rather than guessed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ from steps.protocol.rundir import read_json, write_json
 from steps.settings.plan import Plan
 
 FILE = "throughput.json"
+AFTER = ("merge", "evaluate")
+"""Stages whose time is remembered beside the training's."""
 
 
 def plan_line(plan: Plan, base: BaseModel, prepared: PreparedData, *, cache: Path) -> str:
@@ -33,13 +37,19 @@ def plan_line(plan: Plan, base: BaseModel, prepared: PreparedData, *, cache: Pat
     line += f"; {in_epochs(prepared)}"
     line += f"; not packed: {plan.packing_reason}" if plan.packing_reason else ""
     line += "".join(f"; {reason}" for reason in plan.layout)
-    speed = recall(plan, base, cache=cache)
-    if speed is None:
+    pace = recall(plan, base, cache=cache)
+    if pace is None:
         return line + "; time: unknown, this model has not been trained here with this layout yet"
-    seconds = tokens / speed
-    line += f"; about {seconds_in_words(seconds)} at the {speed:,.0f} tokens/s of the last time"
+    training_s = tokens / pace.tokens_per_s + pace.around_s
+    line += (
+        f"; about {seconds_in_words(training_s)} of training at the {pace.tokens_per_s:,.0f} tokens/s of the last time"
+    )
     price = plan.settings.launcher.price_per_node_hour
-    return line + (f", {seconds / 3600 * price:.2f} {plan.settings.launcher.currency}" if price else "")
+    line += f", {training_s / 3600 * price:.2f} {plan.settings.launcher.currency}" if price else ""
+    after_s = recall_after(plan, prepared, cache=cache)
+    if after_s is None:
+        return line + ", then merge and evaluation, which have not been measured with this data yet"
+    return line + f", {seconds_in_words(training_s + after_s)} with merge and evaluation"
 
 
 def tokens_of_run(prepared: PreparedData) -> int:
@@ -47,25 +57,60 @@ def tokens_of_run(prepared: PreparedData) -> int:
     return round(prepared.tokens / max(prepared.rows, 1) * prepared.steps * prepared.global_batch)
 
 
-def recall(plan: Plan, base: BaseModel, *, cache: Path) -> float | None:
-    """Tokens per second of the last training like this one here, None if there was none."""
-    try:
-        speed = read_json(cache / FILE).get(_key(plan, base))
-    except StorageError:
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """What the last training like this one took."""
+
+    tokens_per_s: float
+    around_s: float = 0.0
+    """Seconds of start, load, validation, saves and exit."""
+
+
+def recall(plan: Plan, base: BaseModel, *, cache: Path) -> Pace | None:
+    """Of the last training like this one here; None if there was none."""
+    kept = _read(cache).get(_key(plan, base))
+    found = kept if isinstance(kept, dict) else {"tokens_per_s": kept}
+    speed, around_s = (found.get(name, 0) for name in ("tokens_per_s", "around_s"))
+    if not all(isinstance(value, int | float) for value in (speed, around_s)) or speed <= 0:
         return None
-    return float(speed) if isinstance(speed, int | float) and speed > 0 else None
+    return Pace(float(speed), max(float(around_s), 0.0))
+
+
+def recall_after(plan: Plan, prepared: PreparedData, *, cache: Path) -> float | None:
+    """Seconds that merge and evaluation took the last time with this data; None if they were not measured."""
+    kept = [_read(cache).get(_after_key(plan, prepared, name)) for name in AFTER]
+    return float(sum(kept)) if all(isinstance(value, int | float) for value in kept) else None
 
 
 def remember(plan: Plan, base: BaseModel, account: Mapping[str, Any], prepared: PreparedData, *, cache: Path) -> None:
-    """Keep this training's tokens per second for the next plan; a training without a productive second teaches nothing."""
+    """Keep this training's pace for the next plan; one of several attempts, or without a productive second, teaches nothing."""
     seconds = float(account.get("productive_s", 0) or 0)
     if seconds <= 0 or int(account.get("attempts", 1) or 1) != 1:
         return
+    waited_s = sum(float(account.get(f"{name}_s", 0) or 0) for name in ("productive", "queue", "idle"))
+    pace = Pace(
+        round(tokens_of_run(prepared) / seconds, 1),
+        round(max(float(account.get("total_s", 0) or 0) - waited_s, 0.0), 1),
+    )
+    write_json(cache / FILE, {**_read(cache), _key(plan, base): asdict(pace)})
+
+
+def remember_after(plan: Plan, prepared: PreparedData, seconds: Mapping[str, float], *, cache: Path) -> None:
+    """Keep what each stage of `AFTER` took with this data."""
+    kept = {_after_key(plan, prepared, name): round(seconds[name], 1) for name in AFTER}
+    write_json(cache / FILE, _read(cache) | kept)
+
+
+def _read(cache: Path) -> dict[str, Any]:
     try:
-        known = read_json(cache / FILE)
+        return read_json(cache / FILE)
     except StorageError:
-        known = {}
-    write_json(cache / FILE, {**known, _key(plan, base): round(tokens_of_run(prepared) / seconds, 1)})
+        return {}
+
+
+def _after_key(plan: Plan, prepared: PreparedData, name: str) -> str:
+    measured = plan.settings.evaluation.model_dump(mode="json")
+    return identity_of([name, plan.model.name, prepared.digest, plan.training.precision, measured])
 
 
 def _key(plan: Plan, base: BaseModel) -> str:

@@ -6,6 +6,7 @@ Called by `flows/lora_flow.py` only; the one place where all packages meet. The 
 from __future__ import annotations
 
 import importlib.util
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -250,16 +251,20 @@ def evaluate(card: Any, raw_plan: Artifact, made: Sequence[Artifact], run_dir: s
     from steps.flow.cards.metaflow_cards import fill_evaluate_card
 
     plan, (raw_base, raw_prepared, raw_adapter, raw_merged) = Plan.model_validate(raw_plan), made
+    prepared, merged, begun_s = PreparedData.from_dict(raw_prepared), MergedModel.from_dict(raw_merged), time.time()
     with in_use(Path(run_dir), "evaluate"):
         report = evaluate_stage.evaluate(
             plan,
             BaseModel.from_dict(raw_base),
-            PreparedData.from_dict(raw_prepared),
+            prepared,
             Adapter.from_dict(raw_adapter),
-            MergedModel.from_dict(raw_merged),
+            merged,
             RunDir(Path(run_dir)),
             progress=StageProgress(),
         )
+    if Path(report.path, "report.json").stat().st_mtime >= begun_s:  # not one that an earlier run had made
+        took = {"merge": merged.seconds, "evaluate": time.time() - begun_s}
+        estimate.remember_after(plan, prepared, took, cache=cache_folder(plan))
     fill_evaluate_card(
         card,
         title=f"{plan.model.title or plan.model.name} tuned on {plan.dataset.title or plan.dataset.name}",

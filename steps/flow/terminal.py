@@ -44,6 +44,22 @@ def say(line: str) -> None:
         return
 
 
+class Pace:
+    """The time that a training still takes, from the times of its steps; validations and saves between them are in it."""
+
+    def __init__(self) -> None:
+        self._first: Event | None = None
+
+    def seconds_left(self, event: Event) -> float:
+        """Seconds until the last step, after a `step` event of the attempt; from that step alone when it is the first."""
+        first = self._first
+        if first is None or first.attempt != event.attempt or event.step <= first.step:
+            self._first = first = event
+        steps = event.step - first.step
+        spent_s = event.time_s - first.time_s if steps else number(event.data.get("seconds"))
+        return number((number(event.data.get("of")) - event.step) * max(spent_s, 0.0) / max(steps, 1))
+
+
 class ProgressPrinter:
     """Turns events into lines."""
 
@@ -51,7 +67,7 @@ class ProgressPrinter:
         self._every_s = every_s
         self._clock = clock
         self._next_s = 0.0
-        self._pace: list[float] = []
+        self._pace = Pace()
 
     def notice(self, sentence: str) -> None:
         """Print a sentence of the supervisor's."""
@@ -85,13 +101,12 @@ class ProgressPrinter:
 
     def _step_line(self, event: Event) -> str:
         data = event.data
-        of, seconds = int(number(data.get("of"))), number(data.get("seconds"))
-        self._pace = [*self._pace[-19:], seconds]
+        of = int(number(data.get("of")))
+        left_s = self._pace.seconds_left(event)
         now_s = self._clock()
         if now_s < self._next_s and event.step != of:
             return ""
         self._next_s = now_s + self._every_s
-        left_s = number((of - event.step) * sum(self._pace) / len(self._pace))
         loss = data.get("loss")
         shown = f"{loss:.4f}" if isinstance(loss, float) else str(loss)
         speed = f"{number(data.get('tokens_per_s')):,.0f} tokens/s"

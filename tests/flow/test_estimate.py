@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from steps.flow.estimate import FILE, plan_line, recall, remember, tokens_of_run
+from steps.flow.estimate import FILE, Pace, plan_line, recall, remember, remember_after, tokens_of_run
 from steps.settings.plan import Plan
 from tests.shared.sample_records import BASE, plan_of, prepared_of
 
-ACCOUNT = {"productive_s": 12.0, "attempts": 1}
+ACCOUNT = {"productive_s": 12.0, "total_s": 20.0, "queue_s": 3.0, "idle_s": 1.0, "attempts": 1}
+PACE = Pace(2000.0, 4.0)
 
 
 def test_without_an_earlier_training_the_time_is_unknown_and_not_guessed(tmp_path: Path) -> None:
@@ -29,10 +31,28 @@ def test_the_speed_of_the_last_training_gives_time_and_cost(tmp_path: Path) -> N
     prepared = prepared_of()
     assert tokens_of_run(prepared) == 24_000
     remember(plan, BASE, ACCOUNT, prepared, cache=tmp_path)
-    assert recall(plan, BASE, cache=tmp_path) == 2000.0
+    assert recall(plan, BASE, cache=tmp_path) == PACE
     line = plan_line(plan, BASE, prepared, cache=tmp_path)
-    assert line.endswith("about 12 s at the 2,000 tokens/s of the last time, 0.12 EUR")
-    assert plan_line(plan_of(), BASE, prepared, cache=tmp_path).endswith("of the last time")
+    assert "about 16 s of training at the 2,000 tokens/s of the last time, 0.16 EUR, then merge and evaluation" in line
+    assert "EUR" not in plan_line(plan_of(), BASE, prepared, cache=tmp_path)
+
+
+def test_merge_and_evaluation_count_once_they_were_measured_with_this_data(tmp_path: Path) -> None:
+    plan, prepared = plan_of(), prepared_of()
+    remember(plan, BASE, ACCOUNT, prepared, cache=tmp_path)
+    remember_after(plan, prepared, {"merge": 10.0, "evaluate": 64.0}, cache=tmp_path)
+    assert plan_line(plan, BASE, prepared, cache=tmp_path).endswith(", 1 min 30 s with merge and evaluation")
+    other = replace(prepared, digest="e" * 64)
+    assert plan_line(plan, BASE, other, cache=tmp_path).endswith("have not been measured with this data yet")
+
+
+def test_a_pace_that_an_older_version_kept_is_still_known(tmp_path: Path) -> None:
+    remember(plan_of(), BASE, ACCOUNT, prepared_of(), cache=tmp_path)
+    [key] = json.loads((tmp_path / FILE).read_text())
+    (tmp_path / FILE).write_text(json.dumps({key: 1500.0}))
+    assert recall(plan_of(), BASE, cache=tmp_path) == Pace(1500.0)
+    (tmp_path / FILE).write_text(json.dumps({key: "fast"}))
+    assert recall(plan_of(), BASE, cache=tmp_path) is None
 
 
 @pytest.mark.parametrize(
@@ -51,7 +71,7 @@ def test_another_layout_has_a_speed_of_its_own(tmp_path: Path, other: dict[str, 
     assert recall(plan_of(**{"precision": "bf16", **other}), BASE, cache=tmp_path) is None
     assert recall(plan, replace(BASE, digest="c" * 64), cache=tmp_path) is None
     remember(plan_of(**{"precision": "bf16", **other}), BASE, {"productive_s": 6.0}, prepared_of(), cache=tmp_path)
-    assert recall(plan, BASE, cache=tmp_path) == 2000.0
+    assert recall(plan, BASE, cache=tmp_path) == PACE
 
 
 @pytest.mark.parametrize(
@@ -72,7 +92,7 @@ def test_a_damaged_memory_is_no_memory_and_is_written_anew(tmp_path: Path) -> No
     (tmp_path / FILE).write_text("{")
     assert recall(plan_of(), BASE, cache=tmp_path) is None
     remember(plan_of(), BASE, ACCOUNT, prepared_of(), cache=tmp_path)
-    assert recall(plan_of(), BASE, cache=tmp_path) == 2000.0
+    assert recall(plan_of(), BASE, cache=tmp_path) == PACE
 
 
 def test_data_without_rows_has_no_tokens() -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from steps.flow.terminal import ProgressPrinter, StageProgress, number, say, seconds_in_words
+from steps.flow.terminal import Pace, ProgressPrinter, StageProgress, number, say, seconds_in_words
 from steps.protocol.events import KINDS, Event
 
 
@@ -24,8 +24,8 @@ class Clock:
         return self.now_s
 
 
-def event(kind: str, step: int = 0, **data: Any) -> Event:
-    return Event(kind, 0.0, 2, step, data)
+def event(kind: str, step: int = 0, *, at_s: float = 0.0, attempt: int = 2, **data: Any) -> Event:
+    return Event(kind, at_s, attempt, step, data)
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_the_story_of_a_training(capsys: pytest.CaptureFixture[str]) -> None:
     printer.observe(event("model_loaded", trainable=1000, parameters=134_515_008))
     for step in range(1, 11):
         clock.now_s += 1
-        printer.observe(event("step", step, of=10, loss=1 / step, tokens_per_s=1234.5, seconds=2.0))
+        printer.observe(event("step", step, at_s=2.0 * step, of=10, loss=1 / step, tokens_per_s=1234.5, seconds=2.0))
     printer.observe(event("checkpoint", 10))
     printer.observe(event("validation", 10, loss=0.5))
     printer.observe(event("stopping", 10))
@@ -79,14 +79,21 @@ def test_the_story_of_a_training(capsys: pytest.CaptureFixture[str]) -> None:
     ]
 
 
-def test_the_time_left_follows_the_last_twenty_steps(capsys: pytest.CaptureFixture[str]) -> None:
-    printer = ProgressPrinter(every_s=0, clock=Clock())
-    printer.observe(event("step", 1, of=100, loss="nan", seconds=1000.0))
-    for step in range(2, 22):
-        printer.observe(event("step", step, of=100, loss=1, seconds=1.0))
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("step 1/100 | loss nan | 0 tokens/s | 27 h")
-    assert lines[-1] == "step 21/100 | loss 1 | 0 tokens/s | 1 min 19 s left"
+def test_the_time_left_counts_validations_and_not_the_first_step() -> None:
+    pace = Pace()
+    assert pace.seconds_left(event("step", 1, at_s=1000, of=100, seconds=30.0)) == 99 * 30
+    assert pace.seconds_left(event("step", 11, at_s=1010, of=100, seconds=1.0)) == 89
+    assert (
+        pace.seconds_left(event("step", 21, at_s=1040, of=100, seconds=1.0)) == 79 * 2
+    )  # a validation of 20 s between
+    assert pace.seconds_left(event("step", 100, at_s=1200, of=100, seconds=1.0)) == 0
+
+
+def test_another_attempt_has_a_pace_of_its_own_and_a_clock_set_back_gives_no_negative_time() -> None:
+    pace = Pace()
+    pace.seconds_left(event("step", 1, at_s=1000, of=10, seconds=9.0))
+    assert pace.seconds_left(event("step", 5, at_s=9000, attempt=3, of=10, seconds=2.0)) == 10
+    assert pace.seconds_left(event("step", 6, at_s=8000, attempt=3, of=10, seconds=2.0)) == 0
 
 
 data = st.dictionaries(

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from steps.flow.cards import chart, time_spent
-from steps.flow.terminal import number, seconds_in_words
+from steps.flow.terminal import Pace, number, seconds_in_words
 from steps.plain_text import counted
 from steps.protocol.events import Event
 
@@ -75,8 +75,9 @@ class Story:
     account: Mapping[str, Any] = field(default_factory=dict)
     tokens: float = 0.0
     seconds: float = 0.0
-    pace: list[float] = field(default_factory=list)
-    """Seconds of the latest steps."""
+    pace: Pace = field(default_factory=Pace)
+    left_s: float | None = None
+    """Seconds until the last step; None before the first."""
 
     def tell(self, sentence: str) -> None:
         """Add a sentence to what happened."""
@@ -121,7 +122,7 @@ class Story:
         seconds = max(0.0, number(data.get("seconds")))
         self.tokens += number(data.get("tokens_per_s")) * seconds
         self.seconds += seconds
-        self.pace = [*self.pace[-19:], seconds]
+        self.left_s = self.pace.seconds_left(event)
         self.status = f"Training, attempt {event.attempt}."
 
     def _on_checkpoint(self, event: Event) -> None:
@@ -186,8 +187,7 @@ def figures(story: Story) -> list[tuple[str, str, str]]:
             amount, _, hours = spent.partition(" for ")
             made.append(("cost", amount, hours))
     else:
-        left = (story.of - story.step) * sum(story.pace) / len(story.pace) if story.pace else None
-        made.append(("time left", "–" if left is None else seconds_in_words(left), ""))
+        made.append(("time left", "–" if story.left_s is None else seconds_in_words(story.left_s), ""))
     return made
 
 
