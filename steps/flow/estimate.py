@@ -71,7 +71,7 @@ def recall(plan: Plan, base: BaseModel, *, cache: Path) -> Pace | None:
     kept = _read(cache).get(_key(plan, base))
     found = kept if isinstance(kept, dict) else {"tokens_per_s": kept}
     speed, around_s = (found.get(name, 0) for name in ("tokens_per_s", "around_s"))
-    if not all(isinstance(value, int | float) for value in (speed, around_s)) or speed <= 0:
+    if not isinstance(speed, int | float) or not isinstance(around_s, int | float) or speed <= 0:
         return None
     return Pace(float(speed), max(float(around_s), 0.0))
 
@@ -79,7 +79,8 @@ def recall(plan: Plan, base: BaseModel, *, cache: Path) -> Pace | None:
 def recall_after(plan: Plan, prepared: PreparedData, *, cache: Path) -> float | None:
     """Seconds that merge and evaluation took the last time with this data; None if they were not measured."""
     kept = [_read(cache).get(_after_key(plan, prepared, name)) for name in AFTER]
-    return float(sum(kept)) if all(isinstance(value, int | float) for value in kept) else None
+    seconds = [float(value) for value in kept if isinstance(value, int | float)]
+    return sum(seconds) if len(seconds) == len(AFTER) else None
 
 
 def remember(plan: Plan, base: BaseModel, account: Mapping[str, Any], prepared: PreparedData, *, cache: Path) -> None:
