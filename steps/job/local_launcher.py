@@ -38,8 +38,8 @@ class LocalLauncher:
         self._agents: dict[Path, subprocess.Popen[bytes]] = {}
         self._ranks: dict[Path, dict[int, int]] = {}
 
-    def create(self, job: Job, attempt: int, *, exclude_nodes: Sequence[str] = ()) -> None:
-        """Start the attempt's keeper, unless it has been started. There is one node, so none can be left out.
+    def create(self, job: Job, attempt: int, *, avoid_nodes: Sequence[str] = ()) -> None:
+        """Start the attempt's keeper, unless it has been started. There is one node, so none can be avoided.
 
         Raises:
             StorageError: the run directory cannot be written.

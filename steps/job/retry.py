@@ -4,7 +4,7 @@ The rules: a permanent failure stops at once (a start that failed is none if the
 is free, unless one follows another without progress; out of memory is tried once more, and stops when it comes at the same step
 again; anything else goes on from the last complete checkpoint while there is progress. Attempts in a row without a new complete
 checkpoint, attempts in all, and the total time have limits.
-A node that failed twice is left out, one with a broken accelerator at once; see `excluded_nodes`.
+A node that failed twice is avoided where there is room elsewhere, one with a broken accelerator at once; see `avoided_nodes`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from steps.protocol.failure_class import FailureClass
 from steps.settings.config import Retry
 
 NODE_FAILURES = 2
-"""A node that failed this often is left out; with a broken accelerator, once is enough."""
+"""A node that failed this often is avoided; with a broken accelerator, once is enough."""
+FADES_AFTER = 3
+"""So many later attempts that came further, without a failure of the node, make up for one of its failures."""
 LONGEST_GROWTH = 64
 """Power of `delay_factor`, at most: beyond it numbers overflow, and `max_delay_s` was reached long ago."""
 
@@ -32,7 +34,7 @@ class Resubmit:
     reason: str
     resume_from: int
     """Step of the newest complete checkpoint; 0: from the start."""
-    exclude_nodes: tuple[str, ...] = ()
+    avoid_nodes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +45,10 @@ class GiveUp:
     reason: str
 
 
-def decide(history: History, policy: Retry, *, spent_s: float, total_s: float, nodes: int = 0) -> Resubmit | GiveUp:
+def decide(history: History, policy: Retry, *, spent_s: float, total_s: float) -> Resubmit | GiveUp:
     """What follows the history's last attempt, which has failed.
 
-    `spent_s`: seconds used so far of the total deadline `total_s`; `nodes`: how many another attempt would ask for.
+    `spent_s`: seconds used so far of the total deadline `total_s`.
     """
     last = history.attempts[-1]
     failure_class = FailureClass(last.failure_class)
@@ -63,7 +65,7 @@ def decide(history: History, policy: Retry, *, spent_s: float, total_s: float, n
         return GiveUp("exhausted", f"all {policy.max_attempts} attempts (retry.max_attempts) are used up")
     delay_s = _delay_s(last, streak, policy)
     return _look_ahead(history, delay_s, spent_s, total_s) or Resubmit(
-        delay_s, _reason(last, streak), resume_step(history), excluded_nodes(history, nodes)
+        delay_s, _reason(last, streak), resume_step(history), avoided_nodes(history)
     )
 
 
@@ -100,27 +102,20 @@ def resume_step(history: History) -> int:
     return max((attempt.complete_step for attempt in history.attempts), default=0)
 
 
-def excluded_nodes(history: History, nodes: int = 0) -> tuple[str, ...]:
-    """Nodes that an attempt asking for `nodes` nodes leaves out, by what happened since a person last resumed.
+def avoided_nodes(history: History) -> tuple[str, ...]:
+    """Nodes that the next attempt prefers not to use: those on which attempts failed first, twice or more.
 
-    Those on which an attempt failed first, twice or more. One with a broken accelerator at once, until such an attempt finds no
-    room without it: the platform may have restarted it under the same name, and then it is all there is.
+    One with a broken accelerator at once. It is a preference: where nothing else has room, they are used. Blame fades with
+    progress, and counts since a person last resumed.
     """
-    blamed = Counter(
-        item.node for item in history.counted if item.node and item.failure and item.failure.meaning.blames_node
-    )
-    found = {node for node, times in blamed.items() if times >= NODE_FAILURES}
-    for item in history.counted:
-        if item.node and item.failure and item.failure.meaning.excludes_node_at_once:
-            found.add(item.node)
-        elif _found_no_room(item) and item.nodes <= nodes:
-            found = {node for node in found if blamed[node] >= NODE_FAILURES}
-    return tuple(sorted(found))
-
-
-def _found_no_room(attempt: Attempt) -> bool:
-    """Its workers never had a node: a failed one has a name."""
-    return attempt.failure is FailureClass.NODE and not attempt.node
+    attempts = tuple(count(history))
+    blamed: Counter[str] = Counter()
+    for place, item in enumerate(attempts):
+        node, failure = item.attempt.node, item.attempt.failure
+        made_up = sum(later.advanced and later.attempt.node != node for later in attempts[place + 1 :])
+        if node and failure and failure.meaning.blames_node and made_up < FADES_AFTER:
+            blamed[node] += NODE_FAILURES if failure.meaning.avoids_node_at_once else 1
+    return tuple(sorted(node for node, times in blamed.items() if times >= NODE_FAILURES))
 
 
 @dataclass(frozen=True, slots=True)

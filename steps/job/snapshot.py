@@ -180,7 +180,7 @@ class JobSnapshot:
 class Launcher(Protocol):
     """What the supervisor asks of a launcher; `LocalLauncher` and `KubeLauncher` satisfy it. No method waits for a worker."""
 
-    def create(self, job: Job, attempt: int, *, exclude_nodes: Sequence[str] = ()) -> None:
+    def create(self, job: Job, attempt: int, *, avoid_nodes: Sequence[str] = ()) -> None:
         """Start an attempt; nothing happens if it runs already.
 
         Raises:

@@ -23,7 +23,7 @@ from steps.job.lease import Lease, Patience, acting
 from steps.job.logbook import Logbook
 from steps.job.progress import Spent
 from steps.job.result import publish
-from steps.job.retry import GiveUp, Resubmit, decide, excluded_nodes, fewer_nodes
+from steps.job.retry import GiveUp, Resubmit, avoided_nodes, decide, fewer_nodes
 from steps.job.snapshot import Launcher, Phase, Reason
 from steps.protocol.events import Event
 from steps.protocol.failure_class import FailureClass
@@ -129,15 +129,15 @@ class _Supervisor:
             raise
 
     def _run_attempts(self) -> JobResult:
-        excluded = excluded_nodes(self.history, self.job.nodes)
+        avoided = avoided_nodes(self.history)
         while True:
-            number, is_fresh = self._begin(excluded)
+            number, is_fresh = self._begin(avoided)
             ending = self._watch(number)
             failure = self.watch.conclude(number, ending)
             self._close(failure, ending, is_fresh=is_fresh)
             if failure is None:
                 return self._finish(ending)
-            excluded = self._answer(number, failure, ending)
+            avoided = self._answer(number, failure, ending)
 
     def _watch(self, number: int) -> Ending:
         """Watch to the end; when it leaves a queue is noted."""
@@ -147,41 +147,41 @@ class _Supervisor:
         self.watch.spent.advance(self.clock())
         self.book.close(failure, ending, spent_s=self.watch.spent.attempt_s, is_fresh=is_fresh)
 
-    def _begin(self, excluded: tuple[str, ...]) -> tuple[int, bool]:
+    def _begin(self, avoided: tuple[str, ...]) -> tuple[int, bool]:
         """(number of the attempt to watch, whether it is new): the open one if there is one."""
         last = self.history.last
         if last and last.is_open and last.nodes in self.job.node_choices:
             self._use_nodes(last.nodes)
         if last and last.is_open and last.spec_digest == self.job.spec_digest:
-            return last.number, self._adopt(last.number, excluded)
+            return last.number, self._adopt(last.number, avoided)
         if last and last.is_open:
             self._replace(last.number)
         number = self.book.begin(self.job, self.settings.cluster.image)
-        self._create(number, excluded)
+        self._create(number, avoided)
         return number, True
 
-    def _create(self, number: int, excluded: tuple[str, ...]) -> None:
+    def _create(self, number: int, avoided: tuple[str, ...]) -> None:
         self.watch.spent.begin_attempt(self.clock())
         self.expected_step = self.book.kept_step()
         try:
-            self.watch.lease.patience.insist(lambda: self._start(number, excluded))
+            self.watch.lease.patience.insist(lambda: self._start(number, avoided))
         except KeyboardInterrupt:
             self.sleep(SETTLE_S)  # what was asked for may still come to exist: then it is found, and removed
             raise
 
-    def _start(self, number: int, excluded: tuple[str, ...]) -> None:
+    def _start(self, number: int, avoided: tuple[str, ...]) -> None:
         write_json(self.job.directory.spec, dict(self.job.spec))
         self.watch.lease.begin(number)
-        self.launcher.create(self.job, number, exclude_nodes=excluded)
+        self.launcher.create(self.job, number, avoid_nodes=avoided)
 
-    def _adopt(self, number: int, excluded: tuple[str, ...]) -> bool:
+    def _adopt(self, number: int, avoided: tuple[str, ...]) -> bool:
         """Go on with an attempt that an earlier supervisor began; True if it had not come to exist."""
         self.book.has_begun = True
         self.expected_step = 0
         self._take_over()
         snapshot = self.launcher.read(self.job, number)
         if snapshot.phase is Phase.GONE:
-            self._create(number, excluded)
+            self._create(number, avoided)
             return True
         how = "ended while nobody watched it" if snapshot.is_over else "is still running; watching over it from here"
         self.notice(f"{self.job.label}: attempt {number} {how}")
@@ -218,13 +218,13 @@ class _Supervisor:
         self._close(Failure(FailureClass.PREEMPTED, "interrupted by a person"), None)
 
     def _answer(self, number: int, failure: Failure, ending: Ending) -> tuple[str, ...]:
-        """Act on the decision: wait for the next attempt (returns the nodes to leave out), or give up.
+        """Act on the decision: wait for the next attempt (returns the nodes to avoid), or give up.
 
         Raises:
             JobError: no further attempt.
         """
         nodes = self._next_nodes(ending)
-        decision = self._decide(ending, nodes)
+        decision = self._decide(ending)
         if isinstance(decision, GiveUp):
             raise self.book.give_up(number, failure, decision)
         decision = replace(decision, resume_from=self.book.kept_step())
@@ -232,7 +232,7 @@ class _Supervisor:
         self._use_nodes(nodes)
         if self._is_cancelled_within(decision.delay_s):
             raise self.book.give_up(number, failure, CANCELLED)
-        return decision.exclude_nodes
+        return decision.avoid_nodes
 
     def _is_cancelled_within(self, delay_s: float) -> bool:
         """Wait for the next attempt, unless somebody wishes that there is none."""
@@ -249,7 +249,7 @@ class _Supervisor:
             return self.job.nodes
         return fewer_nodes(self.job.node_choices, self.job.nodes, ending.started_nodes)
 
-    def _decide(self, ending: Ending, nodes: int) -> Resubmit | GiveUp:
+    def _decide(self, ending: Ending) -> Resubmit | GiveUp:
         """What follows: `retry.decide`, unless the retries are not ours, or somebody cancelled."""
         if ending.snapshot.reason is Reason.CANCELLED:
             return CANCELLED
@@ -260,7 +260,6 @@ class _Supervisor:
             self.settings.retry,
             spent_s=self.watch.spent.total_s,
             total_s=self.settings.deadlines.total_s,
-            nodes=nodes,
         )
 
     def _use_nodes(self, nodes: int) -> None:

@@ -30,7 +30,7 @@ class Meaning:
     """False: the next attempt begins at once and is not counted, unless this comes twice in a row without progress."""
     blames_node: bool = False
     """The node of the first rank that failed may be at fault: it is left out after a second such failure."""
-    excludes_node_at_once: bool = False
+    avoids_node_at_once: bool = False
     """The first failure is enough to leave the node out."""
     is_symptom: bool = False
     """A healthy worker reports it too when another one has died: any other record speaks first."""
@@ -79,7 +79,7 @@ MEANINGS: dict[FailureClass, Meaning] = {
         "look at the accelerator's health on the node named above",
         exit_codes=(76,),
         blames_node=True,
-        excludes_node_at_once=True,
+        avoids_node_at_once=True,
         exceptions=("AcceleratorError",),  # torch's, of a failed CUDA call
     ),
     FailureClass.NODE: Meaning(

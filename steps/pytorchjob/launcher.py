@@ -81,14 +81,14 @@ class KubeLauncher:
         self._spec, self._kube, self._notice, self._clock = spec, kube, notice, clock
         self._watched: dict[int, _Watched] = {}
 
-    def create(self, job: Job, attempt: int, *, exclude_nodes: Sequence[str] = ()) -> None:
+    def create(self, job: Job, attempt: int, *, avoid_nodes: Sequence[str] = ()) -> None:
         """Create the attempt's PyTorchJob; one that is there already is adopted if it is the same.
 
         Raises:
             ClusterError: refused, the API is away, or the name belongs to something else.
         """
         watched = self._watch(job, attempt)  # first: without the right to look, nothing is made
-        manifest = pytorchjob.build(self._spec, job, attempt, exclude_nodes=exclude_nodes)
+        manifest = pytorchjob.build(self._spec, job, attempt, avoid_nodes=avoid_nodes)
         name = manifest["metadata"]["name"]
         made = self._kube.create(manifest)
         if made is not None:

@@ -29,7 +29,7 @@ AUTO_RESUME = "sagemaker.amazonaws.com/enable-job-auto-resume"
 MAX_RETRIES = "sagemaker.amazonaws.com/job-max-retry-count"
 
 
-def build(spec: JobSpec, job: Job, attempt: int, *, exclude_nodes: Sequence[str] = ()) -> dict[str, Any]:
+def build(spec: JobSpec, job: Job, attempt: int, *, avoid_nodes: Sequence[str] = ()) -> dict[str, Any]:
     """The manifest of an attempt."""
     cluster = spec.cluster
     labels = labels_of(spec, job, attempt)
@@ -44,9 +44,7 @@ def build(spec: JobSpec, job: Job, attempt: int, *, exclude_nodes: Sequence[str]
     worker = {
         "replicas": job.nodes,
         "restartPolicy": "OnFailure" if cluster.recovery == "hyperpod" else "Never",
-        "template": pod_template.template(
-            spec, job, attempt, name=metadata["name"], labels=labels, exclude=exclude_nodes
-        ),
+        "template": pod_template.template(spec, job, attempt, name=metadata["name"], labels=labels, avoid=avoid_nodes),
     }
     body = {
         "nprocPerNode": str(job.processes),

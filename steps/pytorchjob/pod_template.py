@@ -26,14 +26,16 @@ BEYOND_GRACE_S = 30
 CPU_SHARE, MEMORY_SHARE = 15 / 16, 0.9
 """Of a whole node, for the worker: a job that asks for more than is allocatable is never admitted, in silence."""
 HEALTH, DEEP_HEALTH = "sagemaker.amazonaws.com/node-health-status", "sagemaker.amazonaws.com/deep-health-check-status"
+AVOIDED, CHECKED = 100, 10
+"""Weights of two preferences: a node on which attempts failed counts for more than a missing deep health check."""
 INSTANCE_TYPE = "node.kubernetes.io/instance-type"
 QUEUE_LABELS = ("kueue.x-k8s.io/queue-name", "kueue.x-k8s.io/priority-class")
 
 
 def template(
-    spec: JobSpec, job: Job, attempt: int, *, name: str, labels: Mapping[str, str], exclude: Sequence[str]
+    spec: JobSpec, job: Job, attempt: int, *, name: str, labels: Mapping[str, str], avoid: Sequence[str]
 ) -> dict[str, Any]:
-    """The pod template of `name`, without the nodes in `exclude`."""
+    """The pod template of `name`, which prefers other nodes than those in `avoid`."""
     cluster = spec.cluster
     metadata: dict[str, Any] = {"labels": {key: value for key, value in labels.items() if key not in QUEUE_LABELS}}
     annotations = {**_topology(cluster), **cluster.annotations}
@@ -49,19 +51,30 @@ def template(
         "volumes": [*_own_volumes(cluster), *(_volume(item) for item in cluster.volumes)],
     }
     selector = _node_selector(cluster)
-    affinity = _affinity(cluster, exclude)
+    affinity = _affinity(cluster, avoid)
     body |= {"nodeSelector": selector} if selector else {}
     body |= {"affinity": affinity} if affinity else {}
     body |= {"serviceAccountName": cluster.service_account} if cluster.service_account else {}
-    body |= {"securityContext": security(cluster)} if cluster.run_as_user else {}
+    body["securityContext"] = security(cluster)
     if cluster.image_pull_secrets:
         body["imagePullSecrets"] = [{"name": secret} for secret in cluster.image_pull_secrets]
     return {"metadata": metadata, "spec": body}
 
 
 def security(cluster: Cluster) -> dict[str, Any]:
-    """Who the processes are. No fsGroup: FSx for Lustre's driver does not apply it to a shared claim."""
-    return {"runAsUser": cluster.run_as_user, "runAsGroup": cluster.run_as_user, "runAsNonRoot": True}
+    """Who the processes are; with `container_security` what PodSecurity `restricted` asks for, unless the image decides the user.
+
+    No fsGroup: FSx for Lustre's driver does not apply it to a shared claim.
+    """
+    user = cluster.run_as_user
+    who = {"runAsUser": user, "runAsGroup": user, "runAsNonRoot": True} if user else {}
+    return {**who, "seccompProfile": {"type": "RuntimeDefault"}}
+
+
+def container_security(cluster: Cluster) -> dict[str, Any]:
+    """Nobody gains rights. An image's root keeps its capabilities: without them it cannot write another user's files."""
+    dropped = {"capabilities": {"drop": ["ALL"]}} if cluster.run_as_user else {}
+    return {"allowPrivilegeEscalation": False, **dropped}
 
 
 def _container(spec: JobSpec, job: Job, attempt: int, name: str) -> dict[str, Any]:
@@ -80,6 +93,7 @@ def _container(spec: JobSpec, job: Job, attempt: int, name: str) -> dict[str, An
         ],
         "env": _environment(spec, job, name),
         "resources": _resources(cluster),
+        "securityContext": container_security(cluster),
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": [
             {"name": "shm", "mountPath": "/dev/shm"},
@@ -185,20 +199,23 @@ def _node_selector(cluster: Cluster) -> dict[str, str]:
     return {INSTANCE_TYPE: label, **cluster.node_selector}
 
 
-def _affinity(cluster: Cluster, exclude: Sequence[str]) -> dict[str, Any]:
-    term: dict[str, Any] = {}
-    if cluster.require_healthy_nodes:
-        term["matchExpressions"] = [{"key": HEALTH, "operator": "In", "values": ["Schedulable"]}]
-    if exclude:
-        # matchFields takes exactly one value, so one entry for each node; all of them must hold.
-        term["matchFields"] = [{"key": "metadata.name", "operator": "NotIn", "values": [node]} for node in exclude]
+def _affinity(cluster: Cluster, avoid: Sequence[str]) -> dict[str, Any]:
+    """Nodes to avoid are a preference, one for each: where nothing else has room, the job runs on them."""
     found: dict[str, Any] = {}
-    if term:
-        found["requiredDuringSchedulingIgnoredDuringExecution"] = {"nodeSelectorTerms": [term]}
+    preferences: list[dict[str, Any]] = [
+        _preference(AVOIDED, "matchFields", "metadata.name", "NotIn", node) for node in avoid
+    ]
     if cluster.require_healthy_nodes:
-        preference = {"matchExpressions": [{"key": DEEP_HEALTH, "operator": "In", "values": ["Passed"]}]}
-        found["preferredDuringSchedulingIgnoredDuringExecution"] = [{"weight": 100, "preference": preference}]
+        term = {"matchExpressions": [{"key": HEALTH, "operator": "In", "values": ["Schedulable"]}]}
+        found["requiredDuringSchedulingIgnoredDuringExecution"] = {"nodeSelectorTerms": [term]}
+        preferences.append(_preference(CHECKED, "matchExpressions", DEEP_HEALTH, "In", "Passed"))
+    if preferences:
+        found["preferredDuringSchedulingIgnoredDuringExecution"] = preferences
     return {"nodeAffinity": found} if found else {}
+
+
+def _preference(weight: int, kind: str, key: str, operator: str, value: str) -> dict[str, Any]:
+    return {"weight": weight, "preference": {kind: [{"key": key, "operator": operator, "values": [value]}]}}
 
 
 def _topology(cluster: Cluster) -> dict[str, str]:

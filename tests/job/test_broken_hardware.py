@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from steps.job.snapshot import JobSnapshot, Phase, Reason, WorkerState
+from steps.job.snapshot import JobSnapshot, Phase, WorkerState
 from tests.job.job_fakes import Attempt, Script
 from tests.job.test_supervise import Stage, succeed
 
@@ -35,12 +35,6 @@ def breaks(logged: str, *, record: str = "hang", exit_code: int = 78, saves: int
     return script
 
 
-def no_room(attempt: Attempt, look: int) -> None:
-    first, _ = pods(0)
-    waits = WorkerState(32, "w-1", reason=Reason.UNSCHEDULABLE, message="0/2 nodes are available")
-    attempt.snapshot = JobSnapshot(Phase.STARTING, (replace(first, exit_code=None), waits), remaining=3)
-
-
 def stage(folder: Path, *scripts: Script) -> Stage:
     made = Stage(folder, *scripts, deadlines={"startup_s": 60})
     made.job = replace(made.job, nodes=2, processes=32)
@@ -66,17 +60,10 @@ def test_the_next_attempt_goes_without_the_node(logged: str, record: str, create
         assert (first["failure_class"], first["rank"], first["node"]) == ("accelerator", 40, "node-1")
         (told,) = made.notices
         assert "accelerator after step 4: rank 40: (FATAL-RT-UNDEFINED-STATE) Uncorrectable HBM" in told
-        assert told.endswith("starts in 5 s from step 4 of 10, without node-1")
+        assert told.endswith("starts in 5 s from step 4 of 10, without node-1 if others have room")
 
 
-def test_where_there_is_no_other_node_it_is_taken_again(tmp_path: Path) -> None:
-    made = stage(tmp_path, breaks(WORDS), no_room, succeed)
-    assert made.run().attempts == 3
-    creations = [call for call in made.launcher.calls if call.startswith("create")]
-    assert creations == ["create 1", "create 2 without node-1", "create 3"]
-
-
-def test_a_supervisor_that_comes_later_leaves_it_out_too(tmp_path: Path) -> None:
+def test_a_supervisor_that_comes_later_avoids_it_too(tmp_path: Path) -> None:
     def ctrl_c(attempt: Attempt, look: int) -> None:
         if look == 0:
             raise KeyboardInterrupt

@@ -43,7 +43,7 @@ def test_message_before_any_checkpoint_says_so(tmp_path: Path) -> None:
     ("decision", "part"),
     [
         (Resubmit(30, "", 0), "attempt 2 starts in 30 s from the start"),
-        (Resubmit(0, "", 7, ("a", "b")), "attempt 2 starts now from step 7 of 10, without a, b"),
+        (Resubmit(0, "", 7, ("a", "b")), "attempt 2 starts now from step 7 of 10, without a, b if others have room"),
     ],
 )
 def test_retry_says_when_where_and_without_what(decision: Resubmit, part: str, tmp_path: Path) -> None:

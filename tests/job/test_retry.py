@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from steps.job.history import Attempt, History, Verdict
-from steps.job.retry import GiveUp, Resubmit, attempts_without_progress, decide, excluded_nodes
+from steps.job.retry import GiveUp, Resubmit, attempts_without_progress, avoided_nodes, decide
 from steps.protocol.failure_class import FailureClass
 from steps.settings.config import Retry
 
@@ -141,49 +141,48 @@ def test_a_delay_does_not_overflow_however_many_attempts_failed() -> None:
     assert decision.delay_s == policy.max_delay_s
 
 
-def test_node_that_failed_twice_is_left_out() -> None:
+def test_node_that_failed_twice_is_avoided() -> None:
     attempts = [
         Attempt(1, 0.0, failure_class="node", node="a", complete_step=1),
         Attempt(2, 0.0, failure_class="user", node="b", complete_step=2),
         Attempt(3, 0.0, failure_class="hang", node="a", complete_step=3),
         Attempt(4, 0.0, failure_class="network", node="b", complete_step=4),
     ]
-    assert excluded_nodes(History("x", tuple(attempts))) == ("a",)
-    assert excluded_nodes(History("x", tuple(attempts), not_counted=1)) == ()
-
-
-def ended(*told: tuple[str, str, int]) -> tuple[Attempt, ...]:
-    """Attempts as (class, node, nodes asked for)."""
-    return tuple(
-        Attempt(number, 0.0, finished_s=1.0, failure_class=kind, node=node, nodes=nodes)
-        for number, (kind, node, nodes) in enumerate(told, 1)
-    )
+    assert avoided_nodes(History("x", tuple(attempts))) == ("a",)
+    assert avoided_nodes(History("x", tuple(attempts), not_counted=1)) == ()
 
 
 @pytest.mark.parametrize(
-    ("told", "nodes", "excluded"),
+    ("told", "avoided"),
     [
-        pytest.param([("accelerator", "a", 2)], 2, ("a",), id="at once"),
-        pytest.param([("accelerator", "", 1)], 1, (), id="no node is known"),
-        pytest.param([("accelerator", "b", 2), ("accelerator", "a", 2)], 2, ("a", "b"), id="two of them"),
-        pytest.param([("accelerator", "a", 2), ("node", "b", 2)], 2, ("a",), id="another node fails after it"),
-        pytest.param([("accelerator", "a", 2), ("node", "", 2)], 2, (), id="no room without it"),
-        pytest.param([("accelerator", "a", 3), ("node", "", 3)], 2, ("a",), id="no room, but fewer are asked for now"),
-        pytest.param([("accelerator", "a", 3), ("node", "", 3), ("node", "", 2)], 2, (), id="nor for fewer"),
+        pytest.param([("accelerator", "a", 0)], ("a",), id="a broken accelerator, at once"),
+        pytest.param([("accelerator", "", 0)], (), id="no node is known"),
+        pytest.param([("accelerator", "b", 0), ("accelerator", "a", 0)], ("a", "b"), id="two of them"),
         pytest.param(
-            [("accelerator", "a", 2), ("node", "", 2), ("accelerator", "a", 2)], 2, ("a",), id="broken again afterwards"
+            [("accelerator", "a", 0), *[("node", "b", n) for n in (1, 2)]], ("a", "b"), id="others came further"
+        ),
+        pytest.param([("accelerator", "a", 0), *[("storage", "", n) for n in (1, 2, 3)]], (), id="much progress since"),
+        pytest.param(
+            [("accelerator", "a", 0), *[("storage", "", 0) for _ in range(9)]], ("a",), id="no progress since"
         ),
         pytest.param(
-            [("accelerator", "a", 2), ("hang", "a", 2), ("node", "", 2)], 2, ("a",), id="no room, but it failed twice"
+            [("node", "a", n) for n in (1, 2, 3, 4, 5)], ("a",), id="it comes further, and always fails there"
+        ),
+        pytest.param(
+            [("node", "a", 1), *[("storage", "", n) for n in (2, 3, 4)], ("node", "a", 5)],
+            (),
+            id="one of two has faded",
         ),
     ],
 )
-def test_node_with_a_broken_accelerator_is_left_out_until_there_is_no_room_without_it(
-    told: list[tuple[str, str, int]], nodes: int, excluded: tuple[str, ...]
-) -> None:
-    assert excluded_nodes(History("x", ended(*told)), nodes) == excluded
-    decision = decide(History("x", ended(*told)), POLICY, spent_s=0, total_s=1e9, nodes=nodes)
-    assert isinstance(decision, GiveUp) or decision.exclude_nodes == excluded
+def test_blame_of_a_node_fades_with_progress(told: list[tuple[str, str, int]], avoided: tuple[str, ...]) -> None:
+    attempts = tuple(
+        Attempt(number, 0.0, finished_s=1.0, failure_class=kind, node=node, complete_step=complete)
+        for number, (kind, node, complete) in enumerate(told, 1)
+    )
+    assert avoided_nodes(History("x", attempts)) == avoided
+    decision = decide(History("x", attempts), POLICY, spent_s=0, total_s=1e9)
+    assert isinstance(decision, GiveUp) or decision.avoid_nodes == avoided
 
 
 def test_history_survives_json() -> None:

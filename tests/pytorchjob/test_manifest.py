@@ -86,11 +86,11 @@ def job_of(settings: Settings, **changes: Any) -> Job:
 
 
 def manifest(
-    settings: Settings, *, exclude: tuple[str, ...] = (), owner: dict[str, Any] | None = None, **changes: Any
+    settings: Settings, *, avoid: tuple[str, ...] = (), owner: dict[str, Any] | None = None, **changes: Any
 ) -> Any:
     code = Code(f"{settings.storage.root}/LoraFlow/17/code.tgz", "ab" * 32)
     spec = launchers.spec_of(settings, run="LoraFlow/17", step="train", code=code, owner=owner)
-    return build(spec, job_of(settings, **changes), 1, exclude_nodes=exclude)
+    return build(spec, job_of(settings, **changes), 1, avoid_nodes=avoid)
 
 
 def container(made: dict[str, Any]) -> dict[str, Any]:
@@ -107,7 +107,7 @@ def template(made: dict[str, Any]) -> dict[str, Any]:
 def test_the_manifest_is_the_golden_one(name: str) -> None:
     """UPDATE_GOLDEN=1 writes it anew: then read the difference."""
     raw = {"hyperpod": yaml.safe_load(CONFIG.read_text()), "cpu": CPU, "everything": EVERYTHING}[name]
-    made = manifest(settings_of(raw), exclude=("node-7",) if name == "everything" else ())
+    made = manifest(settings_of(raw), avoid=("node-7",) if name == "everything" else ())
     container(made)["command"][-1] = BOOTSTRAP
     path = GOLDEN / f"{name}.yaml"
     if os.environ.get("UPDATE_GOLDEN"):
@@ -140,7 +140,7 @@ def test_the_operators_own_schema_knows_every_field(
 ) -> None:
     raw = {"hyperpod": yaml.safe_load(CONFIG.read_text()), "cpu": CPU, "everything": EVERYTHING}[name]
     made = manifest(
-        settings_of(raw), exclude=("node-7",), owner={"apiVersion": "batch/v1", "kind": "Job", "name": "j", "uid": "u"}
+        settings_of(raw), avoid=("node-7",), owner={"apiVersion": "batch/v1", "kind": "Job", "name": "j", "uid": "u"}
     )
     operator_schema.validate(made)
 
@@ -220,6 +220,45 @@ def test_without_anything_said_about_size_nothing_is_asked_for() -> None:
 def test_an_instance_without_adapters_asks_for_devices_alone() -> None:
     raw = {**CPU, "cluster": {**CPU["cluster"], "instance_type": "trn1.2xlarge"}}  # type: ignore[dict-item]
     assert set(container(manifest(settings_of(raw)))["resources"]["limits"]) == {"memory", pod_template.NEURON}
+
+
+def test_nodes_to_avoid_are_a_preference_that_yields_where_nothing_else_has_room() -> None:
+    spec = template(manifest(settings_of(CPU), avoid=("node-7", "node-8")))["spec"]
+    found = spec["affinity"]["nodeAffinity"]
+    assert "metadata.name" not in str(found["requiredDuringSchedulingIgnoredDuringExecution"])
+    shunned = [item for item in found["preferredDuringSchedulingIgnoredDuringExecution"] if item["weight"] == 100]
+    fields = [item["preference"]["matchFields"] for item in shunned]
+    assert fields == [
+        [{"key": "metadata.name", "operator": "NotIn", "values": [node]}] for node in ("node-7", "node-8")
+    ]
+
+
+def test_the_shipped_worker_pod_passes_pod_security_restricted() -> None:
+    """As the standard words it: https://kubernetes.io/docs/concepts/security/pod-security-standards/."""
+    spec = template(manifest(settings_of(yaml.safe_load(CONFIG.read_text()))))["spec"]
+    pod, inside = spec["securityContext"], spec["containers"][0]["securityContext"]
+    assert pod["runAsNonRoot"] is True
+    assert pod["runAsUser"] != 0
+    assert pod["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert inside == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+    allowed = {
+        "configMap",
+        "csi",
+        "downwardAPI",
+        "emptyDir",
+        "ephemeral",
+        "persistentVolumeClaim",
+        "projected",
+        "secret",
+    }
+    assert all(set(volume) - {"name"} <= allowed for volume in spec["volumes"])
+    assert not {"hostNetwork", "hostPID", "hostIPC"} & set(spec)
+
+
+def test_a_user_that_the_image_decides_keeps_its_capabilities() -> None:
+    spec = template(manifest(settings_of(EVERYTHING)))["spec"]
+    assert "runAsUser" not in spec["securityContext"]
+    assert "capabilities" not in spec["containers"][0]["securityContext"]
 
 
 def test_neither_label_nor_affinity_where_hyperpod_does_not_manage() -> None:

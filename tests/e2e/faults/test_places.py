@@ -19,8 +19,9 @@ ENOUGH = {"startup_s": 45}
 DEVICES = {"instance_type": "trn1.32xlarge"}
 
 
-def test_an_image_that_does_not_exist_stops_at_once(trial: MakeTrial, expect: Expect) -> None:
-    settings = {"cluster": {"image": "localhost/no-such-image:1", "image_pull_policy": "Never"}}
+def test_an_image_that_does_not_exist_stops_at_the_startup_deadline(trial: MakeTrial, expect: Expect) -> None:
+    cluster = {"image": "localhost/no-such-image:1", "image_pull_policy": "Never"}
+    settings = {"cluster": cluster, "deadlines": SHORT}
     training = trial("image", settings=settings)
     training.start()
     reads = "its image cannot be pulled"
@@ -38,15 +39,15 @@ def test_a_registry_that_does_not_answer_is_given_time_and_named(trial: MakeTria
     expect("a registry that does not answer", training, classes=classes, error="JobRetriesExhausted", reads=reads)
 
 
-def test_a_claim_that_is_missing_stops_at_once(trial: MakeTrial, expect: Expect) -> None:
-    training = trial("claim", settings={"cluster": {"claim": "no-such-claim"}})
+def test_a_claim_that_is_missing_stops_at_the_startup_deadline(trial: MakeTrial, expect: Expect) -> None:
+    training = trial("claim", settings={"cluster": {"claim": "no-such-claim"}, "deadlines": SHORT})
     training.start()
     reads = 'persistentvolumeclaim "no-such-claim" not found'
     expect("the claim is missing", training, classes=["config"], error="JobPermanentError", reads=reads)
 
 
-def test_a_secret_that_is_missing_stops_at_once(trial: MakeTrial, expect: Expect) -> None:
-    training = trial("secret", settings={"cluster": {"token_secret": "no-such-secret"}})
+def test_a_secret_that_is_missing_stops_at_the_startup_deadline(trial: MakeTrial, expect: Expect) -> None:
+    training = trial("secret", settings={"cluster": {"token_secret": "no-such-secret"}, "deadlines": SHORT})
     training.start()
     reads = 'secret "no-such-secret" not found'
     expect("the token's secret is missing", training, classes=["config"], error="JobPermanentError", reads=reads)
