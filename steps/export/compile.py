@@ -28,8 +28,6 @@ RECORD = "compile.json"
 COMPILER = ("neuronxcc", "torch_neuronx", "neuronx_distributed", "optimum.neuron")
 ARCHITECTURES = ("granite", "llama", "mixtral", "phi3", "qwen2", "qwen3", "qwen3_moe", "smollm3")
 """model_type values that optimum-neuron 0.4.5 exports for text generation."""
-DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
-"""The settings' word → the one in config.json."""
 TARGETS = {"trn1": "trn1", "trn1n": "trn1", "inf2": "inf2", "trn2": "trn2"}
 """Instance family → the exporter's name."""
 

@@ -17,6 +17,7 @@ from steps.job.job import Job
 from steps.protocol.records import MergedModel, identity_of
 from steps.protocol.rundir import RunDir, TrainDir, read_json
 from steps.settings.config import Settings
+from steps.settings.options import DTYPES
 from steps.settings.plan import Plan
 from steps.train import stage as train_stage
 from steps.train.neuron import precompile as neuron_precompile
@@ -72,7 +73,7 @@ def request_of(plan: Plan) -> CompileRequest:
         sequence_length=given.sequence_length,
         tensor_parallel=given.tensor_parallel or plan.tensor_parallel,
         instance_type=given.instance_type or plan.settings.cluster.instance_type,
-        dtype=compiling.DTYPES[given.dtype],
+        dtype=DTYPES[given.dtype],
     )
 
 
@@ -85,9 +86,8 @@ def check_inference(plan: Plan, config: Mapping[str, Any]) -> None:
     if not plan.settings.inference.enabled:
         return
     request = request_of(plan)
-    dtype = (
-        config.get("dtype") or config.get("torch_dtype") or request.dtype
-    )  # a preset does not say; the merge keeps it
+    own = config.get("dtype") or config.get("torch_dtype") or request.dtype  # a preset does not say
+    dtype = DTYPES.get(plan.merge_dtype, own)
     compiling.check_request(request, {**config, "dtype": dtype})
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from steps.errors import CheckpointError, LoraFlowError, ModelError
 from steps.merge import delta
-from steps.protocol.safetensors_header import DTYPE_NAMES, StoredTensor, read_header
+from steps.protocol.safetensors_header import DTYPE_NAMES, ITEM_BYTES, StoredTensor, read_header
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -40,6 +40,16 @@ class Base:
     def bytes(self) -> int:
         """Of all weight files."""
         return sum((self.folder / name).stat().st_size for name in self.files)
+
+
+def bytes_in(base: Base, dtype: str) -> int:
+    """Bytes of the weight files with the weights in torch's `dtype`; auto: as they are."""
+    stored = DTYPE_NAMES.get(dtype)
+    if stored is None:
+        return base.bytes
+    weights = [tensor for tensor in base.tensors.values() if tensor.dtype in DTYPE_NAMES.values()]
+    items = [(tensor.bytes // ITEM_BYTES[tensor.dtype], tensor.dtype) for tensor in weights]
+    return base.bytes + sum(count * (ITEM_BYTES[stored] - ITEM_BYTES[own]) for count, own in items)
 
 
 def read_base(folder: Path) -> Base:

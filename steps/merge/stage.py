@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 from steps import machine
 from steps.errors import CheckpointError, StorageError
 from steps.merge.card import model_card
-from steps.merge.inputs import read_base
+from steps.merge.inputs import bytes_in, read_base
 from steps.merge.outputs import merge_folders
 from steps.protocol.records import Adapter, BaseModel, MergedModel, digest_file, digest_of, identity_of
 from steps.protocol.rundir import RunDir, held_lock, new_directory, read_json, require_space, storage_errors, write_json
+from steps.settings.options import DTYPES
 
 if TYPE_CHECKING:
     from steps.settings.plan import Plan
@@ -48,7 +49,7 @@ def merge(
     lineage: dict[str, Any],
     progress: Progress | None = None,
 ) -> MergedModel:
-    """The merged model of this base and adapter, in the base's dtype; made, or found whole from before.
+    """The merged model of this base and adapter, in `plan.merge_dtype`; made, or found whole from before.
 
     Raises:
         CheckpointError: the adapter is damaged, of a kind that cannot be merged, or of another base.
@@ -56,16 +57,18 @@ def merge(
         StorageError: no room, no permission, or another process has merged the same for two hours.
     """
     _check_belongs(base, adapter)
-    identity = identity_of({"base": base.digest, "adapter": adapter.digest, "dtype": base.dtype})
+    dtype = DTYPES.get(plan.merge_dtype, "auto")
+    own = base.dtype if dtype == "auto" else dtype
+    identity = identity_of({"base": base.digest, "adapter": adapter.digest, "dtype": own})
     final = run.merged(identity)
     lock = run.path / f".{final.name}.lock"
     with storage_errors(f"merging into {final}"), held_lock(lock, timeout_s=LOCK_TIMEOUT_S, what="the merge"):
         if found := _find_whole(final):
             return found
         _remove_leftovers(final)
-        needed = read_base(Path(base.path)).bytes + SMALL_FILES_BYTES
+        needed = bytes_in(read_base(Path(base.path)), dtype) + SMALL_FILES_BYTES
         require_space(final, needed, keep_gib=plan.settings.storage.min_free_gib, what="the merged model")
-        return _make(base, adapter, final, identity, lineage=lineage, progress=progress)
+        return _make(base, adapter, final, identity, dtype=dtype, lineage=lineage, progress=progress)
 
 
 def _check_belongs(base: BaseModel, adapter: Adapter) -> None:
@@ -83,16 +86,18 @@ def _make(
     final: Path,
     identity: str,
     *,
+    dtype: str,
     lineage: dict[str, Any],
     progress: Progress | None,
 ) -> MergedModel:
     began = time.monotonic()
-    total = read_base(Path(base.path)).bytes
+    total = bytes_in(read_base(Path(base.path)), dtype)
     with new_directory(final) as folder:
         counts = merge_folders(
             Path(base.path),
             Path(adapter.path),
             folder,
+            dtype,
             done=(lambda done: progress("merge", min(done, total), total)) if progress else None,
         )
         write_json(folder / "lineage.json", lineage)

@@ -13,7 +13,7 @@ from pydantic import Field, field_validator
 
 from steps.errors import ConfigError, Problem
 from steps.settings.cluster import Cluster, cluster_problems
-from steps.settings.options import Options
+from steps.settings.options import Dtype, Options
 from steps.settings.section import Section, validate
 
 
@@ -146,8 +146,8 @@ class Evaluation(Section):
 class Merge(Section):
     """The merged model's files."""
 
-    dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
-    """Of the merged weights; `auto`: the base model's own."""
+    dtype: Literal["auto", Dtype] = "auto"
+    """Of the merged weights, where `--merge-dtype` is not given; `auto`: the base model's own."""
 
 
 class Inference(Section):
@@ -161,7 +161,7 @@ class Inference(Section):
     """Prompt and answer together, tokens."""
     tensor_parallel: int = Field(default=0, ge=0)
     """Cores that share the model; loading needs as many. 0: as in training."""
-    dtype: Literal["bf16", "fp16", "fp32"] = "bf16"
+    dtype: Dtype = "bf16"
     """Of the compiled model; must be the merged model's."""
     instance_type: str = ""
     """That will serve it; empty: cluster.instance_type."""

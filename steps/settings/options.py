@@ -16,6 +16,9 @@ Scheduler = Literal["cosine", "linear", "constant"]
 Precision = Literal["bf16", "fp32"]
 Quantization = Literal["none", "4bit"]
 Sharding = Literal["ddp", "fsdp"]
+Dtype = Literal["bf16", "fp16", "fp32"]
+DTYPES: dict[str, str] = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+"""Ours → torch's name, which stands in config.json."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +85,10 @@ class Options:
     ] = 0
     seed: Annotated[int, Ge(0), Lt(2**31), doc("Of the split, the order, the adapter's start and dropout.")] = 42
     validation_fraction: Annotated[float, Gt(0), Lt(1), doc("Share of the samples held out, by content hash.")] = 0.1
+    merge_dtype: Annotated[
+        Literal["auto", Dtype],
+        doc("Of the merged weights; auto: as the Config's merge.dtype says, else the base model's own."),
+    ] = "auto"
     continue_from: Annotated[
         str, doc("A run id or run directory whose prepared data and checkpoints are taken over; auto: none.")
     ] = AUTO
@@ -94,7 +101,7 @@ OPTIONS = tuple(field.name for field in fields(Options))
 
 GROUPS = {
     "Data": ("dataset", "columns", "max_rows", "validation_fraction", "sequence_length", "packing"),
-    "Model": ("model", "precision", "quantization"),
+    "Model": ("model", "precision", "quantization", "merge_dtype"),
     "LoRA": ("method", "lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "init_adapter"),
     "Training": (
         *("max_steps", "epochs", "global_batch", "learning_rate", "scheduler", "warmup_ratio", "weight_decay"),

@@ -7,13 +7,13 @@ the code that reads it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from steps.settings.catalog import DatasetPreset, ModelPreset
 from steps.settings.config import Settings
-from steps.settings.options import Method, Precision, Quantization, Scheduler, Sharding
+from steps.settings.options import Dtype, Method, Precision, Quantization, Scheduler, Sharding
 from steps.settings.section import Section
 
 LAYOUT = "layout"
@@ -104,6 +104,8 @@ class Plan(HoldsTraining):
     precision_reason: str = ""
     """What a person should know of the precision; empty where there was nothing to choose."""
     validation_fraction: float
+    merge_dtype: Literal["auto", Dtype] = "auto"
+    """Of the merged weights; auto: the base model's own."""
     given: tuple[str, ...] = ()
     """Options that a person gave; what is not among them may be fitted to the data and to the model."""
     packing_reason: str = ""

@@ -136,6 +136,7 @@ def _decide(
         pipeline_parallel=settings.launcher.pipeline_parallel,
         precision_reason=_about(training.precision, settings, fast_bf16=fast_bf16),
         validation_fraction=options.validation_fraction,
+        merge_dtype=settings.merge.dtype if options.merge_dtype == AUTO else options.merge_dtype,
         given=tuple(name for name, value in asdict(options).items() if value != asdict(Options())[name]),
         continue_from="" if options.continue_from == AUTO else options.continue_from,
         dry_run=options.dry_run,

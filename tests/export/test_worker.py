@@ -67,6 +67,7 @@ def test_what_cannot_be_compiled_is_refused_before_anything_is_fetched() -> None
         check_inference(wanting(tensor_parallel=3), preset)
     with pytest.raises(ConfigError, match=r"inference\.dtype: must be the merged model's type, float32"):
         check_inference(wanting(), {**preset, "torch_dtype": "float32"})
+    check_inference(wanting().model_copy(update={"merge_dtype": "bf16"}), {**preset, "torch_dtype": "float32"})
 
 
 def test_tensor_parallel_is_the_trainings_unless_given() -> None:

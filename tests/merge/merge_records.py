@@ -51,12 +51,15 @@ def adapter_record(folder: Path, base: BaseModel) -> Adapter:
     )
 
 
-def plan() -> Plan:
+def plan(**options: str) -> Plan:
     """Keeps no gigabyte free: some disks of these tests are small."""
-    return resolve(Settings.model_validate({"storage": {"min_free_gib": 0}}), parse_options({"model": "tiny"}))
+    settings = Settings.model_validate({"storage": {"min_free_gib": 0}})
+    return resolve(settings, parse_options({"model": "tiny", **options}))
 
 
-def merge(base: Path, adapter: Path, run: Path, progress: stage.Progress | None = None) -> MergedModel:
+def merge(base: Path, adapter: Path, run: Path, progress: stage.Progress | None = None, **options: str) -> MergedModel:
     """The door, with records of these folders as they are now."""
     record = base_record(base)
-    return stage.merge(plan(), record, adapter_record(adapter, record), RunDir(run), lineage=LINEAGE, progress=progress)
+    return stage.merge(
+        plan(**options), record, adapter_record(adapter, record), RunDir(run), lineage=LINEAGE, progress=progress
+    )

@@ -61,6 +61,21 @@ def test_the_record_says_what_was_written(base: Path, adapter: Path, tmp_path: P
     assert MergedModel.from_dict(json.loads((folder / stage.RECORD).read_text())["record"]) == merged
 
 
+@pytest.mark.parametrize(("asked", "written"), [("fp32", "float32"), ("fp16", "float16")])
+def test_the_merged_weights_have_the_type_that_was_asked_for(
+    base: Path, adapter: Path, tmp_path: Path, asked: str, written: str
+) -> None:
+    told: list[int] = []
+    own = merge(base, adapter, tmp_path)
+    merged = merge(base, adapter, tmp_path, lambda what, done, of: told.append(of), merge_dtype=asked)
+    folder = Path(merged.path)
+    assert {str(tensor.dtype) for tensor in stored(folder).values()} == {f"torch.{written}"}
+    assert merged.dtype == json.loads((folder / "config.json").read_text())["dtype"] == written
+    assert max(told) == pytest.approx(merged.bytes, rel=0.05)
+    assert merged.identity != own.identity
+    assert merge(base, adapter, tmp_path, merge_dtype="bf16").identity == own.identity
+
+
 def test_card_and_lineage_lie_beside_the_weights(base: Path, adapter: Path, tmp_path: Path) -> None:
     folder = Path(merge(base, adapter, tmp_path).path)
     assert json.loads((folder / "lineage.json").read_text()) == LINEAGE

@@ -389,3 +389,16 @@ def test_a_plan_of_version_0_1_is_read() -> None:
     assert Plan.model_validate(plan.model_dump(mode="json")) == plan
     with pytest.raises(ValidationError, match="lerning_rate"):
         Plan.model_validate({**raw, "lerning_rate": 1})
+
+
+@pytest.mark.parametrize(
+    ("config", "option", "expected"),
+    [("auto", "auto", "auto"), ("fp32", "auto", "fp32"), ("fp32", "bf16", "bf16"), ("auto", "fp16", "fp16")],
+)
+def test_the_type_of_the_merged_weights_is_the_options_then_the_configs(
+    config: str, option: str, expected: str
+) -> None:
+    settings = parse_settings({"merge": {"dtype": config}})
+    plan = resolve(settings, parse_options({"model": "tiny", "merge_dtype": option}))
+    assert plan.merge_dtype == expected
+    assert plan.training == plan_of().training
