@@ -32,7 +32,8 @@ from bench._report import report
 from bench._rows import write_rows
 from steps.base import stage as base_stage
 from steps.prepare import stage as prepare_stage
-from steps.prepare.chat.conversations import find_layout, to_conversation
+from steps.prepare.chat.conversations import to_conversation
+from steps.prepare.chat.forms import find_layout
 from steps.prepare.tokenize.tokens import ChatTokenizer
 from steps.protocol import records, rundir
 from steps.settings import config, resolve
@@ -104,7 +105,7 @@ def run_ours(file: Path, model: Path) -> dict[str, float]:
 
 def prepare_once(file: Path, model: Path) -> dict[str, float]:
     """In the child; what it imports is loaded before the clock starts."""
-    for name in ("jinja2.sandbox", "jinja2.ext", "pyarrow", "tokenizers"):
+    for name in ("transformers.utils.chat_template_utils", "pyarrow", "tokenizers"):
         importlib.import_module(name)
     options = Options(dataset=str(file), packing="on", sequence_length=SEQUENCE_LENGTH)
     plan = resolve.resolve(config.Settings(), options)

@@ -14,17 +14,29 @@ from steps.protocol.records import Adapter, MergedModel, PreparedData, Report
 
 
 def describe_data(data: PreparedData) -> list[str]:
-    """What was read, kept and cut, in sentences."""
+    """What was read, kept, cut and not used, in sentences."""
     lines = [
-        f"data: {data.samples:,} samples from {data.source} ({data.shape}); {data.train_samples:,} to train on, "
-        f"{data.validation_samples:,} held out; {data.rows:,} rows of up to {data.sequence_length:,} tokens"
+        f"data: {counted(data.samples, 'sample')} from {data.source} ({data.shape}); {data.train_samples:,} to train on, "
+        f"{data.validation_samples:,} held out; {counted(data.rows, 'row')} of up to {data.sequence_length:,} tokens"
         + (f", packed, {data.fill:.1%} full" if data.packed else "")
     ]
-    if data.duplicates or data.skipped:
-        lines.append(f"left out: {data.duplicates:,} duplicates, {data.skipped:,} rows without a usable conversation")
+    unusable = data.skipped - data.too_long
+    left_out = [
+        *([counted(data.duplicates, "duplicate")] if data.duplicates else []),
+        *([f"{counted(unusable, 'row')} without a usable conversation"] if unusable else []),
+        *([f"{counted(data.too_long, 'row')} whose answer begins too late for the length"] if data.too_long else []),
+    ]
+    if left_out:
+        lines.append(f"left out: {', '.join(left_out)}")
     if data.truncated_samples:
-        lines.append(f"cut to length: {data.truncated_samples:,} samples lost {data.truncated_tokens:,} tokens")
-    return lines
+        cut, lost = counted(data.truncated_samples, "sample"), counted(data.truncated_tokens, "token")
+        lines.append(f"cut to length: {cut} lost {lost}")
+    return [*lines, *data.notes]
+
+
+def counted(count: int, what: str) -> str:
+    """`1 row`, `2 rows`."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def conclude(flow: Any) -> None:

@@ -6,24 +6,26 @@ sample lie one after another in one file, and those of them that may be held out
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain, islice
+from itertools import groupby, islice
+from operator import attrgetter
 from pathlib import Path
-from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from steps.errors import DataError
-from steps.prepare.chat import conversations
-from steps.prepare.chat.conversations import Layout
+from steps.prepare.chat.conversations import detect_score
+from steps.prepare.chat.forms import PREFERENCE, Layout, find_layout, list_names
 from steps.prepare.read.files import Row
-from steps.prepare.read.sources import Source
-from steps.prepare.tokenize.samples import SCORED_ANSWERS, TOO_LONG, Made, Recipe, SampleMaker, Text, Unusable
+from steps.prepare.read.sources import Source, sample
+from steps.prepare.split import Keys
+from steps.prepare.tokenize.samples import SCORED_ANSWERS, TOO_LONG, Chunk, Made, Recipe, SampleMaker, Text, Unusable
 from steps.prepare.tokenize.tokens import ChatTokenizer
 from steps.prepare.tokenize.words import ID_BYTES
 from steps.prepare.tokenize.workers import make_samples
@@ -44,7 +46,8 @@ Progress = Callable[[str, int, int], None]
 class Samples:
     """What is known of the samples after the first pass, in the source's order. One number each per sample."""
 
-    layout: Layout
+    shape: str
+    """Of all files, each name once."""
     score: str
     ids: Path
     """All samples' tokens, int32, one after another."""
@@ -58,61 +61,68 @@ class Samples:
     cut: Path
     """Tokens cut off at the end, int32, one per sample."""
     skipped: dict[str, int]
-    """Reason → source rows without a usable conversation."""
-
-
-Keys: TypeAlias = npt.NDArray[np.void]
-"""16 bytes per sample that stand for its content."""
-Positions: TypeAlias = npt.NDArray[np.float64]
-"""Where each sample lies in [0, 1), for the split."""
+    """Reason → source rows that give no sample."""
+    notes: tuple[str, ...]
+    """What else a person should know of them."""
 
 
 def collect(
     source: Source, plan: Plan, model: Path, tokenizer: ChatTokenizer, scratch: Path, *, progress: Progress
-) -> tuple[Samples, Keys, Positions]:
+) -> tuple[Samples, Keys]:
     """Read, render and tokenise everything; `tokenizer` is that of the folder `model`.
 
-    Keys and positions divide the samples; apart from `Samples`, since they are not needed for long.
+    Keys divide the samples; apart from `Samples`, since they are not needed for long.
 
     Raises:
         DataError: nothing readable, nothing usable, or all of it too long; says what was found.
         StorageError: the source cannot be read or the scratch folder not be written.
     """
-    rows = iter(islice(source.rows(), plan.max_rows or None))
-    first = next(rows, None)
-    if first is None:
-        raise DataError(f"{source.name} holds no rows")
+    data = plan.dataset
     recipe = Recipe(
         model=model,
-        layout=_find_layout(first, plan.dataset),
-        system=plan.dataset.system,
+        system=data.system,
         sequence_length=plan.sequence_length,
         seed=plan.training.seed,
         validation_fraction=plan.validation_fraction,
+        chat_template=plan.chat_template,
+        template_arguments=tuple(sorted(plan.chat_template_kwargs.items())),
+        may_differ=data.shape == "auto" and not data.columns,
     )
+    rows = sample(source, plan.max_rows, plan.training.seed) if plan.max_rows else source.rows()
     with _Store(recipe, scratch) as store:
-        for done, made in make_samples(_chunks(chain([first], rows)), SampleMaker(recipe, tokenizer)):
+        for done, made in make_samples(store.noting(_chunks(rows, data)), SampleMaker(recipe, tokenizer)):
             store.take(made)
             progress("reading and tokenising", min(done, source.size), source.size)
         refuse = plan.settings.prepare.unusable_rows == "refuse"
-        return store.finish(source.name, score=plan.dataset.score, refuse=refuse)
+        return store.finish(source.name, score=data.score, refuse=refuse)
 
 
-def _chunks(rows: Iterator[Row]) -> Iterator[list[Row]]:
-    while chunk := list(islice(rows, CHUNK_ROWS)):
-        yield chunk
+def _chunks(rows: Iterator[Row], dataset: DatasetPreset) -> Iterator[Chunk]:
+    """A file's rows at a time, with the layout that its first ones show."""
+    for _, of_file in groupby(rows, key=attrgetter("file")):
+        first = list(islice(of_file, CHUNK_ROWS))
+        layout = _find_layout(first, dataset)
+        yield Chunk(layout, first)
+        while more := list(islice(of_file, CHUNK_ROWS)):
+            yield Chunk(layout, more)
 
 
-def _find_layout(row: Row, dataset: DatasetPreset) -> Layout:
+def _find_layout(rows: Sequence[Row], dataset: DatasetPreset) -> Layout:
+    """The shape of the first row that has one by itself, else of these rows together; with the columns of all."""
+    together = {name for row in rows for name in row.values}
+    for columns in dict.fromkeys(tuple(row.values) for row in rows):
+        with contextlib.suppress(DataError):
+            shape = find_layout(columns, shape=dataset.shape, columns=dataset.columns).shape
+            return find_layout(together, shape=shape, columns=dataset.columns)
     try:
-        return conversations.find_layout(row.values, shape=dataset.shape, columns=dataset.columns)
+        return find_layout(together, shape=dataset.shape, columns=dataset.columns)
     except DataError as error:
-        raise DataError(f"{row.place}: {error}") from error
+        raise DataError(f"{rows[0].place}: {error}") from error
 
 
 @dataclass(slots=True)
 class _Skipped:
-    """Rows without a usable conversation, by reason."""
+    """Rows that give no sample, by reason."""
 
     counts: Counter[str] = field(default_factory=Counter)
     places: dict[str, list[str]] = field(default_factory=dict)
@@ -125,7 +135,7 @@ class _Skipped:
 
     def __str__(self) -> str:
         return "; ".join(
-            f"{count} with {reason} ({', '.join(self.places[reason])}{', …' if count > NAMED_PLACES else ''})"
+            f"{count:,} with {reason} ({', '.join(self.places[reason])}{', …' if count > NAMED_PLACES else ''})"
             for reason, count in self.counts.most_common()
         )
 
@@ -139,9 +149,12 @@ class _Store:
         self._skipped = _Skipped()
         self._shortest_needed = 0
         self._answers: list[str] = []
-        self._columns = {name: bytearray() for name in ("lengths", "keys", "positions")}
+        self._columns = {name: bytearray() for name in ("lengths", "keys", "prompts", "positions")}
         self._samples = 0
-        self._spare: Text | None = None
+        self._spare: list[Text] = []
+        self._shapes: dict[str, None] = {}
+        self._notes: Counter[str] = Counter()
+        self._ignored: set[str] = set()
 
     def __enter__(self) -> _Store:
         self._files = {name: path.open("wb") for name, path in self._paths.items()}
@@ -150,6 +163,12 @@ class _Store:
     def __exit__(self, *_: object) -> None:
         for file in self._files.values():
             file.close()
+
+    def noting(self, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
+        """The chunks, their shapes remembered."""
+        for chunk in chunks:
+            self._shapes[chunk.layout.shape] = None
+            yield chunk
 
     def take(self, made: Made) -> None:
         """Store one chunk's samples."""
@@ -162,6 +181,8 @@ class _Store:
         for name, column in self._columns.items():
             column += getattr(made, name)
         self._samples += len(made.lengths) // ID_BYTES
+        self._notes.update(dict(made.notes))
+        self._ignored |= made.ignored
         self._answers += made.answers[: SCORED_ANSWERS - len(self._answers)]
         for unusable in made.unusable:
             self._skipped.add(unusable)
@@ -169,39 +190,57 @@ class _Store:
                 self._shortest_needed = min(self._shortest_needed or unusable.needed, unusable.needed)
 
     def _note_text(self, text: Text) -> None:
-        """Write the text of a sample that may be held out; keep the one that is if no other is."""
+        """Write the text of a sample that may be held out; keep those that are if no other is: all with the lowest position."""
         if text.position < self._recipe.validation_fraction:
             self._write_held_out(text)
-        elif self._spare is None or text.position < self._spare.position:
-            self._spare = text
+            return
+        lowest = self._spare[0].position if self._spare else 1.0
+        if text.position < lowest:
+            self._spare = [text]
+        elif text.position == lowest:
+            self._spare.append(text)
 
     def _write_held_out(self, text: Text) -> None:
         self._files["held_out"].write(b"%d %s\n" % (text.sample, text.json.encode()))
 
-    def finish(self, source: str, *, score: str, refuse: bool) -> tuple[Samples, Keys, Positions]:
+    def finish(self, source: str, *, score: str, refuse: bool) -> tuple[Samples, Keys]:
         """Everything as arrays; complains of what was skipped, or refuses it."""
         if not self._samples:
             raise DataError(self._nothing_left(source))
-        if refuse and self._skipped.counts:
+        count = self._skipped.counts.total()
+        if refuse and count:
             raise DataError(
-                f"{source}: {self._skipped.counts.total()} rows cannot be used: {self._skipped}; "
+                f"{source}: {_rows(count)} cannot be used: {self._skipped}; "
                 "prepare.unusable_rows is refuse: mend them or take them out, or set it to skip"
             )
-        if self._skipped.counts:
-            logger.warning("%s: %d rows skipped: %s", source, self._skipped.counts.total(), self._skipped)
+        if count:
+            logger.warning("%s: %s skipped: %s", source, _rows(count), self._skipped)
         positions = np.frombuffer(self._columns["positions"], dtype=np.float64)
         if self._spare and positions.min() >= self._recipe.validation_fraction:
-            self._write_held_out(self._spare)
+            for text in self._spare:
+                self._write_held_out(text)
         samples = Samples(
-            layout=self._recipe.layout,
-            score=conversations.detect_score(self._answers) if score == "auto" else score,
+            shape=", ".join(self._shapes),
+            score=detect_score(self._answers) if score == "auto" else score,
             **self._paths,
             lengths=np.frombuffer(self._columns["lengths"], dtype=np.int32),
             skipped=dict(self._skipped.counts),
+            notes=tuple(self._said()),
         )
-        return samples, np.frombuffer(self._columns["keys"], dtype="V16"), positions
+        contents, prompts = (np.frombuffer(self._columns[name], dtype) for name, dtype in _KEYS.items())
+        return samples, Keys(contents, prompts, positions)
+
+    def _said(self) -> Iterator[str]:
+        if self._ignored:
+            yield f"columns that are not used: {list_names(self._ignored)}"
+        if self._ignored.issuperset(PREFERENCE):
+            yield "chosen and rejected are preference data, for DPO or a reward model: they are not used here"
+        for note, count in self._notes.most_common():
+            yield f"in {count:,} {'sample' if count == 1 else 'samples'} {note}"
 
     def _nothing_left(self, source: str) -> str:
+        if not self._skipped.counts:
+            return f"{source} holds no rows"
         if set(self._skipped.counts) == {TOO_LONG}:
             return (
                 f"{source}: all rows are longer than the sequence: no answer begins within "
@@ -209,6 +248,13 @@ class _Store:
                 f"use --sequence-length {self._shortest_needed} or more"
             )
         return f"{source}: no usable conversation in any row: {self._skipped}"
+
+
+_KEYS = {"keys": "V16", "prompts": "uint64"}
+
+
+def _rows(count: int) -> str:
+    return f"{count:,} row{'' if count == 1 else 's'}"
 
 
 class SampleReader:

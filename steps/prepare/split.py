@@ -1,41 +1,49 @@
-"""Which samples are held out: by content and seed alone, whatever the order of the rows. Pure.
+"""Which samples are held out: by their prompts and the seed alone, whatever the order of the rows. Pure.
 
-Called by `collect` (one sample at a time) and `stage` (all of them). The same conversation always falls on the same side.
+Called by `samples` (one sample at a time) and `stage` (all of them). The same question always falls on the same side, with
+whatever answer.
 """
 
 from __future__ import annotations
 
 import hashlib
-from typing import Literal
+import json
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from steps.errors import DataError
 from steps.prepare.chat.conversations import Conversation
+from steps.prepare.read.files import Side
 
 BLOCK = 65_536
 """Keys compared at a time."""
 
-Side = Literal["", "train", "validation"]
-"""What a source itself says about a row; empty: nothing."""
 
-
-def content_key(conversation: Conversation) -> bytes:
-    """16 bytes that stand for the conversation's content."""
+def keys_of(conversation: Conversation) -> tuple[bytes, bytes]:
+    """16 bytes that stand for the conversation's content, and 8 for what comes before its last answer that is learned."""
     digest = hashlib.blake2b(digest_size=16)
-    for turn in conversation:
-        content = turn.content.encode()
-        digest.update(f"{turn.role} {len(content)} ".encode() + content)
-    return digest.digest()
+    if conversation.text:
+        digest.update(conversation.text.encode())
+        return digest.digest(), digest.digest()[:8]
+    last = conversation.learned[-1]
+    digest.update(_bytes_of([conversation.messages[:last], conversation.tools, conversation.arguments]))
+    prompt = digest.digest()[:8]
+    digest.update(_bytes_of([conversation.messages[last:], conversation.learned]))
+    return digest.digest(), prompt
 
 
-def position(key: bytes, seed: int, fraction: float, side: Side = "") -> float:
-    """Where a sample lies in [0, 1); those below `fraction` are held out.
+def _bytes_of(value: object) -> bytes:
+    return json.dumps(value, ensure_ascii=False, sort_keys=True, default=str).encode()
 
-    A sample whose source names its side is put into that part of the interval.
+
+def position(prompt: bytes, seed: int, fraction: float, side: Side = "") -> float:
+    """Where a sample lies in [0, 1), by what comes before its answer; those below `fraction` are held out.
+
+    So a question with two answers is never on both sides. A sample whose source names its side is put into that part.
     """
-    digest = hashlib.blake2b(key, digest_size=8, salt=seed.to_bytes(8, "little")).digest()
+    digest = hashlib.blake2b(prompt, digest_size=8, salt=seed.to_bytes(8, "little")).digest()
     free = (int.from_bytes(digest, "little") >> 11) / 2**53
     if side == "validation":
         return free * fraction
@@ -57,7 +65,63 @@ def compare(keys: npt.NDArray[np.void]) -> tuple[npt.NDArray[np.bool_], str]:
     return is_first, digest.hexdigest()
 
 
-def held_out(positions: npt.NDArray[np.float64], fraction: float) -> npt.NDArray[np.bool_]:
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """What divides the samples, one each per sample, in the source's order."""
+
+    contents: npt.NDArray[np.void]
+    """16 bytes that stand for the sample's content."""
+    prompts: npt.NDArray[np.uint64]
+    """The same for what comes before its last answer."""
+    positions: npt.NDArray[np.float64]
+    """Where it lies in [0, 1)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Division:
+    """The samples of each side, duplicates left out."""
+
+    train: npt.NDArray[np.int64]
+    validation: npt.NDArray[np.int64]
+    """In an order that depends on content and seed alone."""
+    duplicates: int
+    leaked: int
+    """Training samples left out because their question is a held-out one."""
+    fingerprint: str
+    """Of all samples' contents."""
+
+
+def divide(keys: Keys, fraction: float) -> Division:
+    """Both sides; at least one sample is held out, and at least one is not.
+
+    Raises:
+        DataError: fewer than two samples.
+    """
+    is_first, fingerprint = compare(keys.contents)
+    distinct = np.flatnonzero(is_first)
+    positions, prompts = keys.positions[distinct], keys.prompts[distinct]
+    if len(distinct) > 1 and (prompts == prompts[0]).all():  # one question with many answers: the answers divide them
+        prompts = _numbers(keys.contents[distinct])
+        positions = prompts / 2.0**64
+    chosen = held_out(positions, prompts, fraction)
+    leaked = ~chosen & np.isin(prompts, prompts[chosen])
+    train = distinct[~chosen & ~leaked]
+    if not len(train):
+        raise DataError("every question of the training files is held out too: no sample is left to train on")
+    ordered = np.lexsort((_numbers(keys.contents[distinct[chosen]]), positions[chosen]))
+    return Division(
+        train, distinct[chosen][ordered], len(is_first) - len(distinct), int(np.count_nonzero(leaked)), fingerprint
+    )
+
+
+def _numbers(contents: npt.NDArray[np.void]) -> npt.NDArray[np.uint64]:
+    """The first half of each key as a number."""
+    return np.ascontiguousarray(contents).view(np.uint64)[::2]
+
+
+def held_out(
+    positions: npt.NDArray[np.float64], prompts: npt.NDArray[np.uint64], fraction: float
+) -> npt.NDArray[np.bool_]:
     """True for each distinct sample that is held out; at least one is, and at least one is not.
 
     Raises:
@@ -70,7 +134,7 @@ def held_out(positions: npt.NDArray[np.float64], fraction: float) -> npt.NDArray
         )
     chosen = positions < fraction
     if not chosen.any():
-        chosen[positions.argmin()] = True
+        chosen = prompts == prompts[positions.argmin()]
     elif chosen.all():
-        chosen[positions.argmax()] = False
+        chosen = prompts != prompts[positions.argmax()]
     return chosen

@@ -10,17 +10,18 @@ import itertools
 import logging
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from steps.errors import StorageError
-from steps.prepare import split
-from steps.prepare.collect import Positions, Progress, SampleReader, Samples, collect
+from steps.prepare.collect import Progress, SampleReader, Samples, collect
 from steps.prepare.pack import Packing, count_steps, one_each, pack, run_order
 from steps.prepare.read.sources import Source, open_source
+from steps.prepare.split import Division, divide
+from steps.prepare.tokenize.samples import TOO_LONG
 from steps.prepare.tokenize.tokens import ChatTokenizer
 from steps.prepare.write import write_held_out, write_rows
 from steps.protocol import prepared
@@ -30,22 +31,10 @@ from steps.settings.plan import Plan
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 """Part of the identity: change it when other rows come out of the same input."""
 ROOM_FACTOR = 6
 """Disk needed, scratch included, per byte of source: 4 bytes of id and 1 of mask per token, about 4 characters a token, twice."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Division:
-    """The samples of each side, duplicates left out."""
-
-    train: npt.NDArray[np.int64]
-    validation: npt.NDArray[np.int64]
-    """In an order that depends on content and seed alone."""
-    duplicates: int
-    fingerprint: str
-    """Of all samples' contents."""
 
 
 def prepare(
@@ -86,6 +75,7 @@ def _inputs(plan: Plan, base: BaseModel, source: Source) -> dict[str, object]:
         "base": base.digest,
         "source": source.fingerprint,
         "read": [data.shape, data.columns, data.system, data.score, plan.max_rows],
+        "template": [plan.chat_template, plan.chat_template_kwargs],
         "rows": [plan.sequence_length, plan.packing, plan.training.seed, plan.validation_fraction],
         "order": [plan.max_steps, plan.epochs, plan.training.global_batch],
     }
@@ -109,7 +99,8 @@ def _reuse(path: Path) -> PreparedData | None:
 def _make(plan: Plan, base: BaseModel, source: Source, final: Path, progress: Progress) -> PreparedData:
     keep_gib = plan.settings.storage.min_free_gib
     require_space(final.parent, ROOM_FACTOR * source.bytes, keep_gib=keep_gib, what="preparing the data")
-    tokenizer = ChatTokenizer.load(Path(base.path))
+    arguments = plan.chat_template_kwargs
+    tokenizer = ChatTokenizer.load(Path(base.path), template=plan.chat_template, arguments=arguments)
     with storage_errors(f"writing {final}"):
         final.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=final.parent, prefix=".prepare-") as scratch:
@@ -118,27 +109,17 @@ def _make(plan: Plan, base: BaseModel, source: Source, final: Path, progress: Pr
             record = _describe(plan, base, source, samples, division, rows, final)
             with new_directory(final) as folder:
                 _write(folder, record, samples, division, rows, plan, progress)
-                template = tokenizer.template.source
-                record = _seal(folder, record, {"skipped": samples.skipped, "chat_template": template})
+                template = {"chat_template": tokenizer.template.source, "chat_template_kwargs": arguments}
+                record = _seal(folder, record, {"skipped": samples.skipped, **template})
     _report(record)
     return prepared.read_record(final)
 
 
 def _collect(
     source: Source, plan: Plan, base: BaseModel, tokenizer: ChatTokenizer, scratch: Path, progress: Progress
-) -> tuple[Samples, _Division]:
-    samples, keys, positions = collect(source, plan, Path(base.path), tokenizer, scratch, progress=progress)
-    is_first, fingerprint = split.compare(keys)
-    del keys  # with them, the next line would take the most memory of all
-    return samples, _divide(is_first, fingerprint, positions, plan.validation_fraction)
-
-
-def _divide(is_first: npt.NDArray[np.bool_], fingerprint: str, positions: Positions, fraction: float) -> _Division:
-    distinct = np.flatnonzero(is_first)
-    positions = positions[distinct]
-    chosen = split.held_out(positions, fraction)
-    validation = distinct[chosen][np.argsort(positions[chosen], kind="stable")]
-    return _Division(distinct[~chosen], validation, len(is_first) - len(distinct), fingerprint)
+) -> tuple[Samples, Division]:
+    samples, keys = collect(source, plan, Path(base.path), tokenizer, scratch, progress=progress)
+    return samples, divide(keys, plan.validation_fraction)
 
 
 def _pack(samples: Samples, train: npt.NDArray[np.int64], plan: Plan) -> Packing:
@@ -152,7 +133,7 @@ def _describe(
     base: BaseModel,
     source: Source,
     samples: Samples,
-    division: _Division,
+    division: Division,
     rows: Packing,
     final: Path,
 ) -> PreparedData:
@@ -169,7 +150,7 @@ def _describe(
         digest="",
         fingerprint=division.fingerprint,
         source=source.name,
-        shape=samples.layout.shape,
+        shape=samples.shape,
         score=samples.score,
         samples=len(samples.lengths),
         train_samples=len(division.train),
@@ -186,15 +167,23 @@ def _describe(
         fill=round(tokens / (rows.rows * plan.sequence_length), 4),
         steps=steps,
         global_batch=plan.training.global_batch,
+        notes=[*source.notes, *_leaked(division), *samples.notes],
+        too_long=samples.skipped.get(TOO_LONG, 0),
         parents={"base": base.digest},
     )
+
+
+def _leaked(division: Division) -> list[str]:
+    count = division.leaked
+    rows = f"{count:,} training {'sample' if count == 1 else 'samples'}"
+    return [f"{rows} left out, with a question that is held out"] if count else []
 
 
 def _write(
     folder: Path,
     record: PreparedData,
     samples: Samples,
-    division: _Division,
+    division: Division,
     rows: Packing,
     plan: Plan,
     progress: Progress,
@@ -246,11 +235,14 @@ def _report(record: PreparedData) -> None:
     )
     if record.truncated_samples:
         logger.warning(
-            "%d samples were longer than sequence_length=%d: %d tokens were cut from their ends",
+            "%d of the samples %s longer than sequence_length=%d: %d tokens were cut from their ends",
             record.truncated_samples,
+            "is" if record.truncated_samples == 1 else "are",
             record.sequence_length,
             record.truncated_tokens,
         )
+    for note in record.notes:
+        logger.info("%s", note)
 
 
 def _silent(what: str, done: int, of: int) -> None:

@@ -5,7 +5,8 @@
         order.npy           int64, (steps × global batch,): the row at each position of the run
         validation.arrow    held-out samples, one per row, same columns
         held_out.jsonl      the same samples in the same order: messages, prompt, prompt_ids, reference
-        manifest.json       the PreparedData record, digests of the files above, reasons of skipped rows, chat template, a seal
+        manifest.json       the PreparedData record, digests of the files above, reasons of skipped rows, chat template with
+                            its arguments (chat_template, chat_template_kwargs), a seal
 
 Written by `prepare`, read by `train` and `evaluate`. Arrow files are memory-mapped: opening is quick, a row costs microseconds,
 and all processes on a node share the pages. Importing this module loads neither numpy nor pyarrow.
@@ -55,7 +56,7 @@ class PreparedRow:
 class HeldOut:
     """One held-out sample as evaluation uses it."""
 
-    messages: tuple[dict[str, str], ...]
+    messages: tuple[dict[str, Any], ...]
     prompt: str
     """The text that the model continues: the conversation up to its last answer, template applied."""
     prompt_ids: tuple[int, ...]

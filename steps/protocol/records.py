@@ -107,7 +107,7 @@ class PreparedData(Record):
     duplicates: int
     """Conversations left out because the same one came before."""
     skipped: int
-    """Source rows without a usable conversation."""
+    """Source rows that give no sample: without a usable conversation, or too long (`too_long` of them)."""
     truncated_samples: int
     truncated_tokens: int
     rows: int
@@ -123,6 +123,10 @@ class PreparedData(Record):
     steps: int
     """Optimizer steps of the whole run."""
     global_batch: int
+    too_long: int = 0
+    """Of the skipped rows, those no token of whose answer lies within the sequence length."""
+    notes: list[str] = field(default_factory=list)
+    """What a person should know of the data: columns and files that were not used, what the template leaves out."""
     parents: dict[str, str] = field(default_factory=dict)
     """`base`: digest of the base model whose tokenizer and template were used."""
 

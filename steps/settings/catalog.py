@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import Field
@@ -23,13 +23,26 @@ REFUSED_MODELS = {
 }
 """By lower-case name."""
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
+HUB_CONFIG = re.compile(r"([A-Za-z0-9][\w.-]*(?:/[\w.-]+)?):([\w.-]+)", re.ASCII)
+"""A data set on the hub with one of its configurations: `openai/gsm8k:main`."""
 FILE_SUFFIXES = frozenset({".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".txt", ".gz", ".zst", ".yaml"})
 """A name that ends so was meant as a file. Other dots belong to the name, as in `Qwen2.5-0.5B`."""
 PRESET_SUFFIXES = frozenset({".yaml", ".yml"})
 """A file that ends so is a preset of a person's own."""
 ALL_LINEAR = "all-linear"
 
-Shape = Literal["auto", "alpaca", "dolly", "question_answer", "messages", "sharegpt", "prompt_completion"]
+Shape = Literal[
+    "auto",
+    "alpaca",
+    "dolly",
+    "question_answer",
+    "messages",
+    "sharegpt",
+    "prompt_completion",
+    "prompt_response",
+    "input_output",
+    "text",
+]
 Score = Literal["auto", "exact_match", "json_fields", "last_number", "rouge_l"]
 Count = Annotated[int, Field(ge=1)]
 CountOrUnset = Annotated[int, Field(ge=0)]
@@ -85,6 +98,10 @@ class ModelPreset(Section):
     gradient_checkpointing: bool = False
     precision: Literal["auto", Precision] = "auto"
     """`auto`: bf16 where the device is fast at it, else fp32."""
+    chat_template: str = ""
+    """Jinja file in the place of the tokenizer's own template."""
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Arguments for the template, as `enable_thinking: false`."""
     architecture: dict[str, int | bool | str] = Field(default_factory=dict)
     """Sizes of its config.json, for a manifest that is printed before anything is fetched; the model's own always win."""
 
@@ -98,6 +115,8 @@ class DatasetPreset(Section):
     """Name of a generator of this project."""
     hub: str = ""
     revision: str = "main"
+    config: str = ""
+    """Configuration of a hub data set that has several; `--dataset owner/name:config` says it too."""
     split: str = "train"
     path: str = ""
     """Local file or folder, absolute."""
@@ -105,9 +124,14 @@ class DatasetPreset(Section):
     """s3:// object or prefix."""
     shape: Shape = "auto"
     columns: dict[str, str] = Field(default_factory=dict)
-    """Role (instruction, input, output, question, answer, messages, prompt, completion, system) → column; missing: detected."""
+    """Part (instruction, input, output, history, question, answer, messages, tools, prompt, completion, system, text) → column;
+    missing: detected."""
     system: str = ""
     """System turn put before every conversation that has none."""
+    chat_template: str = ""
+    """Jinja file in the place of the tokenizer's own template; wins over the model preset's."""
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Arguments for the template, as `enable_thinking: false`; each wins over the model preset's."""
     score: Score = "auto"
     """auto: last_number where answers end in `#### number`, json_fields where they are JSON objects, else rouge_l."""
     max_new_tokens: Count = 128
@@ -174,6 +198,10 @@ def _find(given: str, folder: Literal["models", "datasets"], kind: type[PresetT]
     looks_like_file = Path(given).suffix.lower() in FILE_SUFFIXES
     if HUB_ID.fullmatch(given) and not looks_like_file:
         return kind(name=_short_name(given), hub=given)
+    with_config = HUB_CONFIG.fullmatch(given) if folder == "datasets" else None
+    if with_config:
+        hub, config = with_config.groups()
+        return kind(name=_short_name(f"{hub}-{config}"), hub=hub, config=config)  # type: ignore[call-arg]
     if not given.strip():
         what = f"names nothing; presets: {', '.join(known)}"
     elif given.startswith("s3://"):

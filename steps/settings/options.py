@@ -40,7 +40,17 @@ class Options:
     epochs: Annotated[
         float, Ge(0), Le(1000), doc("Passes over the training rows; 0: from `max_steps`, or the preset.")
     ] = 0.0
-    max_rows: Annotated[int, Ge(0), doc("Rows read from the data set; 0: all.")] = 0
+    max_rows: Annotated[int, Ge(0), doc("Rows used of the data set, drawn by the seed; 0: all.")] = 0
+    chat_template: Annotated[
+        str,
+        doc("A Jinja file in the place of the tokenizer's chat template; auto: from the preset, else the tokenizer's."),
+    ] = AUTO
+    chat_template_kwargs: Annotated[
+        str,
+        doc(
+            """JSON object of arguments for the chat template, as '{"enable_thinking": false}'; auto: from the preset."""
+        ),
+    ] = AUTO
     learning_rate: Annotated[float, Ge(0), Le(1), doc("Peak learning rate of AdamW; 0: from the preset.")] = 0.0
     scheduler: Annotated[Literal["auto", Scheduler], doc("Shape of the learning rate after warm-up; auto: cosine.")] = (
         "auto"

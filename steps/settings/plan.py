@@ -91,6 +91,10 @@ class Plan(HoldsTraining):
     """0: `epochs` decides, once the rows are counted."""
     epochs: float
     max_rows: int
+    chat_template: str = ""
+    """Jinja, the text itself; empty: the tokenizer's own."""
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Arguments for the template, whichever it is."""
     sequence_length: int
     packing: bool
     processes: int

@@ -17,6 +17,7 @@ from steps.settings.init_adapter import settings_of
 from steps.settings.instances import find_instance
 from steps.settings.options import AUTO, Method, Options, Precision
 from steps.settings.plan import LoraSettings, Plan, Training
+from steps.settings.templates import chosen_arguments, chosen_template
 
 RSLORA_ALPHA = 8.0
 SLOW_BF16 = "a processor without AVX512-BF16 and AMX has no fast bf16"
@@ -41,6 +42,10 @@ def resolve(settings: Settings, options: Options, *, fast_bf16: bool = False) ->
     precision = _precision(settings, options, model, fast_bf16=fast_bf16)
     training = _training(options, (model, dataset), lora, precision=precision)
     plan = _decide(settings, options, (model, dataset), training, fast_bf16=fast_bf16)
+    try:
+        plan = plan.model_copy(update=_template(options, model, dataset))
+    except ConfigError as error:
+        problems += error.problems
     problems += contradictions(plan, options)
     if problems:
         raise ConfigError(problems)
@@ -72,6 +77,19 @@ def _with_columns(dataset: DatasetPreset, given: str) -> DatasetPreset:
         raise ConfigError([Problem("--columns", what)])
     chosen = {part.strip(): column.strip() for part, _, column in named}
     return dataset.model_copy(update={"columns": {**dataset.columns, **chosen}})
+
+
+def _template(options: Options, model: ModelPreset, dataset: DatasetPreset) -> dict[str, Any]:
+    problems: list[Problem] = []
+    found: dict[str, Any] = {}
+    for name, choose in (("chat_template", chosen_template), ("chat_template_kwargs", chosen_arguments)):
+        try:
+            found[name] = choose(options, model, dataset)
+        except ConfigError as error:
+            problems.extend(error.problems)
+    if problems:
+        raise ConfigError(problems)
+    return found
 
 
 def _where_steps_run(settings: Settings) -> str:

@@ -10,33 +10,35 @@ from hypothesis import strategies as st
 
 from steps.errors import DataError
 from steps.prepare import split
-from steps.prepare.chat.conversations import Turn
+from steps.prepare.chat.conversations import of_turns
 from steps.prepare.pack import count_steps, one_each, pack, run_order
-from steps.prepare.split import compare, content_key, held_out, position
+from steps.prepare.split import Keys, compare, divide, held_out, keys_of, position
 
 texts = st.lists(st.text(min_size=1, max_size=8), min_size=2, max_size=40)
 
 
-def divide(answers: list[str], seed: int, fraction: float) -> tuple[set[str], set[str]]:
-    keys = [content_key((Turn("user", "q"), Turn("assistant", answer))) for answer in answers]
-    first, _ = compare(np.frombuffer(b"".join(keys), dtype="V16"))
-    distinct = [answer for answer, is_first in zip(answers, first, strict=True) if is_first]
-    positions = np.array([position(keys[answers.index(answer)], seed, fraction) for answer in distinct])
-    chosen = held_out(positions, fraction)
-    return (
-        {answer for answer, out in zip(distinct, chosen, strict=True) if not out},
-        {answer for answer, out in zip(distinct, chosen, strict=True) if out},
-    )
+def sides(asked: list[tuple[str, str]], seed: int, fraction: float) -> tuple[set[str], set[str]]:
+    """The answers of each side, of pairs of question and answer."""
+    keys = [keys_of(of_turns(("user", question), ("assistant", answer))) for question, answer in asked]
+    contents = np.frombuffer(b"".join(content for content, _ in keys), dtype="V16")
+    prompts = np.frombuffer(b"".join(prompt for _, prompt in keys), dtype=np.uint64)
+    positions = np.array([position(prompt, seed, fraction) for _, prompt in keys])
+    found = divide(Keys(contents, prompts, positions), fraction)
+    return {asked[index][1] for index in found.train}, {asked[index][1] for index in found.validation}
+
+
+def with_questions(answers: list[str]) -> list[tuple[str, str]]:
+    return [(f"q {answer}", answer) for answer in answers]
 
 
 @given(texts.filter(lambda found: len(set(found)) > 1), st.integers(0, 2**31 - 1), st.randoms())
 def test_the_split_depends_on_content_and_seed_and_no_sample_is_on_both_sides(
     answers: list[str], seed: int, random: object
 ) -> None:
-    train, validation = divide(answers, seed, 0.3)
+    train, validation = sides(with_questions(answers), seed, 0.3)
     shuffled = [*answers, answers[0]]
     random.shuffle(shuffled)  # type: ignore[attr-defined]
-    assert divide(shuffled, seed, 0.3) == (train, validation)
+    assert sides(with_questions(shuffled), seed, 0.3) == (train, validation)
     assert train
     assert validation
     assert not train & validation
@@ -45,8 +47,8 @@ def test_the_split_depends_on_content_and_seed_and_no_sample_is_on_both_sides(
 
 def test_new_rows_move_no_old_one_to_the_other_side() -> None:
     old = [f"answer {n}" for n in range(300)]
-    train, validation = divide(old, 7, 0.1)
-    more_train, more_validation = divide([*old, *(f"new {n}" for n in range(300))], 7, 0.1)
+    train, validation = sides(with_questions(old), 7, 0.1)
+    more_train, more_validation = sides(with_questions([*old, *(f"new {n}" for n in range(300))]), 7, 0.1)
     assert train <= more_train
     assert validation <= more_validation
     assert 15 <= len(validation) <= 50
@@ -59,15 +61,38 @@ def test_a_source_that_names_the_side_is_obeyed() -> None:
 
 
 def test_turns_that_read_alike_joined_have_different_keys() -> None:
-    assert content_key((Turn("user", "ab"), Turn("assistant", "c"))) != content_key(
-        (Turn("user", "a"), Turn("assistant", "bc"))
+    assert keys_of(of_turns(("user", "ab"), ("assistant", "c"))) != keys_of(
+        of_turns(("user", "a"), ("assistant", "bc"))
     )
+
+
+@given(st.integers(1, 40), st.integers(0, 999), st.floats(0.01, 0.99))
+def test_a_question_with_several_answers_is_on_one_side(questions: int, seed: int, fraction: float) -> None:
+    asked = [(f"q{number % questions}", f"{number % questions} {number}") for number in range(3 * questions)]
+    train, validation = ({answer.split()[0] for answer in side} for side in sides(asked, seed, fraction))
+    assert questions == 1 or (train and validation and not train & validation)
+
+
+def test_one_question_with_many_answers_is_divided_by_the_answers() -> None:
+    train, validation = sides([("q", f"{number}") for number in range(100)], 1, 0.2)
+    assert len(train) + len(validation) == 100
+    assert 5 < len(validation) < 40
+
+
+def test_what_a_training_file_shares_with_a_test_file_is_left_out_of_training() -> None:
+    keys = [keys_of(of_turns(("user", question), ("assistant", "a"))) for question in ("one", "two", "one", "three")]
+    named = ("train", "train", "validation", "validation")
+    positions = [position(prompt, 1, 0.1, side) for (_, prompt), side in zip(keys, named, strict=True)]  # type: ignore[arg-type]
+    contents = np.frombuffer(b"".join(bytes([n]) * 16 for n in range(4)), dtype="V16")
+    prompts = np.frombuffer(b"".join(prompt for _, prompt in keys), dtype=np.uint64)
+    found = divide(Keys(contents, prompts, np.array(positions)), 0.1)
+    assert (found.train.tolist(), sorted(found.validation.tolist()), found.leaked) == ([1], [2, 3], 1)
 
 
 @pytest.mark.parametrize("count", [0, 1])
 def test_fewer_than_two_distinct_samples_are_refused(count: int) -> None:
     with pytest.raises(DataError, match="at least 2 are needed"):
-        held_out(np.zeros(count), 0.1)
+        held_out(np.zeros(count), np.zeros(count, dtype=np.uint64), 0.1)
 
 
 @given(st.lists(st.integers(1, 64), max_size=200))

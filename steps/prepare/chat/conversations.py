@@ -1,215 +1,170 @@
-"""Source rows → conversations: which shape the columns have, and the turns of each row. Pure.
+"""Source rows → conversations: the messages of each row as chat templates take them, and which of them are learned. Pure.
 
-Called by `collect` for every row. A row that cannot be used gives a `Skip` with the reason in words, never an exception;
-only a data set whose columns fit no shape at all is a DataError.
+Called by `samples` for every row. A row that cannot be used gives a `Skip` with the reason in words, never an exception. Whether
+roles may stand in a given order is the template's to say: some take two questions in a row, or no system turn, and some do not.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
-from steps.errors import DataError
-from steps.settings.section import suggest
+from steps.prepare.chat.forms import Layout
+from steps.prepare.chat.messages import Message, Skip, is_missing, parsed, to_message, to_text, to_tools, weight_of
 
-Role = Literal["system", "user", "assistant"]
-
-
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """What one side says."""
-
-    role: Role
-    content: str
-
-    def to_dict(self) -> dict[str, str]:
-        """As chat templates want it."""
-        return {"role": self.role, "content": self.content}
-
-
-Conversation = tuple[Turn, ...]
+ASKED = ("instruction", "question", "prompt")
+ANSWERED = ("output", "answer", "completion")
 
 
 @dataclass(frozen=True, slots=True)
-class Skip:
-    """Why a row gives no conversation; rows are counted by this text, so it names no single value of the row."""
+class Conversation:
+    """Messages in order, ending with one of the assistant's; or a bare text."""
 
-    reason: str
+    messages: tuple[Message, ...]
+    learned: tuple[int, ...]
+    """Indices of the assistant's messages that are learned; at least one, ascending. Empty for a bare text."""
+    tools: tuple[dict[str, Any], ...] = ()
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    """The row's own arguments for the template."""
+    text: str = ""
+    """A bare text, learned from its first token to its end; then there are no messages."""
 
+    @property
+    def asked(self) -> tuple[Message, ...]:
+        """What comes before the last answer that is learned."""
+        return self.messages[: self.learned[-1]]
 
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """How the rows of a data set are read: its shape, and the column of each part."""
-
-    shape: str
-    columns: dict[str, str]
-    """Part (`instruction`, `answer`, `messages`, …) → column, for the columns that are there."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Form:
-    """A known shape: its parts with their usual columns."""
-
-    required: dict[str, str]
-    optional: dict[str, str]
-
-
-# In this order they are tried when the shape is `auto`: the more telling columns first.
-FORMS: dict[str, _Form] = {
-    "messages": _Form({"messages": "messages"}, {"system": "system"}),
-    "sharegpt": _Form({"messages": "conversations"}, {"system": "system"}),
-    "alpaca": _Form({"instruction": "instruction", "output": "output"}, {"input": "input", "system": "system"}),
-    "dolly": _Form({"instruction": "instruction", "output": "response"}, {"input": "context", "system": "system"}),
-    "question_answer": _Form({"question": "question", "answer": "answer"}, {"system": "system"}),
-    "prompt_completion": _Form({"prompt": "prompt", "completion": "completion"}, {"system": "system"}),
-}
-PARTS = sorted({part for form in FORMS.values() for part in (*form.required, *form.optional)})
-
-ROLES: dict[str, Role] = {
-    "system": "system",
-    "developer": "system",
-    "user": "user",
-    "human": "user",
-    "prompter": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "model": "assistant",
-    "bot": "assistant",
-    "chatgpt": "assistant",
-}
+    @property
+    def answer(self) -> Message:
+        """The last message that is learned."""
+        return self.messages[self.learned[-1]]
 
 
-def find_layout(found: Iterable[str], *, shape: str = "auto", columns: Mapping[str, str] | None = None) -> Layout:
-    """The layout that the columns `found` have, or that a preset asks for.
-
-    Raises:
-        DataError: unknown part names, named columns that are not there, or columns that fit no known shape.
-    """
-    there = set(found)
-    named = dict(columns or {})
-    _check_named(named, there)
-    candidates = FORMS if shape == "auto" else {shape: FORMS[shape]}
-    for name, form in candidates.items():
-        wanted = {part: named.get(part, column) for part, column in form.required.items()}
-        covers = set(named) <= {*form.required, *form.optional}
-        if covers and there.issuperset(wanted.values()):
-            optional = {part: named.get(part, column) for part, column in form.optional.items()}
-            return Layout(name, wanted | {part: column for part, column in optional.items() if column in there})
-    raise DataError(
-        f"its columns fit {'no known shape' if shape == 'auto' else f'not the shape {shape}'}: "
-        f"found {_listed(there)}; {_known_forms(candidates)}; "
-        "or name the columns in a preset (a file in config/datasets, `columns:`)"
-    )
-
-
-def _check_named(named: Mapping[str, str], there: set[str]) -> None:
-    for part, column in named.items():
-        if part not in PARTS:
-            raise DataError(f"columns.{part}: unknown part{suggest(part, PARTS)}; parts are {', '.join(PARTS)}")
-        if column not in there:
-            raise DataError(
-                f"columns.{part}: there is no column {column!r}{suggest(column, sorted(there))}; found {_listed(there)}"
-            )
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(sorted(names)) or "none"
-
-
-def _known_forms(forms: Mapping[str, _Form]) -> str:
-    return "needed: " + " · ".join(f"{name} ({', '.join(form.required.values())})" for name, form in forms.items())
+def of_turns(*turns: tuple[str, str]) -> Conversation:
+    """A conversation of (role, content), every answer learned."""
+    messages = tuple({"role": role, "content": content} for role, content in turns)
+    return Conversation(messages, tuple(index for index, (role, _) in enumerate(turns) if role == "assistant"))
 
 
 def to_conversation(values: Mapping[str, Any], layout: Layout, *, system: str = "") -> Conversation | Skip:
-    """The turns of one row: alternating user and assistant after at most one system turn, ending with the assistant.
-
-    `system` stands before conversations that bring none.
-    """
+    """The conversation of one row. `system` stands before conversations that bring no system turn."""
     parts = {part: values.get(column) for part, column in layout.columns.items()}
-    turns = _list_turns(parts) if "messages" in parts else _single_turns(parts)
-    if isinstance(turns, Skip):
-        return turns
-    own = parts.get("system")
-    before = own if isinstance(own, str) and own.strip() else system
-    if before and turns and turns[0].role != "system":
-        turns = [Turn("system", before), *turns]
-    return _checked(turns)
+    if "text" in parts:
+        text = to_text(parts["text"])
+        if isinstance(text, str) and not text.strip():
+            return Skip("no text")
+        return text if isinstance(text, Skip) else Conversation((), (), text=text)
+    raw = _listed(parts["messages"]) if "messages" in parts else _asked_and_answered(parts)
+    if isinstance(raw, Skip):
+        return raw
+    own = to_text(parts.get("system"))
+    if isinstance(own, Skip):
+        return own
+    before = own if own.strip() else system
+    if before and not _begins_with_system(raw):
+        raw = [{"role": "system", "content": before}, *raw]
+    return _conversation(raw, parts)
 
 
-def _single_turns(parts: Mapping[str, Any]) -> list[Turn] | Skip:
-    """One question and its answer, from the shapes that have a column for each."""
-    asked = next(parts[part] for part in ("instruction", "question", "prompt") if part in parts)
-    answered = next(parts[part] for part in ("output", "answer", "completion") if part in parts)
-    if isinstance(asked, list) and isinstance(answered, list):
-        return _list_turns({"messages": [*asked, *answered]})
-    more = parts.get("input")
-    question = _text(asked)
-    if isinstance(question, Skip):
-        return question
-    if isinstance(more, str) and more.strip():
-        question = f"{question}\n\n{more}"
-    answer = _text(answered)
-    return answer if isinstance(answer, Skip) else [Turn("user", question), Turn("assistant", answer)]
+def _begins_with_system(raw: Sequence[Any]) -> bool:
+    first = raw[0] if raw and isinstance(raw[0], Mapping) else {}
+    return str(first.get("role") or first.get("from")).lower() in ("system", "developer")
 
 
-def _list_turns(parts: Mapping[str, Any]) -> list[Turn] | Skip:
-    """Turns from a list of {role, content} (or sharegpt's {from, value})."""
-    messages = parts.get("messages")
-    if not isinstance(messages, list):
-        return Skip("no list of messages")
-    turns: list[Turn] = []
-    for message in messages:
-        if not isinstance(message, Mapping):
-            return Skip("a message is not an object with role and content")
-        given = message.get("role") or message.get("from")
-        role = ROLES.get(str(given).lower())
-        if role is None:
-            return Skip(f"a message has the role {str(given)[:40]!r}; known are {', '.join(ROLES)}")
-        content = _text(message.get("content") if message.get("content") is not None else message.get("value"))
-        if isinstance(content, Skip):
-            return content
-        turns.append(Turn(role, content))
-    return turns
+def _listed(messages: Any) -> list[Any] | Skip:
+    messages = parsed(messages)
+    return messages if isinstance(messages, list) else Skip("no list of messages")
 
 
-def _text(value: Any) -> str | Skip:
-    """A content as text: strings as they are, text parts joined, numbers and objects as JSON, nothing as ''."""
-    if value is None:
-        return ""
-    if isinstance(value, list) and value and all(isinstance(part, Mapping) and "type" in part for part in value):
-        kinds = {str(part["type"]) for part in value} - {"text"}
-        if kinds:
-            return Skip(f"a content has parts that are not text ({', '.join(sorted(kinds))[:60]})")
-        value = "".join(str(part.get("text", "")) for part in value)
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-    if not text.isascii():
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            return Skip("a text holds half a surrogate pair, which is no valid Unicode")
-    return text
+def _asked_and_answered(parts: Mapping[str, Any]) -> list[Any] | Skip:
+    """Messages from the shapes that have a column for the question and one for the answer; either may be messages already."""
+    asked = next(parts[part] for part in ASKED if part in parts)
+    answered = next(parts[part] for part in ANSWERED if part in parts)
+    earlier = _history(parts.get("history"))
+    if isinstance(earlier, Skip):
+        return earlier
+    question = asked if _is_messages(asked) else _question(asked, parts.get("input"))
+    answer = answered if _is_messages(answered) else [{"role": "assistant", "content": answered}]
+    return question if isinstance(question, Skip) else [*earlier, *question, *answer]
 
 
-def _checked(turns: Sequence[Turn]) -> Conversation | Skip:
-    """Refuse what a chat template could not render, or nothing could be learned from."""
-    while turns and turns[-1].role == "user":  # a question that nobody answered, at the end of a longer conversation
-        if len(turns) <= 2:
-            break
-        turns = turns[:-1]
-    spoken = turns[1:] if turns and turns[0].role == "system" else turns
-    for index, turn in enumerate(spoken):
-        if turn.role == "system":
-            return Skip("a system turn is not the first one")
-        expected = "assistant" if index % 2 else "user"
-        if turn.role != expected:
-            return Skip(f"two {turn.role} turns in a row" if index else "the assistant speaks first")
-        if not turn.content.strip():
-            return Skip("no answer" if turn.role == "assistant" else "no question")
-    if len(spoken) < 2:
+def _question(asked: Any, more: Any) -> list[Any] | Skip:
+    question, added = to_text(asked), to_text(more)
+    for text in (question, added):
+        if isinstance(text, Skip):
+            return text
+    return [{"role": "user", "content": f"{question}\n\n{added}" if str(added).strip() else question}]
+
+
+def _is_messages(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(_has_role(item) for item in value)
+
+
+def _has_role(item: Any) -> bool:
+    kinds = ({"role", "content"}, {"role", "tool_calls"}, {"from", "value"})
+    return isinstance(item, Mapping) and any(kind <= item.keys() for kind in kinds)
+
+
+def _history(value: Any) -> list[Any] | Skip:
+    """Earlier turns: pairs of question and answer, as Alpaca has them, or messages."""
+    value = parsed(value)
+    if is_missing(value) or value in ("", []):
+        return []
+    if _is_messages(value):
+        return list(value)
+    if not isinstance(value, list) or not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in value):
+        return Skip("a history that is not a list of pairs, question and answer")
+    roles = ("user", "assistant")
+    return [{"role": role, "content": said} for pair in value for role, said in zip(roles, pair, strict=True)]
+
+
+def _conversation(raw: Sequence[Any], parts: Mapping[str, Any]) -> Conversation | Skip:
+    """Up to the last of the assistant's messages: what nobody answered teaches nothing."""
+    messages: list[Message] = []
+    learned: list[int] = []
+    for index, item in enumerate(raw):
+        message = to_message(item)
+        if isinstance(message, Skip):
+            return message
+        if message["role"] == "assistant":
+            weight = weight_of(item)
+            if isinstance(weight, Skip):
+                return weight
+            learned += [index] if weight else []
+        messages.append(message)
+    while messages and messages[-1]["role"] != "assistant":
+        messages.pop()
+    tools, arguments = to_tools(parts.get("tools")), _arguments(parts)
+    for found in (_fault(messages, learned), tools, arguments):
+        if isinstance(found, Skip):
+            return found
+    return Conversation(tuple(messages), tuple(learned), tuple(tools), arguments)  # type: ignore[arg-type]
+
+
+def _fault(messages: Sequence[Message], learned: Sequence[int]) -> Skip | None:
+    """Why nothing could be learned from these."""
+    if not messages:
         return Skip("no answer")
-    return tuple(turns)
+    for message in messages:
+        if message["content"].strip() or message.get("tool_calls"):
+            continue
+        if message["role"] in ("user", "assistant"):
+            return Skip("no answer" if message["role"] == "assistant" else "no question")
+    if all(message["role"] != "user" for message in messages):
+        return Skip("no question")
+    return None if learned else Skip("no answer that is learned: the weight of each is 0")
+
+
+def _arguments(parts: Mapping[str, Any]) -> dict[str, Any] | Skip:
+    """What the row itself says to the template."""
+    own = parsed(parts.get("chat_template_kwargs"))
+    documents = parsed(parts.get("documents"))
+    if not is_missing(own) and not isinstance(own, dict):
+        return Skip("its chat_template_kwargs are not a JSON object")
+    given = {key: value for key, value in (own or {}).items() if value is not None}
+    return given if is_missing(documents) or not documents else {**given, "documents": documents}
 
 
 def detect_score(answers: Sequence[str]) -> str:

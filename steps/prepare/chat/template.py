@@ -1,8 +1,7 @@
-"""The chat template: a conversation as the model's own text, and where in it the assistant speaks.
+"""The chat template: a conversation as the model's own text, rendered by transformers itself.
 
-Called by `tokens`. It renders the tokenizer's Jinja template in the same sandbox, with the same filters and globals, that
-transformers' `apply_chat_template` uses, without importing transformers (seconds, and torch with it); a test holds both
-against each other.
+Called by `tokens`. Where in the text the assistant speaks is found in `answers`. transformers (and torch with it) is imported
+when a template is made.
 """
 
 from __future__ import annotations
@@ -10,15 +9,14 @@ from __future__ import annotations
 import datetime
 import json
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from steps.errors import ModelError
 from steps.prepare.chat.conversations import Conversation
-from steps.prepare.chat.frames import Frame, find_frame, only_prints
+from steps.prepare.chat.messages import Message
 
 FALLBACK = (
     "{% for message in messages %}{% if message['role'] == 'system' %}{{ message['content'] + '\n\n' }}"
@@ -27,14 +25,19 @@ FALLBACK = (
     "{% if add_generation_prompt %}{{ '### Assistant:\n' }}{% endif %}"
 )
 """For a base model whose tokenizer has no chat template. It needs no token of its own beyond the end-of-text token."""
+BOS_FALLBACK = "{{ bos_token }}" + FALLBACK
+"""The same for a tokenizer that itself begins a text with a token."""
 
 TODAY = datetime.datetime(2024, 7, 26)
 """What templates that print the date get: Llama 3's own default. Rows must not depend on the day they were made."""
 
-MOST_FRAMES = 512
-"""Kept at a time: one or two for each number of turns."""
-
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+TEMPLATE_FAULTS = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+"""What a template that was not made for a conversation ends in, beside Jinja's own errors."""
+REASONING = ("reasoning_content", "thinking", "reasoning")
+"""What data sets and templates call the thoughts before an answer."""
+
+Spans = tuple[tuple[int, int], ...]
 
 
 class Refused(Exception):
@@ -42,126 +45,188 @@ class Refused(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Rendered:
-    """A conversation as text."""
+class Templates:
+    """What renders a model's conversations."""
 
-    text: str
-    targets: tuple[tuple[int, int], ...]
-    """(start, end) in `text` of each answer, its end-of-turn token included."""
-
-    @property
-    def prompt(self) -> str:
-        """What comes before the last answer: what the model is asked to continue."""
-        return self.text[: self.targets[-1][0]]
+    source: str
+    """Jinja."""
+    with_tools: str = ""
+    """Another one, for conversations with tools, where the tokenizer has one."""
+    arguments: Mapping[str, Any] | None = None
+    """Given to it beside the conversation, as `enable_thinking: false`."""
+    adds_bos: bool = False
+    """Whether the tokenizer itself begins a text with its bos_token."""
 
 
 class ChatTemplate:
-    """A compiled template."""
+    """Renders conversations, each with what follows it or with the beginning of an answer."""
 
-    def __init__(self, source: str, tokens: dict[str, str], added: Sequence[str]) -> None:
+    def __init__(self, templates: Templates, tokens: Mapping[str, str], added: Sequence[str]) -> None:
         """`tokens`: bos_token and its like, for the template; `added`: the tokenizer's added tokens, as they are written.
 
         Raises:
             ModelError: the template is not valid Jinja.
         """
-        from jinja2 import TemplateError
+        self.source = templates.source
+        self.tokens = tokens
+        self.ends = tuple(
+            sorted({*filter(None, added), *filter(None, [tokens.get("eos_token")])}, key=len, reverse=True)
+        )
+        """Every token that may end a turn, as it is written, the longest first."""
+        self.begin = tokens.get("bos_token", "") if templates.adds_bos else ""
+        """What a bare text begins with."""
+        self._with_tools = templates.with_tools or templates.source
+        self._given = {**tokens, **(templates.arguments or {}), "strftime_now": TODAY.strftime}
+        self._render = _renderer([self.source, self._with_tools])
+        self.marks_answers = _marks_answers(self.source)
+        self._reasoning = [name for name in REASONING if name in self.source]
 
-        self.source = source
-        self._tokens = tokens
-        longest_first = sorted(filter(None, added), key=len, reverse=True)
-        # An answer ends with the first added token after its content; one that never matches stands in for none.
-        self._end = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
-        self._refusal = TemplateError
-        try:
-            environment = _environment()
-            self._template = environment.from_string(source)
-            self._has_frames = only_prints(environment.parse(source))
-        except TemplateError as error:
-            raise ModelError(f"the tokenizer's chat template is not valid Jinja: {error}") from error
-        self._frames: dict[tuple[bool, tuple[str, ...]], Frame | None] = {}
-
-    def render(self, conversation: Conversation) -> Rendered:
-        """The whole conversation, and the place of each answer.
-
-        An answer begins where the conversation before it, rendered as a prompt for generation, ends.
+    def text(self, conversation: Conversation, messages: Sequence[Message], *, generate: bool) -> str:
+        """`messages` (all of the conversation's or some) as text; `generate`: and the beginning of the next answer.
 
         Raises:
-            Refused: the template raised an error, or a beginning of the conversation is not a beginning of its text.
+            Refused: the template raised an error.
         """
-        text = self._text(conversation, generate=False)
-        targets = []
-        for index, turn in enumerate(conversation):
-            if turn.role != "assistant":
-                continue
-            prompt = self._text(conversation[:index], generate=True)
-            if not text.startswith(prompt):
-                raise Refused("the prompt of an answer is not the beginning of the conversation's text")
-            targets.append((len(prompt), self._answer_end(text, len(prompt), turn.content)))
-        return Rendered(text, tuple(targets))
+        rendered: str = self._call(conversation, messages, add_generation_prompt=generate)[0][0]
+        return rendered
 
-    def _answer_end(self, text: str, start: int, content: str) -> int:
-        content = content.strip()  # many templates trim
-        found = text.find(content, start)
-        if found < 0:
-            raise Refused("an answer does not appear in the conversation's text")
-        match = self._end.search(text, found + len(content))
-        return match.end() if match else len(text)
+    def marked(self, conversation: Conversation) -> tuple[str, Spans]:
+        """The conversation as text and what the template's own `{% generation %}` blocks cover.
 
-    def _text(self, conversation: Conversation, *, generate: bool) -> str:
-        """By its frame, if there is one for these roles, else by Jinja."""
-        contents = [turn.content for turn in conversation]
-        frame = self._frame(tuple(turn.role for turn in conversation), generate)
-        if frame and all(content and not content.isspace() for content in contents):
-            return frame.fill(contents)
-        return self._run([turn.to_dict() for turn in conversation], generate=generate)
+        Raises:
+            Refused: the template raised an error.
+        """
+        texts, spans = self._call(conversation, conversation.messages, return_assistant_tokens_mask=True)
+        return texts[0], tuple(tuple(span) for span in spans[0])
 
-    def _frame(self, roles: tuple[str, ...], generate: bool) -> Frame | None:
-        key = generate, roles
-        if key not in self._frames:
-            if len(self._frames) >= MOST_FRAMES:
-                self._frames.clear()
-            self._frames[key] = self._find_frame(roles, generate) if self._has_frames else None
-        return self._frames[key]
+    def variants(self, conversation: Conversation) -> Iterator[Conversation]:
+        """The conversation as it is; then in the forms that other templates want calls in: arguments as text, content as null."""
+        conversation = self._with_reasoning(conversation)
+        yield conversation
+        if any(message.get("tool_calls") for message in conversation.messages):
+            for null, text in ((True, False), (False, True), (True, True)):
+                changed = (_recalled(message, null=null, text=text) for message in conversation.messages)
+                yield replace(conversation, messages=tuple(changed))
 
-    def _find_frame(self, roles: tuple[str, ...], generate: bool) -> Frame | None:
+    def _with_reasoning(self, conversation: Conversation) -> Conversation:
+        """Thoughts under the name that the template looks for."""
+        if not any(not message.keys().isdisjoint(REASONING) for message in conversation.messages):
+            return conversation
+        renamed = []
+        for message in conversation.messages:
+            thoughts = reasoning_of(message)
+            renamed.append(message if thoughts is None else {**message, **dict.fromkeys(self._reasoning, thoughts)})
+        return replace(conversation, messages=tuple(renamed))
+
+    def _call(self, conversation: Conversation, messages: Sequence[Message], **options: Any) -> Any:
+        from jinja2 import TemplateError
+
         try:
-            return find_frame(partial(self._run, generate=generate), roles)
-        except Refused:  # it may be these roles, or a stand-in: Jinja will tell for each conversation
-            return None
+            return self._render(
+                [messages],
+                tools=list(conversation.tools) or None,
+                chat_template=self._with_tools if conversation.tools else self.source,
+                **options,
+                **({**self._given, **conversation.arguments} if conversation.arguments else self._given),
+            )
+        except (TemplateError, *TEMPLATE_FAULTS) as error:
+            raise Refused(str(error)[:120] or type(error).__name__) from error
 
-    def _run(self, messages: list[dict[str, str]], *, generate: bool) -> str:
-        try:
-            return str(self._template.render(messages=messages, add_generation_prompt=generate, **self._tokens))
-        except (self._refusal, TypeError, ValueError) as error:
-            raise Refused(str(error)[:120]) from error
+
+def reasoning_of(message: Message) -> Any:
+    """The thoughts that a message gives apart from its content."""
+    return next((message[name] for name in REASONING if message.get(name)), None)
 
 
-def read_template(folder: Path, added: Sequence[str]) -> ChatTemplate:
-    """The template beside a tokenizer, or the fallback where there is none.
+def _recalled(message: Message, *, null: bool, text: bool) -> Message:
+    """A message with calls in another of the forms in use."""
+    if not message.get("tool_calls"):
+        return message
+    changed = dict(message)
+    if null and not message["content"]:
+        changed["content"] = None
+    if text:
+        changed["tool_calls"] = [
+            {**call, "function": {**call["function"], "arguments": _as_json(call["function"]["arguments"])}}
+            for call in message["tool_calls"]
+        ]
+    return changed
+
+
+def _as_json(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _renderer(sources: Sequence[str]) -> Callable[..., Any]:
+    """transformers' own renderer, once it has compiled the templates."""
+    from jinja2 import TemplateError
+    from transformers.utils.chat_template_utils import _compile_jinja_template, render_jinja_template
+
+    try:
+        for source in sources:
+            _compile_jinja_template(source)
+    except (TemplateError, RecursionError) as error:
+        raise ModelError(f"the chat template is not valid Jinja: {error}") from error
+    found: Callable[..., Any] = render_jinja_template
+    return found
+
+
+def _marks_answers(source: str) -> bool:
+    """Whether the template says itself where the assistant speaks: transformers' own test."""
+    return re.search(r"\{\%-?\s*generation\s*-?\%\}", source) is not None
+
+
+def read_templates(
+    folder: Path, *, own: str, arguments: Mapping[str, Any], adds_bos: bool
+) -> tuple[Templates, dict[str, str]]:
+    """What renders conversations for the tokenizer in `folder`, and its special tokens.
+
+    `own`: a template that is used in the tokenizer's place; without either, the fallback is. `adds_bos`: whether the tokenizer
+    itself begins a text with its bos_token.
 
     Raises:
-        ModelError: it is not valid.
+        ModelError: a file is not as transformers writes it.
     """
-    config = _read(folder / "tokenizer_config.json")
-    special = {**_read(folder / "special_tokens_map.json"), **config}
-    own = folder / "chat_template.jinja"
+    config = read_json_file(folder / "tokenizer_config.json")
+    special = {**read_json_file(folder / "special_tokens_map.json"), **config}
     try:
         tokens = {name: _content(special[name]) for name in SPECIAL_TOKENS if special.get(name)}
-        source = own.read_text(encoding="utf-8") if own.is_file() else config.get("chat_template")
-        if isinstance(source, list):  # several named ones
-            source = {item["name"]: item["template"] for item in source}.get("default")
-        if source and not isinstance(source, str):
-            raise TypeError("a template is a text")
+        found = _find_sources(folder, config)
     except (ValueError, KeyError, TypeError) as error:
         raise ModelError(
             f"the chat template or a special token in {folder} is not as transformers writes it; fetch the model again"
         ) from error
-    if not source:
-        source, tokens = FALLBACK, {"eos_token": "", **tokens}
-    return ChatTemplate(source, tokens, added)
+    if own:
+        return Templates(own, arguments=arguments, adds_bos=adds_bos), tokens
+    if found.get("default"):
+        return Templates(found["default"], found.get("tool_use", ""), arguments, adds_bos), tokens
+    if "eos_token" not in tokens:
+        raise ModelError(
+            f"the tokenizer in {folder} has neither a chat template nor an eos_token, so no answer could end: "
+            "give a template whose turns end with a token (--chat-template FILE), or add an eos_token to tokenizer_config.json"
+        )
+    source = BOS_FALLBACK if adds_bos and "bos_token" in tokens else FALLBACK
+    return Templates(source, arguments=arguments, adds_bos=adds_bos), tokens
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _find_sources(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
+    """The templates beside a tokenizer, by name."""
+    own = folder / "chat_template.jinja"
+    source = own.read_text(encoding="utf-8") if own.is_file() else config.get("chat_template")
+    if isinstance(source, list):  # several named ones
+        source = {str(item["name"]): item["template"] for item in source}
+    named = source if isinstance(source, dict) else {"default": source or ""}
+    if not all(isinstance(text, str) for text in named.values()):
+        raise TypeError("a template is a text")
+    return named
+
+
+def read_json_file(path: Path) -> dict[str, Any]:
+    """The object in one of the tokenizer's files; empty where there is no file.
+
+    Raises:
+        ModelError: it is no JSON object.
+    """
     if not path.is_file():
         return {}
     try:
@@ -175,32 +240,3 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _content(token: Any) -> str:
     return str(token["content"]) if isinstance(token, dict) else str(token)
-
-
-def _environment() -> Any:
-    """Jinja as transformers sets it up for chat templates (transformers/utils/chat_template_utils.py)."""
-    import jinja2
-    from jinja2.ext import Extension, loopcontrols
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    class Generation(Extension):
-        """`{% generation %}…{% endgeneration %}` marks answers for others; here it only has to parse."""
-
-        tags = {"generation"}  # noqa: RUF012 - jinja's own declaration
-
-        def parse(self, parser: Any) -> Any:
-            next(parser.stream)
-            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-    def raise_exception(message: str) -> None:
-        raise jinja2.TemplateError(message)
-
-    def tojson(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
-        return json.dumps(value, ensure_ascii=ensure_ascii, **options)
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
-    )
-    environment.filters["tojson"] = tojson
-    environment.globals.update(raise_exception=raise_exception, strftime_now=TODAY.strftime)
-    return environment

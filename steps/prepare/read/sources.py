@@ -7,20 +7,28 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Iterator
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from steps import s3
 from steps.errors import DataError
 from steps.prepare.read import orders
-from steps.prepare.read.files import READERS, Row, file_size, read_rows
+from steps.prepare.read.files import Row, Side, file_size, is_readable, read_rows, suffixes
+from steps.prepare.read.splits import side_of
 from steps.protocol.records import digest_file, digest_of
 from steps.settings.catalog import DatasetPreset
 
 BUILTIN = {"orders": (orders.VERSION, orders.generate_orders)}
+ABOUT_DATA = frozenset(
+    {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "license", "license.txt"}
+)
+"""Files of a cloned or saved data set that hold no rows."""
+MOST_LISTED = 10
+"""Files in a message."""
 HUB_BATCH_ROWS = 512
 HUB_TIMEOUT_S = 10.0
 
@@ -38,6 +46,8 @@ class Source:
     rows: Callable[[], Iterator[Row]]
     bytes: int = 0
     """Of its files, to estimate the room that is needed; 0 if not known."""
+    notes: tuple[str, ...] = ()
+    """What a person should know of it: files that are not read, or not trained on."""
 
 
 def open_source(dataset: DatasetPreset, cache: Path) -> Source:
@@ -58,53 +68,89 @@ def open_source(dataset: DatasetPreset, cache: Path) -> Source:
     raise DataError(f"data set {dataset.name!r} has no source: its preset needs one of builtin, path, s3 or hub")
 
 
+def sample(source: Source, count: int, seed: int) -> Iterator[Row]:
+    """`count` of the source's rows, drawn by `seed`, in the source's order; of each side its share, and one at least.
+
+    The source is read twice: nobody knows how many rows there are before.
+    """
+    sizes = Counter(row.side for row in source.rows())
+    total = sum(sizes.values())
+    drawn = {
+        side: set(random.Random(f"{seed} {side}").sample(range(size), min(size, max(1, round(count * size / total)))))
+        for side, size in sorted(sizes.items())
+    }
+    seen: Counter[Side] = Counter()
+    for row in source.rows():
+        if seen[row.side] in drawn[row.side]:
+            yield row
+        seen[row.side] += 1
+
+
 def _open_builtin(name: str) -> Source:
     if name not in BUILTIN:
         raise DataError(f"there is no built-in data set {name!r}; there are {', '.join(BUILTIN)}")
     version, generate = BUILTIN[name]
 
     def rows() -> Iterator[Row]:
-        return (Row(values, f"builtin:{name}", index, index) for index, values in enumerate(generate(), start=1))
+        for index, values in enumerate(generate(), start=1):
+            side: Any = values.pop("split")
+            yield Row(values, f"builtin:{name}", index, index, side)
 
     count = sum(1 for _ in generate())
     return Source(f"builtin:{name}", digest_of(["builtin", name, version]), count, rows)
 
 
 def _open_files(name: str, path: Path) -> Source:
-    files = _data_files(path)
+    files, ignored = _data_files(path)
+    sides = [side_of(file.relative_to(path)) if path.is_dir() else "" for file in files]
+    is_split = "validation" in sides
     sizes = [file_size(file) for file in files]
     before = [sum(sizes[:index]) for index in range(len(sizes))]
 
     def rows() -> Iterator[Row]:
-        return chain.from_iterable(
-            (Row(row.values, row.file, row.line, start + row.done) for row in read_rows(file))
-            for start, file in zip(before, files, strict=True)
+        for start, file, side in zip(before, files, sides, strict=True):
+            here: Side = (side or "train") if is_split else ""
+            for row in read_rows(file):
+                yield Row(row.values, row.file, row.line, start + row.done, here)
+
+    held_out = [file for file, side in zip(files, sides, strict=True) if side == "validation"]
+    if len(held_out) == len(files):
+        raise DataError(
+            f"{path} holds only files to test with ({_listed(held_out, path)}): none to train on; "
+            "to train on one of them, give the file itself"
         )
+    fingerprint = digest_of(["files", [[digest_file(file), side] for file, side in zip(files, sides, strict=True)]])
+    notes = [f"held out, never trained on: {_listed(held_out, path)}"] if held_out else []
+    notes += [f"files that are not read: {_listed(ignored, path)}"] if ignored else []
+    used = sum(file.stat().st_size for file in files)
+    return Source(name, fingerprint, sum(sizes), rows, bytes=used, notes=tuple(notes))
 
-    fingerprint = digest_of(["files", [digest_file(file) for file in files]])
-    return Source(name, fingerprint, sum(sizes), rows, bytes=sum(file.stat().st_size for file in files))
 
+def _data_files(path: Path) -> tuple[list[Path], list[Path]]:
+    """The file itself, or all data files in a folder and below, by name; and the files there that are not read.
 
-def _data_files(path: Path) -> list[Path]:
-    """The file itself, or all data files in a folder and below, by name; hidden ones are left out."""
+    Hidden ones, and what a cloned data set has for people and tools, are neither.
+    """
     if path.is_file():
-        if path.suffix.lower() not in READERS:
-            raise DataError(
-                f"{path}: expected a file with one of {', '.join(READERS)}, found {path.suffix or 'no suffix'}"
-            )
-        return [path]
+        if not is_readable(path):
+            raise DataError(f"{path}: expected a file with one of {suffixes()}, found {path.suffix or 'no suffix'}")
+        return [path], []
     if not path.exists():
         raise DataError(f"there is no file or folder {path}")
     inside = sorted(file for file in path.rglob("*") if file.is_file())
-    files = [
-        file
-        for file in inside
-        if file.suffix.lower() in READERS and not any(part.startswith(".") for part in file.relative_to(path).parts)
-    ]
+    shown = [file for file in inside if not any(part.startswith((".", "_")) for part in file.relative_to(path).parts)]
+    data = [file for file in shown if file.name.lower() not in ABOUT_DATA and file.suffix.lower() not in (".md", ".py")]
+    files = [file for file in data if is_readable(file)]
     if not files:
-        names = ", ".join(file.name for file in inside[:5]) or "nothing"
-        raise DataError(f"{path} holds no data file ({', '.join(READERS)}); found {names}")
-    return files
+        raise DataError(f"{path} holds no data file ({suffixes()}); found {_listed(inside, path) or 'nothing'}")
+    return files, [file for file in data if file not in files]
+
+
+def _listed(files: Sequence[Path], root: Path) -> str:
+    names = [str(file.relative_to(root)) for file in files]
+    return ", ".join(names[:MOST_LISTED]) + (
+        f" and {len(names) - MOST_LISTED:,} more" if len(names) > MOST_LISTED else ""
+    )
 
 
 def _open_s3(address: str, cache: Path) -> Source:
@@ -120,18 +166,25 @@ def _open_hub(dataset: DatasetPreset, cache: Path) -> Source:
     import datasets
 
     datasets.disable_progress_bars()
+    config = f", configuration {dataset.config}" if dataset.config else ""
     try:
         with _offline_where_silent(dataset):
             loaded: Any = datasets.load_dataset(
-                dataset.hub, revision=dataset.revision, split=dataset.split, cache_dir=str(cache / "hub-datasets")
+                dataset.hub,
+                dataset.config or None,
+                revision=dataset.revision,
+                split=dataset.split,
+                cache_dir=str(cache / "hub-datasets"),
             )
     except Exception as error:  # the library lets a dozen others' exceptions through: hub, http, arrow, builder
+        several = "config name" in str(error).lower() and not dataset.config
         raise DataError(
-            f"the hub data set {dataset.hub} (revision {dataset.revision}, split {dataset.split}) cannot be loaded: "
-            f"{type(error).__name__}: {str(error)[:300]}; check its name, the network and, if it is gated, HF_TOKEN; "
-            "or give a local file"
+            f"the hub data set {dataset.hub} (revision {dataset.revision}, split {dataset.split}{config}) cannot be loaded: "
+            f"{type(error).__name__}: {str(error)[:300]}; "
+            + (f"name one of its configurations: --dataset {dataset.hub}:NAME; " if several else "")
+            + "check its name, the network and, if it is gated, HF_TOKEN; or give a local file"
         ) from error
-    name = f"hub:{dataset.hub}@{dataset.revision}/{dataset.split}"
+    name = f"hub:{dataset.hub}{':' + dataset.config if dataset.config else ''}@{dataset.revision}/{dataset.split}"
 
     def rows() -> Iterator[Row]:
         number = 0

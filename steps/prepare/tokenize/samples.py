@@ -7,14 +7,19 @@ from __future__ import annotations
 
 import json
 from array import array
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from steps.errors import DataError
 from steps.prepare import split
-from steps.prepare.chat.conversations import Conversation, Layout, Skip, to_conversation
-from steps.prepare.chat.template import Refused, Rendered
+from steps.prepare.chat.answers import Rendered
+from steps.prepare.chat.conversations import Conversation, to_conversation
+from steps.prepare.chat.forms import Layout, find_layout
+from steps.prepare.chat.messages import Skip
+from steps.prepare.chat.template import Refused
 from steps.prepare.read.files import Row
 from steps.prepare.tokenize.tokens import ChatTokenizer, Tokens
 from steps.prepare.tokenize.words import ID_BYTES
@@ -30,11 +35,22 @@ class Recipe:
 
     model: Path
     """Folder with the tokenizer."""
-    layout: Layout
     system: str
     sequence_length: int
     seed: int
     validation_fraction: float
+    chat_template: str = ""
+    """Jinja, in the place of the tokenizer's own."""
+    template_arguments: tuple[tuple[str, Any], ...] = ()
+    may_differ: bool = True
+    """A row that has another shape than its file's first ones is read by its own; not where shape or columns were named."""
+
+
+class Chunk(NamedTuple):
+    """Rows of one file that are tokenised together."""
+
+    layout: Layout
+    rows: list[Row]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +92,9 @@ class Made:
     cut: bytes
     """Tokens cut off at the end, one int32 per sample."""
     keys: bytes
-    """16 bytes per sample."""
+    """16 bytes per sample that stand for its content."""
+    prompts: bytes
+    """8 bytes per sample that stand for what comes before its last answer."""
     positions: bytes
     """One float64 per sample."""
     answers: tuple[str, ...]
@@ -84,6 +102,10 @@ class Made:
     texts: tuple[Text, ...]
     """Of the samples that may be held out: at least one, if only for the case that no other is."""
     unusable: tuple[Unusable, ...]
+    notes: tuple[tuple[str, int], ...]
+    """What a person should know of the conversations, and of how many it is true."""
+    ignored: frozenset[str]
+    """Columns that no part of a conversation was taken from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,14 +125,20 @@ class SampleMaker:
             ModelError: there is no usable tokenizer.
         """
         self._recipe = recipe
-        self._tokenizer = tokenizer or ChatTokenizer.load(recipe.model)
+        self._tokenizer = tokenizer or ChatTokenizer.load(
+            recipe.model, template=recipe.chat_template, arguments=dict(recipe.template_arguments)
+        )
+        self._layouts: dict[tuple[str, ...], Layout | None] = {}
 
-    def make(self, rows: Sequence[Row]) -> Made:
+    def make(self, chunk: Chunk) -> Made:
         """The samples in the rows' order, and the rows that give none."""
         unusable: list[Unusable] = []
         candidates: list[_Candidate] = []
-        for row in rows:
-            found = self._render(row)
+        ignored: set[str] = set()
+        for row in chunk.rows:
+            layout = self._layout_of(row, chunk.layout)
+            ignored |= row.values.keys() - layout.columns.values()
+            found = self._render(row, layout)
             (candidates if isinstance(found, _Candidate) else unusable).append(found)  # type: ignore[arg-type]
         encoded = self._tokenizer.encode([candidate.rendered for candidate in candidates])
         fitting: list[tuple[_Candidate, Tokens]] = []
@@ -119,55 +147,78 @@ class SampleMaker:
                 fitting.append((candidate, tokens))
             else:
                 unusable.append(Unusable(TOO_LONG, candidate.row.place, tokens.mask.find(1) + 1))
-        return self._gather(fitting, tuple(unusable))
+        return self._gather(fitting, tuple(unusable), frozenset(ignored))
 
-    def _render(self, row: Row) -> _Candidate | Unusable:
-        turns = to_conversation(row.values, self._recipe.layout, system=self._recipe.system)
-        if isinstance(turns, Skip):
-            return Unusable(turns.reason, row.place)
+    def _layout_of(self, row: Row, layout: Layout) -> Layout:
+        """The file's, or the row's own where it has what another shape needs and not what the file's needs."""
+        if layout.required <= row.values.keys() or not self._recipe.may_differ:
+            return layout
+        columns = tuple(row.values)
+        if columns not in self._layouts:
+            self._layouts[columns] = _own_layout(columns)
+        return self._layouts[columns] or layout
+
+    def _render(self, row: Row, layout: Layout) -> _Candidate | Unusable:
+        conversation = to_conversation(row.values, layout, system=self._recipe.system)
+        if isinstance(conversation, Skip):
+            return Unusable(conversation.reason, row.place)
         try:
-            return _Candidate(row, turns, self._tokenizer.render(turns))
+            return _Candidate(row, conversation, self._tokenizer.render(conversation))
         except Refused as error:
             return Unusable(f"a conversation that the model's chat template refuses: {error}", row.place)
 
-    def _gather(self, fitting: Sequence[tuple[_Candidate, Tokens]], unusable: tuple[Unusable, ...]) -> Made:
+    def _gather(
+        self, fitting: Sequence[tuple[_Candidate, Tokens]], unusable: tuple[Unusable, ...], ignored: frozenset[str]
+    ) -> Made:
         most = self._recipe.sequence_length
         masks = [tokens.mask[:most] for _, tokens in fitting]
-        keys = [split.content_key(candidate.conversation) for candidate, _ in fitting]
-        positions = [self._position(key, candidate.row) for key, (candidate, _) in zip(keys, fitting, strict=True)]
+        keys = [split.keys_of(candidate.conversation) for candidate, _ in fitting]
+        positions = [self._position(prompt, it.row) for (_, prompt), (it, _) in zip(keys, fitting, strict=True)]
         return Made(
             ids=b"".join(tokens.ids[: ID_BYTES * most] for _, tokens in fitting),
             mask=b"".join(masks),
             lengths=array("i", map(len, masks)).tobytes(),
             targets=array("i", (mask.count(1) for mask in masks)).tobytes(),
             cut=array("i", (max(0, len(tokens.mask) - most) for _, tokens in fitting)).tobytes(),
-            keys=b"".join(keys),
+            keys=b"".join(content for content, _ in keys),
+            prompts=b"".join(prompt for _, prompt in keys),
             positions=array("d", positions).tobytes(),
-            answers=tuple(candidate.conversation[-1].content for candidate, _ in fitting[:SCORED_ANSWERS]),
+            answers=tuple(self._reference(candidate) for candidate, _ in fitting[:SCORED_ANSWERS]),
             texts=tuple(self._texts([candidate for candidate, _ in fitting], positions)),
             unusable=unusable,
+            notes=tuple(Counter(note for candidate, _ in fitting for note in candidate.rendered.notes).items()),
+            ignored=ignored,
         )
 
-    def _position(self, key: bytes, row: Row) -> float:
-        return split.position(key, self._recipe.seed, self._recipe.validation_fraction, _side(row))
+    def _position(self, prompt: bytes, row: Row) -> float:
+        return split.position(prompt, self._recipe.seed, self._recipe.validation_fraction, row.side)
+
+    def _reference(self, candidate: _Candidate) -> str:
+        return self._tokenizer.reference(candidate.conversation, candidate.rendered)
 
     def _texts(self, candidates: Sequence[_Candidate], positions: Sequence[float]) -> Iterator[Text]:
         lowest = min(positions, default=0.0)
         for sample, (candidate, position) in enumerate(zip(candidates, positions, strict=True)):
             if position < self._recipe.validation_fraction or position == lowest:
-                yield Text(sample, position, json.dumps(self._describe(candidate), ensure_ascii=False))
+                described = json.dumps(self._describe(candidate), ensure_ascii=False, default=str)
+                yield Text(sample, position, described)
 
     def _describe(self, candidate: _Candidate) -> dict[str, Any]:
-        prompt = candidate.rendered.prompt
+        conversation = candidate.conversation
+        prompt = self._tokenizer.prompt(conversation)
+        asked = [*conversation.asked, conversation.answer] if conversation.messages else []
         return {
-            "messages": [turn.to_dict() for turn in candidate.conversation],
+            "messages": asked,
             "prompt": prompt,
             "prompt_ids": self._tokenizer.encode_prompt(prompt),
-            "reference": candidate.conversation[-1].content,
-        }
+            "reference": self._reference(candidate),
+        } | ({"tools": conversation.tools} if conversation.tools else {})
 
 
-def _side(row: Row) -> split.Side:
-    """What a built-in generator says about a row; in people's own data a column `split` means nothing here."""
-    given = row.values.get("split") if row.file.startswith("builtin:") else ""
-    return "validation" if given == "validation" else "train" if given == "train" else ""
+def _own_layout(columns: tuple[str, ...]) -> Layout | None:
+    """The layout of a row that stands apart, if it has a question and an answer: a lone text is more likely a broken row."""
+    try:
+        layout = find_layout(columns)
+    except DataError:
+        return None
+    return layout if layout.shape != "text" else None

@@ -1,26 +1,30 @@
 """Conversations → token ids and loss mask, with the base model's own tokenizer and chat template.
 
 Called by `collect`. The ids are those of the whole conversation's text, exactly as transformers would give them
-(`apply_chat_template`: no special token is added to what the template writes). Loss is on every answer, its end-of-turn
-token included. The only place in this room that may import transformers, and only for a tokenizer kept in an old format.
+(`apply_chat_template`: no special token is added to what the template writes). Loss is on every answer that is learned, its
+end-of-turn token included.
 """
 
 from __future__ import annotations
 
-import json
+import logging
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from steps.errors import ModelError
+from steps.prepare.chat import answers
+from steps.prepare.chat.answers import Rendered
 from steps.prepare.chat.conversations import Conversation
-from steps.prepare.chat.template import ChatTemplate, Rendered, read_template
+from steps.prepare.chat.template import ChatTemplate, read_json_file, read_templates
 from steps.prepare.tokenize.words import ID_BYTES, find_words
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,28 +44,46 @@ class ChatTokenizer:
         self.template = template
         self._tokenizer = tokenizer
         self._words = find_words(tokenizer)
+        self._is_checked = False
 
     @classmethod
-    def load(cls, folder: Path) -> ChatTokenizer:
-        """The tokenizer in a model folder.
+    def load(cls, folder: Path, *, template: str = "", arguments: Mapping[str, Any] | None = None) -> ChatTokenizer:
+        """The tokenizer in a model folder; `template` (Jinja) is used in its own one's place, `arguments` are given to it.
 
         Raises:
             ModelError: there is none, or it cannot be read.
         """
         tokenizer = _load_tokenizer(folder)
         added = [token.content for token in tokenizer.get_added_tokens_decoder().values()]
-        return cls(tokenizer, read_template(folder, added))
+        found, tokens = read_templates(
+            folder, own=template, arguments=arguments or {}, adds_bos=_adds_bos(tokenizer, folder)
+        )
+        return cls(tokenizer, ChatTemplate(found, tokens, added))
 
     def render(self, conversation: Conversation) -> Rendered:
-        """The conversation's text.
+        """The conversation's text, and where in it the answers are.
 
         Raises:
             template.Refused: the template cannot render it.
         """
-        return self.template.render(conversation)
+        return answers.render(self.template, conversation)
+
+    def prompt(self, conversation: Conversation) -> str:
+        """What the model is asked to continue, as generation gives it: all before the last answer that is learned.
+
+        Raises:
+            template.Refused: the template cannot render it.
+        """
+        return answers.prompt(self.template, conversation)
+
+    def reference(self, conversation: Conversation, rendered: Rendered) -> str:
+        """What a perfect model would say to that."""
+        return answers.reference(conversation, rendered, self.template.ends)
 
     def encode(self, texts: Sequence[Rendered]) -> list[Tokens]:
         """Ids and mask of each text, in order. Many texts per call are quicker than few."""
+        if self._words and not self._is_checked and texts:
+            self._check_words(texts)
         results = [self._encode_words(rendered) for rendered in texts]
         rest = [index for index, tokens in enumerate(results) if tokens is None]
         if not rest:  # an empty call, too, starts the library's threads, and processes forked later would warn of them
@@ -80,6 +102,19 @@ class ChatTokenizer:
         return (
             array("i", encoded[0]).tolist() if encoded else self._tokenizer.encode(text, add_special_tokens=False).ids
         )
+
+    def _check_words(self, texts: Sequence[Rendered]) -> None:
+        """Word by word must give what the tokenizer gives, on the first chunk; else the tokenizer does all the work."""
+        self._is_checked = True
+        ours = [self._encode_words(rendered) for rendered in texts]
+        taken = [index for index, tokens in enumerate(ours) if tokens is not None]
+        encodings = self._tokenizer.encode_batch([texts[index].text for index in taken], add_special_tokens=False)
+        if any(
+            tokens is not None and tokens.ids != array("i", encoding.ids).tobytes()
+            for tokens, encoding in zip((ours[index] for index in taken), encodings, strict=True)
+        ):
+            logger.warning("the tokenizer does not split text as its pattern says: it tokenises every text itself")
+            self._words = None
 
     def _encode_words(self, rendered: Rendered) -> Tokens | None:
         if self._words is None or not self._words.takes(rendered.text):
@@ -126,15 +161,19 @@ def _load_tokenizer(folder: Path) -> Tokenizer:
 
 def _is_changed_by_config(tokenizer: Tokenizer, file: Path) -> bool:
     """Whether transformers would change the tokenizer by its tokenizer_config.json: tokens added there, prefix space."""
-    if not file.is_file():
-        return False
-    try:
-        config: dict[str, Any] = json.loads(file.read_bytes())
-    except ValueError as error:
-        raise ModelError(f"{file} is not valid JSON ({error}); fetch the model again") from error
+    config = read_json_file(file)
     known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
     added = {str(token["content"]) for token in config.get("added_tokens_decoder", {}).values()}
     return not added <= known or config.get("add_prefix_space") is not None or bool(config.get("split_special_tokens"))
+
+
+def _adds_bos(tokenizer: Tokenizer, folder: Path) -> bool:
+    """Whether the tokenizer's own convention begins a text with its bos_token."""
+    config = read_json_file(folder / "tokenizer_config.json")
+    bos = config.get("bos_token") or read_json_file(folder / "special_tokens_map.json").get("bos_token")
+    content = bos.get("content") if isinstance(bos, dict) else bos
+    first = tokenizer.encode("a").tokens[:1]
+    return bool(content) and (first == [content] or (config.get("add_bos_token") is True))
 
 
 def _load_through_transformers(folder: Path) -> Tokenizer:

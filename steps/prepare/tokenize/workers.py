@@ -15,8 +15,7 @@ from itertools import islice
 
 from steps import machine
 from steps.fork_pool import fork_pool, killed_in_words
-from steps.prepare.read.files import Row
-from steps.prepare.tokenize.samples import Made, SampleMaker
+from steps.prepare.tokenize.samples import Chunk, Made, SampleMaker
 
 ALONE_CHUNKS = 4
 """Chunks made in this process before others are started; what it learned of the words, they inherit."""
@@ -25,7 +24,7 @@ MOST_PROCESSES = 8
 
 
 def make_samples(
-    chunks: Iterator[list[Row]], maker: SampleMaker, *, processes: int | None = None
+    chunks: Iterator[Chunk], maker: SampleMaker, *, processes: int | None = None
 ) -> Iterator[tuple[int, Made]]:
     """(`done` of the chunk's last row, what became of it) for each chunk, in order.
 
@@ -36,25 +35,25 @@ def make_samples(
         StorageError: a process was killed, most likely for lack of memory.
     """
     for chunk in islice(chunks, ALONE_CHUNKS):
-        yield chunk[-1].done, maker.make(chunk)
+        yield chunk.rows[-1].done, maker.make(chunk)
     count = min(MOST_PROCESSES, processes or machine.cores())
     first = next(chunks, None)
     if first is None:
         return
     if count == 1:
         for chunk in _with_first(first, chunks):
-            yield chunk[-1].done, maker.make(chunk)
+            yield chunk.rows[-1].done, maker.make(chunk)
         return
     with killed_in_words("tokenises rows"):
         yield from _in_processes(_with_first(first, chunks), maker, count)
 
 
-def _in_processes(chunks: Iterator[list[Row]], maker: SampleMaker, count: int) -> Iterator[tuple[int, Made]]:
+def _in_processes(chunks: Iterator[Chunk], maker: SampleMaker, count: int) -> Iterator[tuple[int, Made]]:
     waiting: deque[tuple[int, Future[Made]]] = deque()
     with fork_pool(count, _start, maker) as pool:
         try:
             for chunk in chunks:
-                waiting.append((chunk[-1].done, pool.submit(_make, chunk)))
+                waiting.append((chunk.rows[-1].done, pool.submit(_make, chunk)))
                 if len(waiting) > 2 * count:
                     done, future = waiting.popleft()
                     yield done, future.result()
@@ -65,7 +64,7 @@ def _in_processes(chunks: Iterator[list[Row]], maker: SampleMaker, count: int) -
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _with_first(first: list[Row], rest: Iterator[list[Row]]) -> Iterator[list[Row]]:
+def _with_first(first: Chunk, rest: Iterator[Chunk]) -> Iterator[Chunk]:
     yield first
     yield from rest
 
@@ -81,7 +80,7 @@ def _start(maker: SampleMaker) -> None:
     _maker = maker
 
 
-def _make(rows: list[Row]) -> Made:
+def _make(chunk: Chunk) -> Made:
     if _maker is None:
         raise RuntimeError("called outside a worker process")
-    return _maker.make(rows)
+    return _maker.make(chunk)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from steps.errors import DataError
 from steps.prepare.read import orders
-from steps.prepare.read.files import READERS, Row, read_rows
+from steps.prepare.read.files import Row, read_rows
 from steps.prepare.read.sources import open_source
 from steps.settings.catalog import DatasetPreset
 from tests.prepare.prepare_data import questions, write_lines
@@ -72,8 +72,7 @@ BROKEN = {
         ["a.jsonl:2", "expected a JSON object, found an array"],
     ),
     "not UTF-8": ("a.jsonl", '{"a": "é"}'.encode("latin-1"), ["a.jsonl:1", "not UTF-8", "0xe9", "iconv"]),
-    "UTF-16": ("a.jsonl", '{"a": 1}'.encode("utf-16"), ["a.jsonl:1", "UTF-16"]),
-    "UTF-16 JSON": ("a.json", "[]".encode("utf-16"), ["a.json:1", "UTF-16"]),
+    "UTF-16 that breaks off": ("a.jsonl", '{"a": 1}'.encode("utf-16")[:-1], ["a.jsonl", "UTF-16"]),
     "NUL bytes": ("a.jsonl", b'{"a": 1}\n\0\0\0\n', ["a.jsonl:2", "NUL"]),
     "NUL bytes in an array": ("a.json", b'[{"a": "\0"}]', ["a.json:1", "NUL"]),
     "NUL bytes in CSV": ("a.csv", b"a,b\n1,\0\n", ["a.csv:2", "NUL"]),
@@ -108,7 +107,7 @@ def test_a_broken_file_is_named_with_its_line(tmp_path: Path, name: str, content
     assert all(word in str(caught.value) for word in words), str(caught.value)
 
 
-@pytest.mark.parametrize("suffix", list(READERS))
+@pytest.mark.parametrize("suffix", [".json", ".jsonl", ".csv", ".tsv", ".parquet", ".jsonl.gz", ".csv.zst"])
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
 @given(content=st.binary(max_size=60) | st.text(st.sampled_from('[{}],:"\\n\0a1 \r\n'), max_size=40).map(str.encode))
 def test_any_bytes_give_rows_or_a_data_error(tmp_path: Path, suffix: str, content: bytes) -> None:

@@ -11,27 +11,27 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from steps.errors import ModelError
-from steps.prepare.chat.conversations import Conversation, Turn
+from steps.prepare.chat.conversations import Conversation, of_turns
 from steps.prepare.chat.template import FALLBACK, Refused
 from steps.prepare.tokenize.tokens import ChatTokenizer
 from steps.prepare.tokenize.words import KNOWN_PATTERNS, LATIN, SYMBOLS, find_words
 from tests.prepare.prepare_data import TEMPLATE, write_tokenizer
 
 CONVERSATIONS: dict[str, Conversation] = {
-    "one question": (Turn("user", "What is it?"), Turn("assistant", "It is the fox.")),
-    "three answers after a system turn": (
-        Turn("system", "Be brief."),
-        Turn("user", "One"),
-        Turn("assistant", "first answer"),
-        Turn("user", "Two"),
-        Turn("assistant", "second\n\nanswer"),
-        Turn("user", "Three"),
-        Turn("assistant", "first answer"),
+    "one question": of_turns(("user", "What is it?"), ("assistant", "It is the fox.")),
+    "three answers after a system turn": of_turns(
+        ("system", "Be brief."),
+        ("user", "One"),
+        ("assistant", "first answer"),
+        ("user", "Two"),
+        ("assistant", "second\n\nanswer"),
+        ("user", "Three"),
+        ("assistant", "first answer"),
     ),
-    "the answer stands in the question too": (Turn("user", "fox"), Turn("assistant", "fox")),
-    "characters of several bytes": (Turn("user", "naïve — 日本語 🦊"), Turn("assistant", "“çà” 日本 🦊🦊")),
-    "special tokens in the text": (Turn("user", "a<|im_end|>b"), Turn("assistant", "c d")),
-    "spaces and line ends": (Turn("user", " a \r\n b\t"), Turn("assistant", "x  \n\n  y")),
+    "the answer stands in the question too": of_turns(("user", "fox"), ("assistant", "fox")),
+    "characters of several bytes": of_turns(("user", "naïve — 日本語 🦊"), ("assistant", "“çà” 日本 🦊🦊")),
+    "special tokens in the text": of_turns(("user", "a<|im_end|>b"), ("assistant", "c d")),
+    "spaces and line ends": of_turns(("user", " a \r\n b\t"), ("assistant", "x  \n\n  y")),
 }
 
 
@@ -48,8 +48,8 @@ def test_ids_are_those_of_transformers_and_only_answers_are_learned(folder: Path
     ours = ChatTokenizer.load(folder)
     [tokens] = ours.encode([ours.render(conversation)])
     ids, mask = np.frombuffer(tokens.ids, np.int32), np.frombuffer(tokens.mask, np.uint8)
-    assert ids.tolist() == theirs.apply_chat_template([turn.to_dict() for turn in conversation])
-    answers = [turn.content + "<|im_end|>" for turn in conversation if turn.role == "assistant"]
+    assert ids.tolist() == theirs.apply_chat_template(list(conversation.messages))
+    answers = [turn["content"] + "<|im_end|>" for turn in conversation.messages if turn["role"] == "assistant"]
     learned = np.split(ids, np.flatnonzero(np.diff(mask)) + 1)[1::2]
     decoder = Tokenizer.from_file(str(folder / "tokenizer.json"))
     assert [decoder.decode(part.tolist(), skip_special_tokens=False) for part in learned] == answers
@@ -61,15 +61,15 @@ def test_the_prompt_is_what_transformers_asks_the_model_to_continue(folder: Path
     theirs = AutoTokenizer.from_pretrained(folder)
     ours = ChatTokenizer.load(folder)
     for conversation in CONVERSATIONS.values():
-        before = [turn.to_dict() for turn in conversation[:-1]]
-        prompt = ours.render(conversation).prompt
+        before = list(conversation.messages[:-1])
+        prompt = ours.prompt(conversation)
         assert prompt == theirs.apply_chat_template(before, add_generation_prompt=True, tokenize=False)
         assert ours.encode_prompt(prompt) == theirs.apply_chat_template(before, add_generation_prompt=True)
 
 
 def test_an_answer_that_begins_with_white_space_keeps_the_ids_of_the_whole_text(tiny_model: Path) -> None:
     ours = ChatTokenizer.load(tiny_model)
-    rendered = ours.render((Turn("user", "a"), Turn("assistant", "\n\n  b")))
+    rendered = ours.render(of_turns(("user", "a"), ("assistant", "\n\n  b")))
     [tokens] = ours.encode([rendered])
     assert np.frombuffer(tokens.ids, np.int32).tolist() == ours.encode_prompt(rendered.text)
     assert 1 in tokens.mask
@@ -156,7 +156,7 @@ def test_text_that_a_normalizer_may_change_is_left_to_the_tokenizer(tiny_model: 
 
 def test_a_tokenizer_without_a_template_gets_the_fallback(tmp_path: Path) -> None:
     ours = ChatTokenizer.load(write_tokenizer(tmp_path, template=None))
-    rendered = ours.render((Turn("system", "Be."), Turn("user", "a"), Turn("assistant", "b")))
+    rendered = ours.render(of_turns(("system", "Be."), ("user", "a"), ("assistant", "b")))
     assert ours.template.source == FALLBACK
     assert rendered.text == "Be.\n\n### User:\na\n\n### Assistant:\nb<|im_end|>\n"
     assert [rendered.text[start:end] for start, end in rendered.targets] == ["b<|im_end|>"]
@@ -172,7 +172,7 @@ def test_a_template_that_refuses_a_conversation_is_quoted(tmp_path: Path) -> Non
     refusing = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('No system turns') }}{% endif %}" + TEMPLATE
     ours = ChatTokenizer.load(write_tokenizer(tmp_path, template=refusing))
     with pytest.raises(Refused, match="No system turns"):
-        ours.render((Turn("system", "Be."), Turn("user", "a"), Turn("assistant", "b")))
+        ours.render(of_turns(("system", "Be."), ("user", "a"), ("assistant", "b")))
 
 
 def test_a_template_that_trims_prints_the_date_and_marks_answers_works_the_same_every_day(tmp_path: Path) -> None:
@@ -182,7 +182,7 @@ def test_a_template_that_trims_prints_the_date_and_marks_answers_works_the_same_
         "{% else %}{{ m.content | trim }}{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant: {% endif %}"
     )
     rendered = ChatTokenizer.load(write_tokenizer(tmp_path, template=template)).render(
-        (Turn("user", "a"), Turn("assistant", "  b  "))
+        of_turns(("user", "a"), ("assistant", "  b  "))
     )
     assert rendered.text == "26 Jul 2024<|im_start|>user: a<|im_start|>assistant: b<|im_end|>"
     assert [rendered.text[start:end] for start, end in rendered.targets] == ["b<|im_end|>"]

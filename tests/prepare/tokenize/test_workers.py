@@ -1,29 +1,30 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from steps.errors import StorageError
-from steps.prepare.chat.conversations import find_layout
+from steps.prepare.chat.forms import find_layout
 from steps.prepare.read.files import Row
-from steps.prepare.tokenize.samples import Made, Recipe, SampleMaker
+from steps.prepare.tokenize.samples import Chunk, Made, Recipe, SampleMaker
 from steps.prepare.tokenize.workers import ALONE_CHUNKS, make_samples
 from tests.prepare.prepare_data import questions
+
+LAYOUT = find_layout(["question", "answer"])
 
 
 @pytest.fixture
 def recipe(tiny_model: Path) -> Recipe:
-    layout = find_layout(["question", "answer"])
-    return Recipe(tiny_model, layout, system="", sequence_length=64, seed=1, validation_fraction=0.2)
+    return Recipe(tiny_model, system="", sequence_length=64, seed=1, validation_fraction=0.2)
 
 
-def chunks(count: int) -> Iterator[list[Row]]:
+def chunks(count: int) -> Iterator[Chunk]:
     rows = [Row(dict(values), "f", line, line) for line, values in enumerate(questions(4 * count), start=1)]
     rows[2].values["answer"] = ""
-    return (rows[begin : begin + 4] for begin in range(0, len(rows), 4))
+    return (Chunk(LAYOUT, rows[begin : begin + 4]) for begin in range(0, len(rows), 4))
 
 
 @pytest.mark.parametrize("count", [1, ALONE_CHUNKS, ALONE_CHUNKS + 1, 4 * ALONE_CHUNKS])
@@ -41,10 +42,10 @@ class DiesAsAChild(SampleMaker):
         super().__init__(recipe)
         self._home = os.getpid()
 
-    def make(self, rows: Sequence[Row]) -> Made:
+    def make(self, chunk: Chunk) -> Made:
         if os.getpid() != self._home:
             os._exit(9)
-        return super().make(rows)
+        return super().make(chunk)
 
 
 def test_a_process_that_dies_is_a_clear_error_and_no_hang(recipe: Recipe) -> None:

@@ -1,0 +1,126 @@
+"""The shapes that data sets come in: which column holds which part of a conversation. Pure.
+
+Called by `collect`, once per file, with the columns of the file's first rows, and by `samples` for a row that its file's shape
+does not fit. Optional parts stand in every layout, since a row may have what the rows before it lack.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from steps.errors import DataError
+from steps.settings.section import suggest
+
+MOST_LISTED = 20
+"""Column names in a message."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How the rows of a file are read: the shape, and the column of each part."""
+
+    shape: str
+    columns: dict[str, str]
+    """Part (`instruction`, `answer`, `messages`, …) → column, also for optional parts that no row has had so far."""
+    required: frozenset[str] = frozenset()
+    """The columns without which a row has another shape."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """A known shape: its parts with their usual columns."""
+
+    required: dict[str, str]
+    optional: dict[str, str]
+
+
+_SYSTEM = {"system": "system"}
+_FOR_TEMPLATE = {"tools": "tools", "documents": "documents", "chat_template_kwargs": "chat_template_kwargs"}
+_EARLIER = {**_SYSTEM, "history": "history"}
+
+# In this order they are tried when the shape is `auto`: the more telling columns first.
+FORMS: dict[str, _Form] = {
+    "messages": _Form({"messages": "messages"}, {**_SYSTEM, **_FOR_TEMPLATE}),
+    "sharegpt": _Form({"messages": "conversations"}, {**_SYSTEM, **_FOR_TEMPLATE}),
+    "alpaca": _Form({"instruction": "instruction", "output": "output"}, {"input": "input", **_EARLIER}),
+    "dolly": _Form({"instruction": "instruction", "output": "response"}, {"input": "context", **_EARLIER}),
+    "question_answer": _Form({"question": "question", "answer": "answer"}, {"input": "context", **_EARLIER}),
+    "prompt_completion": _Form({"prompt": "prompt", "completion": "completion"}, {**_SYSTEM, **_FOR_TEMPLATE}),
+    "prompt_response": _Form({"prompt": "prompt", "completion": "response"}, {**_EARLIER, **_FOR_TEMPLATE}),
+    "input_output": _Form({"prompt": "input", "completion": "output"}, _EARLIER),
+    "text": _Form({"text": "text"}, {}),
+}
+PARTS = sorted({part for form in FORMS.values() for part in (*form.required, *form.optional)})
+
+PREFERENCE = ("chosen", "rejected")
+LABELS = frozenset({"label", "labels"})
+
+
+def find_layout(found: Iterable[str], *, shape: str = "auto", columns: Mapping[str, str] | None = None) -> Layout:
+    """The layout that the columns `found` have, or that a preset asks for. Names match whatever their case.
+
+    Raises:
+        DataError: unknown part names, named columns that are not there, or columns that fit no known shape.
+    """
+    there = {name.strip().lower(): name for name in sorted(found, reverse=True)}
+    named = dict(columns or {})
+    _check_named(named, there)
+    candidates = FORMS if shape == "auto" else {shape: FORMS[shape]}
+    for name, form in candidates.items():
+        wanted = {part: named.get(part, column) for part, column in form.required.items()}
+        fits = all(column.lower() in there for column in wanted.values())
+        if fits and set(named) <= {*form.required, *form.optional} and not _is_labelled(name, shape, there):
+            parts = wanted | {part: named.get(part, column) for part, column in form.optional.items()}
+            actual = {part: there.get(column.lower(), column) for part, column in parts.items()}
+            return Layout(name, actual, frozenset(actual[part] for part in wanted))
+    raise DataError(_misfit(there, candidates, shape))
+
+
+def _is_labelled(name: str, shape: str, there: Mapping[str, str]) -> bool:
+    """Texts with classes are no texts to continue, unless that is what was asked for."""
+    return name == "text" and shape == "auto" and bool(LABELS & there.keys())
+
+
+def _check_named(named: Mapping[str, str], there: Mapping[str, str]) -> None:
+    for part, column in named.items():
+        if part not in PARTS:
+            raise DataError(f"columns.{part}: unknown part{suggest(part, PARTS)}; parts are {', '.join(PARTS)}")
+        if column.lower() not in there:
+            raise DataError(
+                f"columns.{part}: there is no column {column!r}{suggest(column, sorted(there.values()))}; "
+                f"found {list_names(there.values())}"
+            )
+
+
+def list_names(names: Iterable[str]) -> str:
+    """Column names for people, at most MOST_LISTED of them."""
+    listed = sorted(names)
+    more = f" and {len(listed) - MOST_LISTED:,} more" if len(listed) > MOST_LISTED else ""
+    return (", ".join(name[:60] or "(no name)" for name in listed[:MOST_LISTED]) or "none") + more
+
+
+def _misfit(there: Mapping[str, str], candidates: Mapping[str, _Form], shape: str) -> str:
+    if there.keys() >= set(PREFERENCE):
+        return (
+            "its columns chosen and rejected are preference data, for DPO or a reward model; this trains on one answer for "
+            "each question: to train on the chosen ones, name them: --columns prompt=prompt,completion=chosen"
+        )
+    fits = "no known shape" if shape == "auto" else f"not the shape {shape}"
+    known = " · ".join(f"{name} ({', '.join(form.required.values())})" for name, form in candidates.items())
+    return (
+        f"its columns fit {fits}: found {list_names(there.values())}{_nearest(there, candidates)}; needed: {known}; "
+        "or name the columns: --columns PART=COLUMN,…, or `columns:` in a preset (a file in config/datasets)"
+    )
+
+
+def _nearest(there: Mapping[str, str], candidates: Mapping[str, _Form]) -> str:
+    """What a column that is nearly a known one was meant to be."""
+    usual = sorted({column for form in candidates.values() for column in form.required.values()})
+    guesses = [
+        f"{actual[:60]!r}{suggest(name, usual)}"
+        for name, actual in sorted(there.items())[:MOST_LISTED]
+        if name not in usual
+    ]
+    near = [guess for guess in guesses if "did you mean" in guess]
+    return f" ({'; '.join(near)})" if near else ""

@@ -1,0 +1,185 @@
+"""One message of a source row → a message as chat templates take it, and whether its words are learned. Pure.
+
+Called by `conversations`. All fields that the source gives go on to the template: tool calls, reasoning, names, whatever else.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+Message = dict[str, Any]
+"""`role` and `content`, and whatever else a template may print, as transformers' `apply_chat_template` takes it."""
+
+ROLES = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "human": "user",
+    "prompter": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "model": "assistant",
+    "bot": "assistant",
+    "chatgpt": "assistant",
+    "function_call": "assistant",
+    "tool": "tool",
+    "function": "tool",
+    "observation": "tool",
+    "ipython": "tool",
+}
+WEIGHTS = ("weight", "loss_weight", "train", "training", "loss")
+"""What data sets call the switch that says whether a message is learned."""
+HANDLED = frozenset({"role", "from", "content", "value", "tool_calls", "function_call", *WEIGHTS})
+TEXT_KEYS = ("text", "value", "content")
+"""Where a part of a content keeps its words."""
+PLAIN = {"role", "content"}
+
+
+@dataclass(frozen=True, slots=True)
+class Skip:
+    """Why a row gives no conversation; rows are counted by this text, so it names no single value of the row."""
+
+    reason: str
+
+
+def to_message(raw: object) -> Message | Skip:
+    """The message as templates take it: role, content as text, arguments of calls as objects, all other fields as given."""
+    if not isinstance(raw, Mapping):
+        return Skip("a message is not an object with role and content")
+    given = raw.get("role") or raw.get("from")
+    role = ROLES.get(str(given).lower())
+    if role is None:
+        return Skip(f"a message has the role {str(given)[:40]!r}; known are {', '.join(ROLES)}")
+    content = to_text(raw.get("content") if raw.get("content") is not None else raw.get("value"))
+    if isinstance(content, Skip):
+        return content
+    if raw.keys() == PLAIN:
+        return {"role": role, "content": content}
+    calls = _calls(raw, content if str(given).lower() == "function_call" else "")
+    if isinstance(calls, Skip):
+        return calls
+    more = {str(key): value for key, value in raw.items() if key not in HANDLED and not is_missing(value)}
+    message: Message = {"role": role, "content": content, **more}
+    if calls:
+        message["tool_calls"] = calls
+        if str(given).lower() == "function_call":
+            message["content"] = ""
+    return message if _is_unicode(more) and _is_unicode(calls) else Skip(SURROGATE)
+
+
+SURROGATE = "a text holds half a surrogate pair, which is no valid Unicode"
+
+
+def weight_of(raw: object) -> bool | Skip:
+    """Whether an answer is learned: it is unless its weight is 0, or its `train` false."""
+    if not isinstance(raw, Mapping):
+        return True
+    for name in WEIGHTS:
+        value: Any = raw.get(name)
+        if is_missing(value):
+            continue
+        try:
+            number = float({"true": 1, "false": 0}.get(str(value).lower(), value))
+        except (TypeError, ValueError):
+            return Skip(f"a message's {name} is neither a number nor true or false")
+        if number not in (0, 1):
+            return Skip(f"a message's {name} is neither 0 nor 1")
+        return bool(number)
+    return True
+
+
+def is_missing(value: object) -> bool:
+    """Nothing: null, or the not-a-number that data frames write for it."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def to_text(value: Any) -> str | Skip:
+    """A content as text: strings as they are, text parts joined, numbers and objects as JSON, nothing as ''."""
+    if isinstance(value, str):
+        return value if value.isascii() or _is_unicode(value) else Skip(SURROGATE)
+    if is_missing(value):
+        return ""
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            return Skip("a column holds bytes that are no UTF-8 text")
+    if isinstance(value, list) and value and all(isinstance(part, Mapping) and "type" in part for part in value):
+        kinds = {str(part["type"]) for part in value} - {"text"}
+        if kinds:
+            return Skip(f"a content has parts that are not text ({', '.join(sorted(kinds))[:60]})")
+        value = "".join(str(next((part[key] for key in TEXT_KEYS if part.get(key)), "")) for part in value)
+        return to_text(value)
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if _is_unicode(text) else Skip(SURROGATE)
+
+
+def _is_unicode(value: Any) -> bool:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _calls(raw: Mapping[str, Any], spoken: str) -> list[dict[str, Any]] | Skip:
+    """The message's tool calls in today's form, from `tool_calls`, the older `function_call`, or sharegpt's turn of that name."""
+    given = raw.get("tool_calls")
+    if is_missing(given) and not is_missing(raw.get("function_call")):
+        given = [raw["function_call"]]
+    if is_missing(given) and spoken:
+        given = parsed(spoken)
+        if isinstance(given, str):
+            return Skip("a function_call is not valid JSON")
+    given = parsed(given)
+    listed = given if isinstance(given, list) else [given] if given else []
+    if not all(isinstance(call, Mapping) for call in listed):
+        return Skip("a tool call is not an object with name and arguments")
+    return [_call(call) for call in listed]
+
+
+def _call(call: Mapping[str, Any]) -> dict[str, Any]:
+    """{type, function: {name, arguments}}; arguments that came as JSON text become what the text says."""
+    wrapped = call if isinstance(call.get("function"), Mapping) else {"function": call}
+    function = {key: value for key, value in wrapped["function"].items() if not is_missing(value)}
+    arguments = parsed(function.get("arguments", function.pop("parameters", {})))
+    more = {key: value for key, value in wrapped.items() if key != "function" and not is_missing(value)}
+    return {"type": "function", **more, "function": {**function, "arguments": arguments}}
+
+
+def parsed(value: Any) -> Any:
+    """What JSON text that stands for an object or a list says; anything else as it is."""
+    if not isinstance(value, str) or not value.lstrip().startswith(("{", "[")):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        return value
+
+
+def to_tools(value: Any) -> list[dict[str, Any]] | Skip:
+    """The functions that a row offers, each as {type, function}; they may come as JSON text or bare."""
+    value = parsed(value)
+    if is_missing(value) or value in ("", []):
+        return []
+    listed = value if isinstance(value, list) else [value]
+    tools = [parsed(tool) for tool in listed]
+    if not all(isinstance(tool, dict) for tool in tools) or not _is_unicode(tools):
+        return Skip("its tools are not a list of JSON objects")
+    is_bare = ("name" in tool and "function" not in tool for tool in tools)
+    return [
+        {"type": "function", "function": _present(tool)} if bare else _present(tool)
+        for tool, bare in zip(tools, is_bare, strict=True)
+    ]
+
+
+def _present(value: Any) -> Any:
+    """Without the nulls that Parquet puts where another row has a field."""
+    if isinstance(value, Mapping):
+        return {key: _present(inner) for key, inner in value.items() if inner is not None}
+    return [_present(inner) for inner in value] if isinstance(value, list) else value

@@ -1,0 +1,162 @@
+"""Rows of JSON: an array of objects, one object per line, or objects written over several lines, one after another.
+
+Called by `files`. What the first bytes show decides, whichever of the suffixes the file has.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from steps.errors import DataError
+from steps.prepare.read.files import UTF8_MARK, UTF16_MARKS, Row, open_bytes, read_lines
+
+PEEKED_BYTES = 64 * 1024
+"""Enough to tell an array from lines of objects."""
+WHOLE_BYTES = 256 * 2**20
+"""Up to this size a file that the stream's reader refuses is read whole: for `NaN`, and to name line and column."""
+
+
+def read_json(path: Path) -> Iterator[Row]:
+    """A JSON array of objects; or, as many files named .json hold, objects one after another."""
+    peeked = _peek(path)
+    if peeked.startswith((b"[", b"{")) or not peeked:
+        yield from _read(path, peeked)
+        return
+    for _ in read_lines(path):  # says it better where the text is not Unicode, or holds NUL
+        pass
+    raise DataError(f"{path}: expected a JSON array of objects, found {peeked[:40].decode(errors='replace')!r}")
+
+
+def read_json_lines(path: Path) -> Iterator[Row]:
+    """One object per line; an array, or objects over several lines, are read as what they are."""
+    peeked = _peek(path)
+    is_array = peeked.startswith(b"[") and peeked[1:].lstrip()[:1] in (b"{", b"]")
+    yield from _read(path, peeked) if is_array or _is_spread(peeked) else _read_lines(path)
+
+
+def _read(path: Path, peeked: bytes) -> Iterator[Row]:
+    if peeked.startswith(b"["):
+        yield from _stream(path, "item")
+        return
+    rows = _stream(path, "") if _is_spread(peeked) else _read_lines(path)
+    first = list(islice(rows, 2))
+    if len(first) == 1 and any(isinstance(value, list | dict) for value in first[0].values.values()):
+        raise DataError(
+            f"{path}: holds one JSON object with the keys {', '.join(sorted(first[0].values)[:20])}, expected an array of "
+            "objects; take the array out of it: jq .KEY"
+        )
+    yield from chain(first, rows)
+
+
+def _peek(path: Path) -> bytes:
+    """The first bytes as UTF-8, without what stands before the text."""
+    with open_bytes(path) as file:
+        peeked = file.read(PEEKED_BYTES)
+    if peeked[:2] in UTF16_MARKS:
+        peeked = peeked.decode("utf-16", errors="ignore").encode(errors="ignore")
+    return peeked.removeprefix(UTF8_MARK).lstrip()
+
+
+def _is_spread(peeked: bytes) -> bool:
+    """Whether the first object goes over several lines."""
+    line, line_end, rest = peeked.partition(b"\n")
+    return peeked.startswith(b"{") and bool(line_end and rest.strip()) and not _is_json(line) and _opens(line)
+
+
+def _opens(line: bytes) -> bool:
+    """A line that ends where an object written over several lines breaks."""
+    return line.rstrip().endswith((b"{", b",", b"["))
+
+
+def _is_json(text: bytes) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _read_lines(path: Path) -> Iterator[Row]:
+    for number, done, text in read_lines(path):
+        if not text.strip():
+            continue
+        try:
+            values = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{path}:{number}: not valid JSON ({error}): expected one object per line") from error
+        if not isinstance(values, dict):
+            raise DataError(f"{path}:{number}: expected a JSON object, found {_kind(values)}")
+        yield Row(values, str(path), number, done)
+
+
+def _stream(path: Path, prefix: str) -> Iterator[Row]:
+    """The objects below `prefix` ('item': of an array; '': one after another), each with its number in the file."""
+    import ijson
+
+    number = 0
+    with open_bytes(path) as file:
+        try:
+            for values in ijson.items(_as_utf8(file), prefix, use_float=True, multiple_values=not prefix):
+                number += 1
+                yield _row(path, number, values, file.tell())
+            return
+        except (ijson.JSONError, UnicodeDecodeError) as error:
+            whole = _read_whole(path, prefix, error)
+    for index, values in enumerate(whole[number:], start=number + 1):
+        yield _row(path, index, values, path.stat().st_size)
+
+
+def _row(path: Path, number: int, values: Any, done: int) -> Row:
+    if not isinstance(values, dict):
+        raise DataError(f"{path}: row {number}: expected a JSON object, found {_kind(values)}")
+    return Row(values, str(path), number, done)
+
+
+def _as_utf8(file: BinaryIO) -> Any:
+    """For ijson, which knows no byte order marks."""
+    import codecs
+
+    mark = file.read(3)
+    if mark == UTF8_MARK:
+        return file
+    file.seek(0)
+    if mark[:2] in UTF16_MARKS:
+        return codecs.EncodedFile(file, "utf-8", "utf-16")
+    return file
+
+
+def _read_whole(path: Path, prefix: str, refused: Exception) -> list[Any]:
+    """All rows at once, by a reader that also takes NaN; where it refuses them too, it knows the place.
+
+    Raises:
+        DataError: with line and column, where the file is not too large to be read again.
+    """
+    expected = "expected an array of objects" if prefix else "expected objects, one after another"
+    lines = [text for _, _, text in read_lines(path)] if path.stat().st_size <= WHOLE_BYTES else []
+    if not lines:
+        raise DataError(f"{path}: not valid JSON ({' '.join(str(refused).split())[:120]}): {expected}") from refused
+    text, decoder, rows, at = "".join(lines), json.JSONDecoder(), [], 0
+    try:
+        if prefix:
+            found = decoder.decode(text)
+            return found if isinstance(found, list) else [found]
+        while text[at:].strip():
+            at += len(text[at:]) - len(text[at:].lstrip())
+            values, at = decoder.raw_decode(text, at)
+            rows.append(values)
+        return rows
+    except json.JSONDecodeError as found:
+        raise DataError(
+            f"{path}:{found.lineno}: not valid JSON ({found.msg}, column {found.colno}): {expected}"
+        ) from refused
+    except RecursionError:
+        raise DataError(f"{path}: not valid JSON (nested too deep): {expected}") from refused
+
+
+def _kind(value: object) -> str:
+    names = {dict: "an object", list: "an array", str: "a string", bool: "a boolean", type(None): "null"}
+    return names.get(type(value), "a number")
