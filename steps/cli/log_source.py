@@ -118,7 +118,7 @@ def log_file(directory: Path, attempt: int, rank: int) -> Path:
         StorageError: there is none; those that are there are named.
     """
     folder = TrainDir(directory).attempt(attempt)
-    path = folder / f"rank-{rank}.log"
+    path = TrainDir(directory).files(attempt).log(rank)
     if not path.is_file():
         names = sorted((item.name for item in folder.glob("rank-*.log")), key=lambda name: (len(name), name))
         shown = ", ".join(names[:4]) + (f" … {names[-1]}" if len(names) > 4 else "")
@@ -162,7 +162,7 @@ def follow_file(
             yield from (line.decode(errors="replace") for line in ended)
         if (latest := newest_attempt(directory)) > attempt:
             attempt, offset, left = latest, 0, b""
-            path = TrainDir(directory).attempt(attempt) / f"rank-{rank}.log"
+            path = TrainDir(directory).files(attempt).log(rank)
             note(f"attempt {attempt}: {path}")
         elif not was_running:
             return

@@ -121,7 +121,7 @@ def _note_attempt(job: Job) -> int:
     history = memory.load(job.directory.history, job.identity)
     last = history.last
     if last and last.is_open:
-        if (job.directory.attempt(last.number) / "nodes").is_dir():
+        if job.directory.files(last.number).nodes.is_dir():
             raise StorageError(
                 f"attempt {last.number} of {job.directory.path} has begun: `hyperpod-lora status` tells how it is, `resume` "
                 "adopts it, or goes on from its last checkpoint"

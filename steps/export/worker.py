@@ -60,7 +60,7 @@ def run(directory: TrainDir, attempt: int) -> None:
     begun = time.monotonic()
     request = CompileRequest(**spec["request"])
     compiled = compile_model(Path(spec["merged"]), Path(spec["out"]), request, parents=spec["parents"])
-    file = directory.attempt(attempt) / "result" / RECORD
+    file = directory.files(attempt).result / RECORD
     write_json(file, compiled.to_dict())
     files = {RECORD: {"bytes": file.stat().st_size, "sha256": digest_file(file)}}
     seconds = round(time.monotonic() - begun, 4)

@@ -16,19 +16,17 @@ from steps.job.job import Job
 from steps.job.snapshot import JobSnapshot, Launcher
 from steps.protocol.rundir import storage_errors, write_json
 
-STACKS_WANTED = "stacks-wanted"
-"""Its appearance in an attempt's directory makes every rank write stack-<rank>.txt."""
 STACKS_WAIT_S = 3.0
 LOG_LINES = 400
 
 
 def collect_stacks(job: Job, attempt: int, *, sleep: Callable[[float], None]) -> None:
     """Ask every rank for its stack and wait a moment for the files."""
-    folder = job.directory.attempt(attempt)
-    with storage_errors(f"writing {folder / STACKS_WANTED}"):
-        (folder / STACKS_WANTED).touch()
+    files = job.directory.files(attempt)
+    with storage_errors(f"writing {files.stacks_wanted}"):
+        files.stacks_wanted.touch()
     for _ in range(int(STACKS_WAIT_S / 0.25)):
-        if sum(path.stat().st_size > 0 for path in folder.glob("stack-*.txt")) >= job.world:
+        if len(files.stacks()) >= job.world:
             return
         sleep(0.25)
 
@@ -39,7 +37,8 @@ def save_evidence(job: Job, attempt: int, snapshot: JobSnapshot, failure: Failur
     Raises:
         StorageError: the disk refused.
     """
-    folder = job.directory.attempt(attempt) / "evidence"
+    files = job.directory.files(attempt)
+    folder = files.evidence
     write_json(folder / "snapshot.json", snapshot.to_dict())
     write_json(folder / "failure.json", asdict(failure))
     with storage_errors(f"writing {folder}"):
@@ -47,7 +46,6 @@ def save_evidence(job: Job, attempt: int, snapshot: JobSnapshot, failure: Failur
             (folder / f"rank-{rank}.log").write_text(launcher.logs(job, attempt, rank))
         for name, text in launcher.evidence(job, attempt).items():
             (folder / name).write_text(text)
-        for stack in folder.parent.glob("stack-*.txt"):
-            if stack.stat().st_size:
-                shutil.copyfile(stack, folder / stack.name)
+        for stack in files.stacks():
+            shutil.copyfile(stack, folder / stack.name)
     return folder

@@ -19,13 +19,12 @@ from filelock import FileLock, Timeout
 from steps.errors import JobTimeout, StorageError
 from steps.job import messages
 from steps.job.agent.agent import DETACHED
-from steps.job.agent.in_use import HOLDER, held
+from steps.job.agent.in_use import held
 from steps.job.job import Job
 from steps.protocol.events import Event, EventTail
 from steps.protocol.rundir import MAY_PASS, TrainDir, read_json, storage_errors, write_atomic
 
 T = TypeVar("T")
-LEASE = "lease"
 ADVANCES_PER_LEASE = 20
 """So that a slow disk or a busy machine never looks like a dead supervisor."""
 ADVANCE_S = 20.0
@@ -129,7 +128,7 @@ class Lease:
             self.patience.praise()
 
     def _write(self, attempt: int, spent_s: float) -> None:
-        path = self.job.directory.attempt(attempt) / LEASE
+        path = self.job.directory.files(attempt).lease
         with storage_errors(f"writing {path}"):
             path.parent.mkdir(parents=True, exist_ok=True)
             # The process id makes the counters of two supervisors differ; a torn write is a change like any other.
@@ -152,13 +151,13 @@ def detach(directory: TrainDir, attempt: int) -> None:
     Raises:
         StorageError: the disk refused.
     """
-    write_atomic(directory.attempt(attempt) / LEASE, DETACHED.encode())
+    write_atomic(directory.files(attempt).lease, DETACHED.encode())
 
 
 def spent_so_far(directory: TrainDir, attempt: int) -> float:
     """Seconds that an attempt had used when its supervisor last advanced the lease; 0 where it is not told."""
     try:
-        return max(0.0, float((directory.attempt(attempt) / LEASE).read_text().split()[2]))
+        return max(0.0, float(directory.files(attempt).lease.read_text().split()[2]))
     except (OSError, ValueError, IndexError):
         return 0.0
 
@@ -192,7 +191,7 @@ def acting(
             raise JobTimeout(f"{job.label}: another supervisor has held {directory.lock} for {patience_s:.0f} s")
         sleep(FOLLOW_POLL_S)
     try:
-        with held(directory.path / HOLDER, "supervisor"):
+        with held(directory.holder, "supervisor"):
             yield
     finally:
         lock.release()
@@ -209,7 +208,7 @@ def _try(lock: FileLock) -> bool:
 def holder_of(directory: Path) -> Mapping[str, Any]:
     """Identity (see `processes`) and node of the supervisor that acts; empty if none is known."""
     try:
-        return read_json(directory / HOLDER)
+        return read_json(TrainDir(directory).holder)
     except StorageError:
         return {}
 
@@ -227,7 +226,7 @@ class Follower:
     def pass_on(self) -> None:
         """Events since the last call, of the newest attempt."""
         self.has_begun = True
-        attempts = self.job.directory.attempt(1).parent
+        attempts = self.job.directory.attempts
         newest = max((int(path.name) for path in attempts.glob("[0-9]*")), default=0)
         if newest != self.attempt:
             self.attempt, self.tail = newest, EventTail(self.job.directory.events(newest))

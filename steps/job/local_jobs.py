@@ -17,11 +17,10 @@ from typing import Any
 from steps.errors import StorageError
 from steps.job import progress as deadlines
 from steps.job.agent import processes
-from steps.job.agent.agent import DETACHED, STOP, read_or_empty
+from steps.job.agent.agent import DETACHED, read_or_empty
 from steps.job.agent.in_use import is_supervised
 from steps.job.goodput import account_of
 from steps.job.history import History
-from steps.job.lease import LEASE
 from steps.protocol import checkpoints
 from steps.protocol.events import EventTail
 from steps.protocol.rundir import TrainDir, read_json, write_json
@@ -60,7 +59,7 @@ def running_jobs(root: Path) -> list[RunningJob]:
 
 
 def _running(directory: Path, attempt: int, pids: list[int]) -> RunningJob:
-    lease = TrainDir(directory).attempt(attempt) / LEASE
+    lease = TrainDir(directory).files(attempt).lease
     is_detached = lease.is_file() and lease.read_text(errors="replace") == DETACHED
     return RunningJob(directory, attempt, tuple(sorted(pids)), is_supervised(directory), is_detached)
 
@@ -82,8 +81,7 @@ def unseen_attempt(directory: Path) -> str:
         return ""
     if last is None or not last.is_open or paths.adapter.is_dir():
         return ""
-    folder = paths.attempt(last.number)
-    if (folder / "keeper.json").exists():
+    if paths.files(last.number).agent.plan.exists():
         return ""
     return (
         f"attempt {last.number} of {directory.name} is not known to have ended, and may run or wait on a cluster: say --config "
@@ -94,7 +92,7 @@ def unseen_attempt(directory: Path) -> str:
 def end_running(job: RunningJob, *, grace_s: float, sleep: Callable[[float], None] = time.sleep) -> int:
     """End a job's processes: the keeper lets the ranks save; what is left after `grace_s` is killed. Returns how many were."""
     marker = processes.marker_of(job.directory, job.attempt)
-    keeper = read_or_empty(TrainDir(job.directory).attempt(job.attempt) / "keeper-state.json")
+    keeper = read_or_empty(TrainDir(job.directory).files(job.attempt).agent.state)
     first = [int(keeper["pid"])] if keeper and processes.is_alive(keeper) else processes.marked_with(marker)
     for pid in first:
         processes.send(pid, signal.SIGTERM)
@@ -114,7 +112,7 @@ def cancel_running(job: RunningJob, *, grace_s: float, sleep: Callable[[float], 
         StorageError: the wish cannot be written down.
     """
     if job.is_watched:
-        write_json(TrainDir(job.directory).attempt(job.attempt) / STOP, {"grace_s": grace_s, "reason": "cancelled"})
+        write_json(TrainDir(job.directory).files(job.attempt).stop, {"grace_s": grace_s, "reason": "cancelled"})
         until_s = time.monotonic() + grace_s + WORD_S
         while processes.marked_with(processes.marker_of(job.directory, job.attempt)) and time.monotonic() < until_s:
             sleep(0.1)

@@ -20,6 +20,7 @@ from steps.job.agent import processes
 from steps.job.agent.agent import read_or_empty
 from steps.job.job import Job
 from steps.job.snapshot import JobSnapshot, snapshot_of_local
+from steps.protocol.attempt_dir import AgentDir, AttemptDir
 from steps.protocol.rundir import storage_errors, write_json
 
 TORCHRUN_SHUTDOWN_S = 10
@@ -45,7 +46,8 @@ class LocalLauncher:
             StorageError: the run directory cannot be written.
         """
         folder = job.directory.attempt(attempt)
-        if (folder / "keeper.json").exists():
+        agent = AgentDir(folder)
+        if agent.plan.exists():
             return
         plan = {
             "module": job.module,
@@ -56,9 +58,9 @@ class LocalLauncher:
             "grace_s": self._grace_s,
             "lease_s": self._lease_s,
         }
-        write_json(folder / "keeper.json", plan)
+        write_json(agent.plan, plan)
         command = [sys.executable, "-m", "steps.job.agent.agent", str(folder)]
-        with storage_errors(f"writing {folder}"), (folder / "keeper.log").open("ab") as log:
+        with storage_errors(f"writing {folder}"), agent.log.open("ab") as log:
             self._agents[folder] = subprocess.Popen(
                 command,
                 env=_environment(job, attempt),
@@ -72,10 +74,10 @@ class LocalLauncher:
         """Look at the attempt's files and its keeper; all of /proc is searched only when it is over."""
         folder = job.directory.attempt(attempt)
         is_alive, was_rebooted = self._agent(job, attempt)
-        ended = read_or_empty(folder / "exit.json")
+        ended = read_or_empty(AgentDir(folder).exit)
         is_over = not is_alive or bool(ended)
         raw = {
-            "created": (folder / "keeper.json").exists(),
+            "created": AgentDir(folder).plan.exists(),
             "agent_alive": is_alive,
             "rebooted": was_rebooted,
             "exit": ended,
@@ -88,9 +90,9 @@ class LocalLauncher:
     def delete(self, job: Job, attempt: int, *, grace_s: float) -> None:
         """Ask the keeper to end its workers; without one, or at once, signal them directly."""
         folder = job.directory.attempt(attempt)
-        state = read_or_empty(folder / "keeper-state.json")
+        state = read_or_empty(AgentDir(folder).state)
         if grace_s > 0 and state and processes.is_alive(state):
-            write_json(folder / "stop.json", {"grace_s": grace_s})
+            write_json(AttemptDir(folder).stop, {"grace_s": grace_s})
             processes.send(int(state["pid"]), signal.SIGTERM)
             return
         number = signal.SIGTERM if grace_s > 0 else signal.SIGKILL
@@ -99,17 +101,17 @@ class LocalLauncher:
 
     def logs(self, job: Job, attempt: int, rank: int, *, lines: int = 400) -> str:
         """The end of rank-<r>.log, or of torchrun's own log if the rank never came to write one."""
-        folder = job.directory.attempt(attempt)
-        for name in (f"rank-{rank}.log", "torchrun.log", "keeper.log"):
-            text = tail(folder / name, lines)
+        files = job.directory.files(attempt)
+        for log in (files.log(rank), files.agent.torchrun_log, files.agent.log):
+            text = tail(log, lines)
             if text:
                 return text
         return ""
 
     def evidence(self, job: Job, attempt: int) -> Mapping[str, str]:
         """The ends of torchrun's own log and of the keeper's."""
-        folder = job.directory.attempt(attempt)
-        return {name: text for name in ("torchrun.log", "keeper.log") if (text := tail(folder / name, 400))}
+        agent = job.directory.files(attempt).agent
+        return {log.name: text for log in (agent.torchrun_log, agent.log) if (text := tail(log, 400))}
 
     def _agent(self, job: Job, attempt: int) -> tuple[bool, bool]:
         """(whether the keeper lives, whether the machine was restarted since it did)."""
@@ -117,7 +119,7 @@ class LocalLauncher:
         ours = self._agents.get(folder)
         if ours:
             return ours.poll() is None, False
-        state = read_or_empty(folder / "keeper-state.json")
+        state = read_or_empty(AgentDir(folder).state)
         if not state:  # its supervisor died in the moment between starting it and its first words
             return bool(processes.marked_with(_marker(job, attempt))), False
         return processes.is_alive(state), state["boot"] != processes.boot_id()
@@ -126,10 +128,10 @@ class LocalLauncher:
         """Pid by rank; no longer looked up once all are known."""
         known = self._ranks.get(folder, {})
         if len(known) < expected:
-            for path in folder.glob("rank-*.json"):
+            for rank, path in AgentDir(folder).ranks():
                 pid = read_or_empty(path).get("pid")
                 if pid:
-                    known[int(path.stem.removeprefix("rank-"))] = int(pid)
+                    known[rank] = int(pid)
             self._ranks[folder] = known
         return known
 

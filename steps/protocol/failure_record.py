@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from steps.errors import CheckpointError, ConfigError, DataError, LoraFlowError, ModelError, StorageError
+from steps.protocol.attempt_dir import AttemptDir
 from steps.protocol.failure_class import CLASS_OF_EXCEPTION, FailureClass
 from steps.protocol.neuron_codes import NeuronCode, find_neuron_code
 from steps.protocol.rundir import errnos, write_json
@@ -145,7 +146,7 @@ def write_record(folder: Path, record: FailureRecord) -> Path:
     Raises:
         StorageError: it cannot be written.
     """
-    path = folder / f"failure-{record.rank:05d}.json"
+    path = AttemptDir(folder).failure(record.rank)
     write_json(path, record.to_dict())
     return path
 
@@ -153,7 +154,7 @@ def write_record(folder: Path, record: FailureRecord) -> Path:
 def read_records(folder: Path) -> list[FailureRecord]:
     """All readable records of an attempt, the earliest first; damaged ones are left out."""
     found = []
-    for path in folder.glob("failure-*.json"):
+    for path in AttemptDir(folder).failures():
         try:
             record = parse_record(path.read_text(errors="replace"))
         except OSError:  # gone since, or no file: what is readable must still speak

@@ -22,6 +22,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from steps.errors import StorageError
+from steps.protocol.attempt_dir import AttemptDir
+
+__all__ = ["AttemptDir"]  # used from here by whoever knows a run directory
 
 GIB = 1024**3
 
@@ -75,16 +78,30 @@ class TrainDir:
 
     @property
     def cancel(self) -> Path:
-        """A person's wish that it ends, until a supervisor has acted on it."""
+        """A person's request that it ends, until a supervisor has acted on it."""
         return self.path / "cancel.json"
+
+    @property
+    def holder(self) -> Path:
+        """Who the supervisor is that acts."""
+        return self.path / "supervisor.json"
+
+    @property
+    def attempts(self) -> Path:
+        """`<number>/` each, from 001."""
+        return self.path / "attempts"
 
     def attempt(self, number: int) -> Path:
         """Directory of one attempt's events, logs and evidence (numbers start at 1)."""
-        return self.path / "attempts" / f"{number:03d}"
+        return self.attempts / f"{number:03d}"
+
+    def files(self, number: int) -> AttemptDir:
+        """The paths in an attempt's directory."""
+        return AttemptDir(self.attempt(number))
 
     def events(self, number: int) -> Path:
         """Rank 0's event file of an attempt."""
-        return self.attempt(number) / "events.jsonl"
+        return self.files(number).events
 
 
 @dataclass(frozen=True, slots=True)

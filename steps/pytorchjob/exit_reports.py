@@ -14,11 +14,12 @@ from typing import Any
 from steps.job.agent.agent import read_or_empty
 from steps.job.agent.endings import first_failure
 from steps.job.snapshot import JobSnapshot, WorkerState, reason_of
+from steps.protocol.attempt_dir import AttemptDir
 
 
 def read_reports(attempt: Path, nodes: int) -> dict[int, dict[str, Any]]:
     """The reports in an attempt's directory, by node; of nodes that have written one."""
-    found = {node: read_or_empty(attempt / "nodes" / f"{node:03d}" / "exit.json") for node in range(nodes)}
+    found = {node: read_or_empty(AttemptDir(attempt).node(node).exit) for node in range(nodes)}
     return {node: report for node, report in found.items() if report}
 
 

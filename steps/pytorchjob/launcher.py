@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from steps.errors import ClusterError
-from steps.job.agent.agent import STOP
 from steps.job.job import Job
 from steps.job.local_launcher import tail
 from steps.job.snapshot import JobSnapshot, Phase, Reason
@@ -134,12 +133,12 @@ class KubeLauncher:
 
         The kubelet's grace is in the pod; a shorter one is told through the shared directory, since we may not delete pods.
         """
-        write_json(job.directory.attempt(attempt) / STOP, {"grace_s": grace_s})
+        write_json(job.directory.files(attempt).stop, {"grace_s": grace_s})
         self._kube.delete(pytorchjob.name_of(self._spec, job, attempt))
 
     def logs(self, job: Job, attempt: int, rank: int, *, lines: int = 400) -> str:
         """The end of a rank's log file; of its pod's log if the rank never came to write one."""
-        text = tail(job.directory.attempt(attempt) / f"rank-{rank}.log", lines)
+        text = tail(job.directory.files(attempt).log(rank), lines)
         return text or self._log(self._pod_name(job, attempt, rank // job.processes), lines=lines)
 
     def evidence(self, job: Job, attempt: int) -> Mapping[str, str]:
@@ -233,7 +232,7 @@ class KubeLauncher:
         """What only someone who watched for a while can know."""
         if snapshot.phase is Phase.GONE and watched.has_been:
             return JobSnapshot(Phase.GONE, (), Reason.CANCELLED, "", snapshot.remaining)
-        if snapshot.phase is Phase.GONE and (job.directory.attempt(attempt) / "nodes").is_dir():
+        if snapshot.phase is Phase.GONE and job.directory.files(attempt).nodes.is_dir():
             words = "the job was deleted while nobody watched it"
             return JobSnapshot(Phase.FAILED, (), Reason.PREEMPTED, words, snapshot.remaining)
         is_ignored = found is not None and not has_conditions(found) and not is_suspended(found)

@@ -30,7 +30,7 @@ from steps.protocol.events import EventWriter
 from steps.protocol.failure_class import EXIT_OK, FailureClass
 from steps.protocol.failure_record import record_of, write_record
 from steps.protocol.records import digest_file
-from steps.protocol.rundir import storage_errors, sync_tree, write_json
+from steps.protocol.rundir import AttemptDir, storage_errors, sync_tree, write_json
 from steps.train.loop.callbacks import Callbacks
 from steps.train.loop.ranks import Ranks
 from steps.train.spec import TrainSpec, read_spec, require_data
@@ -265,7 +265,7 @@ def _listen(worker: Worker) -> Path:
 
     with storage_errors(f"writing {worker.folder}"):
         worker.folder.mkdir(parents=True, exist_ok=True)
-        stacks = (worker.folder / f"stack-{worker.ranks.rank:05d}.txt").open("w")
+        stacks = AttemptDir(worker.folder).stack(worker.ranks.rank).open("w")
     faulthandler.register(signal.SIGUSR1, file=stacks, all_threads=True)
     signal.signal(signal.SIGTERM, ask)
     signal.signal(signal.SIGINT, ask)

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from steps.cli.clean import remove
-from steps.job.agent.agent import DETACHED, KEEPER
-from steps.job.agent.in_use import HOLDER, in_use
+from steps.job.agent.agent import DETACHED
+from steps.job.agent.in_use import in_use
 from steps.job.agent.processes import MARKER, identify, marker_of
 from steps.job.history import Attempt, History
 from steps.protocol.rundir import TrainDir, write_json
@@ -48,7 +48,7 @@ def test_clean_with_yes_removes_what_is_old_enough(tmp_path: Path) -> None:
 
 def test_clean_leaves_a_run_with_a_living_supervisor_alone(tmp_path: Path) -> None:
     train = make_run(tmp_path)
-    write_json(train.path / HOLDER, {**identify(os.getpid()), "node": platform.node()})
+    write_json(train.holder, {**identify(os.getpid()), "node": platform.node()})
     said = call("clean", "--root", tmp_path, "--yes").output
     assert f"in use, left alone: {train.path.parent}: the launcher of train-abc (process {os.getpid()} on " in said
     assert train.checkpoints.is_dir()
@@ -109,7 +109,7 @@ def test_clean_leaves_workers_alone_that_a_person_left_running(tmp_path: Path) -
     try:
         train.attempt(1).mkdir(parents=True)
         (train.attempt(1) / "lease").write_text(DETACHED)
-        write_json(train.attempt(1) / KEEPER, identify(worker.pid))
+        write_json(train.files(1).agent.state, identify(worker.pid))
         assert f"running, left running by a person: {train.path}" in call("clean", "--root", tmp_path, "--yes").output
         assert worker.poll() is None
         assert train.path.is_dir()
@@ -122,10 +122,10 @@ def test_clean_ends_processes_that_nobody_watches_and_no_others(tmp_path: Path) 
     train = make_run(tmp_path)
     worker = start_marked(train)
     try:
-        write_json(train.path / HOLDER, {**identify(os.getpid()), "node": platform.node()})
+        write_json(train.holder, {**identify(os.getpid()), "node": platform.node()})
         assert f"running, watched: {train.path} (left alone)" in call("clean", "--root", tmp_path, "--yes").output
         assert worker.poll() is None
-        (train.path / HOLDER).unlink()
+        train.holder.unlink()
         assert (
             f"running, no launcher: attempt 1 of {train.path}, 1 processes" in call("clean", "--root", tmp_path).output
         )

@@ -27,18 +27,14 @@ import psutil
 
 from steps.job.agent import processes
 from steps.job.agent.endings import SYMPTOM_EXITS, oom_kills, ranks_of_log
+from steps.protocol.attempt_dir import AgentDir, AttemptDir
 
 POLL_S = 0.1
-KEEPER = "keeper-state.json"
-"""Who keeps an attempt; touched every `BEAT_S` for as long as it lives."""
 BEAT_S = 15.0
+"""Between two touches of the state file: it says that its agent lives."""
 ORPHAN_GRACE_S = 5.0
 """For helpers of the workers (data loaders, say) that are left when torchrun has ended in order."""
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
-STOP = "stop.json"
-"""The wish that the workers stop: `{"grace_s": 60}`; a person who cancels adds `"reason": "cancelled"`."""
-PEER_FAILED = "peer-failed"
-"""A node's ranks failed: those of the others can only wait for them."""
 PEER = "peer"
 """Why a node's ranks were ended, then."""
 DETACHED = "detached\n"
@@ -54,8 +50,8 @@ class Agent:
     """
 
     def __init__(self, folder: Path, plan: dict[str, Any]) -> None:
-        self._folder = folder
-        self._shared = Path(plan.get("shared", folder))
+        self._own = AgentDir(folder)
+        self._shared = AttemptDir(Path(plan.get("shared", folder)))
         self._plan = plan
         self._shared_look_s = float("-inf")
         self._stop_reason = ""
@@ -78,7 +74,7 @@ class Agent:
         signal.signal(signal.SIGTERM, lambda *_: self._stop("stopped"))
         for ignored in (signal.SIGINT, signal.SIGHUP):
             signal.signal(ignored, signal.SIG_IGN)
-        write_whole(self._folder / KEEPER, processes.identify(os.getpid()))
+        write_whole(self._own.state, processes.identify(os.getpid()))
         self._torchrun = self._start_torchrun(lambda: prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0))
         while self._torchrun not in self._statuses and not self._stop_reason:
             self._look()
@@ -89,14 +85,14 @@ class Agent:
         code = self._statuses.get(self._torchrun, -signal.SIGKILL)
         report = self._report(code)
         self._record_silent_deaths(report)
-        write_whole(self._folder / "exit.json", report)
+        write_whole(self._own.exit, report)
         return code
 
     def _tell_peers(self) -> None:
         """They save and stop now, not when Kubernetes has come to end their pods, some seconds later."""
         if self._plan.get("tells_peers"):
             with contextlib.suppress(OSError):  # they are ended all the same
-                (self._shared / PEER_FAILED).touch()
+                (self._shared.peer_failed).touch()
 
     def _record_silent_deaths(self, report: Mapping[str, Any]) -> None:
         if not report["exit_code"] or report["reason"]:
@@ -105,7 +101,7 @@ class Agent:
         from steps.job.agent.runtime_log import record_silent_deaths
 
         try:
-            record_silent_deaths(self._shared, report["ranks"])
+            record_silent_deaths(self._shared.path, report["ranks"])
         except StorageError as error:  # the exit codes still tell something
             print(f"no failure record: {error}", file=sys.stderr, flush=True)
 
@@ -116,9 +112,16 @@ class Agent:
             *(sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={plan['processes']}"),
             *rendezvous(plan),
             *("--max-restarts=0", "--event-log-handler=console", "-m", "steps.job.agent.rank"),
-            *(str(self._folder), str(self._shared), plan["module"], plan["spec"], "--attempt", str(plan["attempt"])),
+            *(
+                str(self._own.path),
+                str(self._shared.path),
+                plan["module"],
+                plan["spec"],
+                "--attempt",
+                str(plan["attempt"]),
+            ),
         ]
-        with (self._folder / "torchrun.log").open("ab") as log:
+        with (self._own.torchrun_log).open("ab") as log:
             # start_new_session: the keeper's process group can then be signalled without torchrun.
             started = subprocess.Popen(
                 command,
@@ -144,18 +147,18 @@ class Agent:
         if time.monotonic() - self._beat_s >= BEAT_S:
             self._beat_s = time.monotonic()
             with contextlib.suppress(OSError):
-                os.utime(self._folder / KEEPER)
+                os.utime(self._own.state)
 
     def _look_at_shared(self) -> None:
         """What the supervisor says: its lease, a wish for stacks, a wish to stop."""
         self._watch_lease()
-        if not self._stacks_sent and (self._shared / "stacks-wanted").exists():
+        if not self._stacks_sent and (self._shared.stacks_wanted).exists():
             self._stacks_sent = True
             for pid in self._ranks():
                 processes.send(pid, signal.SIGUSR1)
-        if (self._shared / STOP).exists():
-            self._stop(str(read_or_empty(self._shared / STOP).get("reason") or "stopped"))
-        if (self._shared / PEER_FAILED).exists():
+        if (self._shared.stop).exists():
+            self._stop(str(read_or_empty(self._shared.stop).get("reason") or "stopped"))
+        if (self._shared.peer_failed).exists():
             self._stop(PEER)
 
     def _note_ends(self) -> None:
@@ -167,7 +170,7 @@ class Agent:
     def _watch_lease(self) -> None:
         """By our own clock: the supervisor's is never looked at."""
         try:
-            content = (self._shared / "lease").read_text()
+            content = (self._shared.lease).read_text()
         except OSError:
             content = ""
         if content != self._lease[0] or content == DETACHED:
@@ -178,7 +181,7 @@ class Agent:
     def _stop(self, reason: str) -> None:
         if not self._stop_reason:
             self._stop_reason, self._ended_before = reason, frozenset(self._ended_s)
-        wanted = read_or_empty(self._shared / STOP)
+        wanted = read_or_empty(self._shared.stop)
         self._grace_s = float(wanted.get("grace_s", self._grace_s))
 
     def _reap(self) -> None:
@@ -195,9 +198,9 @@ class Agent:
         """Every rank that has begun; all are looked for until all are found."""
         if len(self._begun) < self._plan["processes"]:
             with contextlib.suppress(OSError):  # what cannot be read now is read at the next look
-                for path in self._folder.glob("rank-*.json"):
+                for rank, path in self._own.ranks():
                     if identity := read_or_empty(path):
-                        self._begun[int(path.stem.removeprefix("rank-"))] = identity
+                        self._begun[rank] = identity
         return self._begun
 
     def _ranks(self) -> list[int]:
@@ -226,7 +229,7 @@ class Agent:
     def _report(self, code: int) -> dict[str, Any]:
         """What exit.json holds."""
         now_s = time.time()
-        codes = ranks_of_log((self._folder / "torchrun.log").read_text(errors="replace"))
+        codes = ranks_of_log((self._own.torchrun_log).read_text(errors="replace"))
         for rank, identity in self._identities().items():
             if identity["pid"] in self._statuses:  # torchrun was gone, so the rank became our child
                 codes[rank] = self._statuses[identity["pid"]]
@@ -280,7 +283,7 @@ def write_whole(path: Path, value: object) -> None:
 def main(argv: list[str]) -> int:
     """Keep the attempt in the directory that is the only argument."""
     folder = Path(argv[0])
-    Agent(folder, json.loads((folder / "keeper.json").read_text())).run()
+    Agent(folder, json.loads(AgentDir(folder).plan.read_text())).run()
     return 0
 
 

@@ -23,12 +23,10 @@ from typing import Any
 
 from steps.errors import StorageError
 from steps.job.agent import processes
-from steps.job.agent.agent import BEAT_S, KEEPER
-from steps.protocol.rundir import TrainDir, write_json
+from steps.job.agent.agent import BEAT_S
+from steps.protocol.rundir import AttemptDir, TrainDir, write_json
 
 FOLDER = ".in-use"
-HOLDER = "supervisor.json"
-EXIT = "exit.json"
 SILENT_S = 180.0
 """Twelve beats, and longer than any NFS client keeps a file's old time (60 s)."""
 
@@ -105,13 +103,13 @@ def users_of(run: Path) -> list[User]:
     now_s = _now_s(run)
     files = [*run.glob(f"{FOLDER}/*.json"), *_agents(run)]
     found = [user for path in sorted(files) if (user := _user(path, now_s))]
-    trainings = sorted({path.parent for name in (HOLDER, "supervisor.lock") for path in run.glob(f"*/{name}")})
+    trainings = sorted(path for path in run.glob("*") if TrainDir(path).holder.exists() or TrainDir(path).lock.exists())
     return [*found, *(user for path in trainings if (user := supervisor_of(path)))]
 
 
 def supervisor_of(training: Path) -> User | None:
     """The supervisor that acts on a training, here or on another machine; None if there is none."""
-    found = _user(training / HOLDER, _now_s(training))
+    found = _user(TrainDir(training).holder, _now_s(training))
     if found:
         return User(f"the launcher of {training.name}", found.node, found.pid)
     return User(f"a launcher of {training.name}") if _is_locked(TrainDir(training).lock) else None
@@ -124,8 +122,8 @@ def is_supervised(training: Path) -> bool:
 
 def _agents(run: Path) -> list[Path]:
     """Of the attempts that have not ended, on this machine and in pods."""
-    found = (*run.glob(f"*/attempts/*/{KEEPER}"), *run.glob(f"*/attempts/*/nodes/*/{KEEPER}"))
-    return [path for path in found if not (path.parent / EXIT).exists()]
+    agents = (agent for path in run.glob("*/attempts/*") for agent in AttemptDir(path).agents())
+    return [agent.state for agent in agents if agent.state.exists() and not agent.exit.exists()]
 
 
 def _user(path: Path, now_s: float) -> User | None:

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO
 
+from steps.protocol.attempt_dir import AttemptDir
+
 POLL_S = 0.25
 LONGEST_LINE = 2**16
 """A line that does not end is cut here."""
@@ -20,7 +22,7 @@ class LogForwarder:
     """Follows rank-<r>.log of some ranks from a thread, from `with` to its end."""
 
     def __init__(self, folder: Path, *, ranks: Sequence[int], stream: TextIO | None = None) -> None:
-        self._paths = {rank: folder / f"rank-{rank}.log" for rank in ranks}
+        self._paths = {rank: AttemptDir(folder).log(rank) for rank in ranks}
         self._first = min(ranks)
         self._offsets = dict.fromkeys(ranks, 0)
         self._stream = stream or sys.stdout

@@ -26,6 +26,7 @@ from steps.job.agent import processes
 from steps.job.agent.agent import PEER, Agent, read_or_empty
 from steps.job.agent.endings import first_failure
 from steps.job.agent.log_forwarder import LogForwarder
+from steps.protocol.attempt_dir import AgentDir, AttemptDir
 from steps.protocol.events import PREFIX
 from steps.protocol.failure_class import FailureClass
 from steps.protocol.failure_record import FailureRecord, read_records, record_of
@@ -100,7 +101,7 @@ def run(given: argparse.Namespace, node: Node, termination: Path) -> int:
     keeper = Agent(folder, _plan(given, node, shared))
     with LogForwarder(shared, ranks=range(node.rank * given.processes, (node.rank + 1) * given.processes)):
         keeper.run()
-    code, words = last_words(read_or_empty(folder / "exit.json"), shared, node)
+    code, words = last_words(read_or_empty(AgentDir(folder).exit), shared, node)
     return _end(code, words, termination)
 
 
@@ -145,10 +146,11 @@ def _plan(given: argparse.Namespace, node: Node, shared: Path) -> dict[str, Any]
 
 def claim_folder(shared: Path, rank: int) -> Path:
     """This keeper's own directory, by an exclusive mkdir: `nodes/<rank>`, or `nodes/<rank>.<n>` for a pod that was recreated."""
-    (shared / "nodes").mkdir(parents=True, exist_ok=True)
+    place = AttemptDir(shared)
+    place.nodes.mkdir(parents=True, exist_ok=True)
     incarnation = 0
     while True:
-        folder = shared / "nodes" / (f"{rank:03d}.{incarnation}" if incarnation else f"{rank:03d}")
+        folder = place.node(rank, incarnation).path
         try:
             folder.mkdir()
         except FileExistsError:
@@ -200,7 +202,7 @@ def last_words(ended: dict[str, Any], shared: Path, node: Node) -> tuple[int, st
     first, code = found
     record = next((item for item in read_records(shared) if item.rank == first), None)
     code = code if code > 0 else 128 - code
-    return code, record.short() if record else last_line(shared / f"rank-{first}.log")
+    return code, record.short() if record else last_line(AttemptDir(shared).log(first))
 
 
 def last_line(path: Path) -> str:

@@ -16,21 +16,23 @@ import sys
 from pathlib import Path
 
 from steps.job.agent.processes import identify
+from steps.protocol.attempt_dir import AgentDir, AttemptDir
 
 
 def main(argv: list[str]) -> None:
     """Redirect output, leave this process's identity, run the module as `__main__`; its exit is ours."""
-    folder, shared, module, arguments = Path(argv[0]), Path(argv[1]), argv[2], argv[3:]
+    own, shared, module, arguments = AgentDir(Path(argv[0])), AttemptDir(Path(argv[1])), argv[2], argv[3:]
     rank = int(os.environ["RANK"])
-    log = os.open(shared / f"rank-{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    log = os.open(shared.log(rank), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(log, 1)
     os.dup2(log, 2)
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-    stack = (shared / f"stack-{rank}.txt").open("w")
+    stack = shared.stack(rank).open("w")
     faulthandler.register(signal.SIGUSR1, file=stack, all_threads=True)
-    beside = folder / f".rank-{rank}.json"
+    identity = own.rank(rank)
+    beside = identity.with_name(f".{identity.name}")
     beside.write_text(json.dumps(identify(os.getpid())))
-    beside.rename(folder / f"rank-{rank}.json")
+    beside.rename(identity)
     sys.argv = [module, *arguments]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from steps.protocol.attempt_dir import AttemptDir
 from steps.protocol.failure_class import FailureClass
 from steps.protocol.failure_record import FailureRecord, read_records, write_record
 from steps.protocol.neuron_codes import NeuronCode, find_neuron_code
@@ -36,7 +37,7 @@ def record_silent_deaths(shared: Path, ranks: Mapping[str, Mapping[str, Any]]) -
         rank, code = int(name), int(item["exit_code"])
         if code not in ABORTS or rank in spoke:
             continue
-        text = _end_of(shared / f"rank-{rank}.log")
+        text = _end_of(AttemptDir(shared).log(rank))
         if found := find_neuron_code(text):
             write_record(shared, _record(found, rank, code, float(item["finished_s"]), text))
 
@@ -57,7 +58,7 @@ def _words_of(found: NeuronCode, text: str) -> str:
 
 def find_broken_hardware(shared: Path) -> tuple[int, str] | None:
     """(rank, the runtime's words) of the first rank whose log in `shared` names broken hardware."""
-    logs = {int(log.stem.removeprefix("rank-")): log for log in shared.glob("rank-*.log")}
+    logs = AttemptDir(shared).logs()
     for rank in sorted(logs):
         text = _end_of(logs[rank])
         found = find_neuron_code(text)

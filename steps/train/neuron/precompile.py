@@ -140,7 +140,7 @@ def _processes_of(command: Sequence[str]) -> int:
 
 def _publish(spec: TrainSpec, attempt: int, outcome: Outcome) -> None:
     """The result that the supervisor waits for."""
-    folder = spec.place.attempt(attempt) / "result"
+    folder = spec.place.files(attempt).result
     record = {"cache": outcome.cache, "before": outcome.before, "after": outcome.after, "seconds": outcome.seconds}
     write_json(folder / RECORD, record)
     file = folder / RECORD

@@ -12,8 +12,9 @@ import pytest
 
 from steps.job.agent import agent as module
 from steps.job.agent import processes
-from steps.job.agent.agent import PEER, PEER_FAILED, Agent
+from steps.job.agent.agent import PEER, Agent
 from steps.job.agent.endings import TORCHRUN_EVENT, first_failure
+from steps.protocol.attempt_dir import AttemptDir
 
 PLAN = {"module": "m", "spec": "s", "attempt": 1, "processes": 2, "grace_s": 5, "lease_s": 600, "node_name": "node-7"}
 
@@ -45,7 +46,7 @@ def test_a_rank_that_failed_before_the_peers_flag_is_not_hidden_by_it(
 ) -> None:
     made = agent_of(tmp_path, code, -15)
     made._note_ends()
-    (tmp_path / PEER_FAILED).touch()
+    AttemptDir(tmp_path).peer_failed.touch()
     made._look_at_shared()
     monkeypatch.setattr(module, "oom_kills", lambda: made._oom_kills + kills)
     report = made._report(1)
@@ -54,7 +55,7 @@ def test_a_rank_that_failed_before_the_peers_flag_is_not_hidden_by_it(
 
 def test_a_rank_that_fails_after_the_flag_is_a_victim(tmp_path: Path) -> None:
     made = agent_of(tmp_path, -9, -15)
-    (tmp_path / PEER_FAILED).touch()
+    AttemptDir(tmp_path).peer_failed.touch()
     made._look_at_shared()
     made._note_ends()
     assert made._report(1)["reason"] == PEER

@@ -14,7 +14,7 @@ from filelock import FileLock
 
 from steps.job.agent import in_use as module
 from steps.job.agent import processes
-from steps.job.agent.in_use import FOLDER, HOLDER, KEEPER, SILENT_S, in_use, is_supervised, touch, users_of
+from steps.job.agent.in_use import FOLDER, SILENT_S, in_use, is_supervised, touch, users_of
 from steps.protocol.rundir import TrainDir, write_json
 
 ELSEWHERE = {"pid": 7, "start": 1, "boot": "another", "pids": "pid:[1]", "node": "node-b"}
@@ -53,8 +53,8 @@ def test_a_killed_stage_uses_nothing_and_the_next_one_removes_what_it_left(tmp_p
 
 @pytest.mark.parametrize(
     "place",
-    [Path(FOLDER, "merge-1.json"), Path("train-abc", HOLDER), Path("train-abc/attempts/002", KEEPER),
-     Path("train-abc/attempts/002/nodes/001", KEEPER)],
+    [Path(FOLDER, "merge-1.json"), Path("train-abc/supervisor.json"), Path("train-abc/attempts/002/keeper-state.json"),
+     Path("train-abc/attempts/002/nodes/001/keeper-state.json")],
     ids=["stage", "supervisor", "keeper", "pod"],
 )  # fmt: skip
 def test_on_another_machine_the_file_is_touched_for_as_long_as_its_owner_lives(tmp_path: Path, place: Path) -> None:
@@ -75,7 +75,7 @@ def test_a_container_on_this_machine_is_judged_like_another_machine(tmp_path: Pa
 
 
 def test_a_keeper_that_has_written_how_it_ended_uses_nothing(train: TrainDir) -> None:
-    write_json(train.attempt(1) / KEEPER, ELSEWHERE)
+    write_json(train.files(1).agent.state, ELSEWHERE)
     assert [user.what for user in users_of(train.path.parent)] == ["workers"]
     write_json(train.attempt(1) / "exit.json", {})
     assert users_of(train.path.parent) == []
@@ -98,10 +98,10 @@ def test_a_lock_held_by_anybody_is_a_supervisor_and_asking_needs_only_to_read(tr
 
 def test_a_supervisor_of_an_older_version_is_seen_by_its_process(train: TrainDir) -> None:
     old = {key: value for key, value in processes.identify(os.getpid()).items() if key != "pids"}
-    write_json(train.path / HOLDER, old)
-    age(train.path / HOLDER, 10 * SILENT_S)
+    write_json(train.holder, old)
+    age(train.holder, 10 * SILENT_S)
     assert is_supervised(train.path)
-    write_json(train.path / HOLDER, {**old, "start": 1})
+    write_json(train.holder, {**old, "start": 1})
     assert not is_supervised(train.path)
 
 

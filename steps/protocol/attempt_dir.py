@@ -1,0 +1,137 @@
+"""The names of the files that an attempt leaves. Pure, and light: every rank imports it before anything else.
+
+    attempts/003/           AttemptDir: what supervisor, agents, ranks and people share
+    attempts/003/nodes/001/ AgentDir: what the agent of one node writes; on this machine it is the attempt's directory itself
+
+The names are a protocol between versions: a run begun before is resumed, cancelled and read after.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class AgentDir:
+    """Paths that one node's agent writes."""
+
+    path: Path
+
+    @property
+    def plan(self) -> Path:
+        """What a local agent is to run; its appearance says that the attempt was begun."""
+        return self.path / "keeper.json"
+
+    @property
+    def state(self) -> Path:
+        """Who the agent is: process, start time, boot. Touched while it lives."""
+        return self.path / "keeper-state.json"
+
+    @property
+    def exit(self) -> Path:
+        """How its ranks ended; written last."""
+        return self.path / "exit.json"
+
+    @property
+    def torchrun_log(self) -> Path:
+        """Of torchrun itself."""
+        return self.path / "torchrun.log"
+
+    @property
+    def log(self) -> Path:
+        """Of a local agent itself."""
+        return self.path / "keeper.log"
+
+    def rank(self, rank: int) -> Path:
+        """Who the process of a rank is."""
+        return self.path / f"rank-{rank}.json"
+
+    def ranks(self) -> Iterator[tuple[int, Path]]:
+        """Every rank that has begun, with its file."""
+        return ((int(path.stem.removeprefix("rank-")), path) for path in self.path.glob("rank-*.json"))
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptDir:
+    """Paths that everybody who takes part in an attempt shares."""
+
+    path: Path
+
+    @property
+    def events(self) -> Path:
+        """Rank 0's events."""
+        return self.path / "events.jsonl"
+
+    @property
+    def lease(self) -> Path:
+        """The supervisor's counter: while it moves, somebody watches."""
+        return self.path / "lease"
+
+    @property
+    def stop(self) -> Path:
+        """The request that the workers stop: `{"grace_s": 60}`; a person who cancels adds `"reason": "cancelled"`."""
+        return self.path / "stop.json"
+
+    @property
+    def peer_failed(self) -> Path:
+        """Its appearance says that a node's ranks failed: those of the others can only wait for them."""
+        return self.path / "peer-failed"
+
+    @property
+    def stacks_wanted(self) -> Path:
+        """Its appearance makes every rank write its stack."""
+        return self.path / "stacks-wanted"
+
+    @property
+    def evidence(self) -> Path:
+        """What a person needs after a failure."""
+        return self.path / "evidence"
+
+    @property
+    def result(self) -> Path:
+        """What a job that is no training leaves."""
+        return self.path / "result"
+
+    @property
+    def nodes(self) -> Path:
+        """The agents' directories, where there are pods."""
+        return self.path / "nodes"
+
+    def log(self, rank: int) -> Path:
+        """Everything that a rank printed."""
+        return self.path / f"rank-{rank}.log"
+
+    def logs(self) -> dict[int, Path]:
+        """The logs of all ranks that have begun."""
+        return {int(path.stem.removeprefix("rank-")): path for path in self.path.glob("rank-*.log")}
+
+    def stack(self, rank: int) -> Path:
+        """Where a rank stood when it was asked."""
+        return self.path / f"stack-{rank}.txt"
+
+    def stacks(self) -> list[Path]:
+        """The stacks that hold anything."""
+        return [path for path in self.path.glob("stack-*.txt") if path.stat().st_size]
+
+    def failure(self, rank: int) -> Path:
+        """Why a rank failed, in its own words."""
+        return self.path / f"failure-{rank:05d}.json"
+
+    def failures(self) -> Iterator[Path]:
+        """Those of all ranks that left one."""
+        return self.path.glob("failure-*.json")
+
+    def agents(self) -> list[AgentDir]:
+        """Of this machine's agent and of the pods'; which of them there are, their files tell."""
+        return [self.agent, *(AgentDir(path) for path in self.nodes.glob("*"))]
+
+    @property
+    def agent(self) -> AgentDir:
+        """Of the agent on this machine, where there are no pods."""
+        return AgentDir(self.path)
+
+    def node(self, rank: int, incarnation: int = 0) -> AgentDir:
+        """Of the agent of a pod; `incarnation` counts pods that were made anew."""
+        return AgentDir(self.nodes / (f"{rank:03d}.{incarnation}" if incarnation else f"{rank:03d}"))
