@@ -149,7 +149,8 @@ def advance(progress: Progress, event: Event, seen_s: float) -> Progress:
     moved = replace(progress, work=work, since_s=seen_s)
     match event.kind:
         case "started":
-            of = int(event.data.get("of") or progress.of)
+            told = event.data.get("of")
+            of = told if isinstance(told, int) and told > 0 else progress.of
             fresh = replace(moved, durations_s=(), stopping="", finished=None)  # workers made anew begin a new count
             return replace(fresh, step=event.step, resumed_from=event.step, of=of, started=event.data)
         case "first_step" | "step":

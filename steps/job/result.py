@@ -23,10 +23,15 @@ def result_damage(directory: TrainDir, finished: Mapping[str, Any]) -> str | Non
     folder = (directory.path / name).resolve()
     if not folder.is_relative_to(directory.path.resolve()):
         return f"its result {name} lies outside {directory.path}"
-    return next((damage for file, told in files.items() if (damage := _file_damage(folder / file, told))), None)
+    return next((damage for file, told in files.items() if (damage := _file_damage(folder, file, told))), None)
 
 
-def _file_damage(file: Path, told: Mapping[str, Any]) -> str | None:
+def _file_damage(folder: Path, name: str, told: object) -> str | None:
+    file = folder / name
+    if not file.resolve().is_relative_to(folder):
+        return f"its file {name} lies outside {folder}"
+    if not isinstance(told, dict) or not {"bytes", "sha256"} <= told.keys():
+        return f"its `finished` event tells no size and SHA-256 of {name}"
     if not file.is_file():
         return f"{file} is missing"
     if file.stat().st_size != told["bytes"]:

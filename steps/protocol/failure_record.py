@@ -98,14 +98,14 @@ def record_of(error: BaseException, *, rank: int, node: str, step: int, time_s: 
     failure_class = classify_exception(error)
     return FailureRecord(
         failure_class=failure_class.value,
-        message=_message_of(error),
+        message=printable(_message_of(error)),
         exception=type(error).__name__,
         rank=rank,
         node=node,
         step=step,
         exit_code=getattr(error, "exit_code", None) or failure_class.exit_code,
         time_s=time_s,
-        traceback="".join(traceback.format_exception(error)),
+        traceback=printable("".join(traceback.format_exception(error))),
     )
 
 
@@ -127,6 +127,11 @@ def classify_exception(error: BaseException) -> FailureClass:
             return CLASS_OF_EXCEPTION[kind.__name__]
     found = _neuron_code(error)
     return found.failure_class if found else FailureClass.USER
+
+
+def printable(text: str) -> str:
+    """`text` as any terminal and file takes it: half a surrogate pair, which is no valid Unicode, is shown by its number."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _neuron_code(error: BaseException) -> NeuronCode | None:

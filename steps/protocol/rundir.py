@@ -160,12 +160,12 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def write_json(path: Path, value: object) -> None:
-    """`write_atomic` of indented JSON.
+    """`write_atomic` of indented JSON. Half a surrogate pair, which is no UTF-8, is written as JSON's own escape.
 
     Raises:
         StorageError: as `write_atomic`.
     """
-    write_atomic(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
+    write_atomic(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode(errors="backslashreplace"))
 
 
 def read_json(path: Path) -> dict[str, Any]:

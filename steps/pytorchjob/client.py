@@ -119,13 +119,19 @@ class Kube:
         except ClusterError:
             return ()  # they only add words to what is known already
 
-    def is_node_ready(self, name: str) -> bool | None:
-        """Whether a node answers; None where nodes may not be read. A node that does not exist is not ready."""
+    def node(self, name: str) -> dict[str, Any] | None:
+        """A node, empty if there is none; None where nodes may not be read."""
         try:
-            node = self._maybe(f"reading node {name}", self._connection.core.read_node, name, patience_s=0.0)
+            return self._maybe(f"reading node {name}", self._connection.core.read_node, name, patience_s=0.0) or {}
         except ClusterError:
             return None
-        conditions = (node or {}).get("status", {}).get("conditions", [])
+
+    def is_node_ready(self, name: str) -> bool | None:
+        """Whether a node answers; None where nodes may not be read. A node that does not exist is not ready."""
+        node = self.node(name)
+        if node is None:
+            return None
+        conditions = (node.get("status") or {}).get("conditions", [])
         return any(item["type"] == "Ready" and item["status"] == "True" for item in conditions)
 
     def log(self, pod: str, *, lines: int) -> str:

@@ -21,6 +21,7 @@ from steps.pytorchjob import manifest as pytorchjob
 from steps.pytorchjob.exit_reports import read_reports, with_reports
 from steps.pytorchjob.informer import Informer
 from steps.pytorchjob.manifest import LABEL
+from steps.pytorchjob.node_marks import is_unexplained, mark_of, with_marks
 from steps.pytorchjob.onlooker import Onlooker
 from steps.pytorchjob.snapshot import (
     GONE_WITH_NODE,
@@ -64,6 +65,8 @@ class _Watched:
     """When a pod was first seen on its way out, by UID."""
     dead: set[str] = field(default_factory=set)
     """UIDs of pods whose node does not answer."""
+    marks: dict[str, str] = field(default_factory=dict)
+    """What the platform says about nodes whose workers were ended without a word."""
 
 
 class KubeLauncher:
@@ -118,10 +121,12 @@ class KubeLauncher:
             watched.has_looked_again = True
             watched.informer.look_again()
             snapshot = self._snapshot(watched, job, found)
+            nodes = {worker.node for worker in snapshot.workers if is_unexplained(worker)}
+            watched.marks = {node: mark_of(self._kube.node(node) or {}) for node in nodes}
         if snapshot.names_another:
             reports = read_reports(job.directory.attempt(attempt), job.nodes)
             snapshot = with_reports(snapshot, reports, job.processes)
-        return self._judge(watched, job, attempt, snapshot, found)
+        return self._judge(watched, job, attempt, with_marks(snapshot, watched.marks), found)
 
     def _snapshot(self, watched: _Watched, job: Job, found: Mapping[str, Any] | None) -> JobSnapshot:
         pods, recovery = watched.informer.pods, self._spec.cluster.recovery

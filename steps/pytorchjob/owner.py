@@ -1,7 +1,9 @@
-"""Who owns the PyTorchJob: the workflow or batch job that the launching step runs in.
+"""Who owns the PyTorchJob: the Argo workflow that the launching step runs in.
 
-With an owner, Kubernetes removes the job when its owner is removed. It is never the pod: a drained or retried pod must not take
-the training with it. Pure but for the callable that reads a pod; used by the decorator.
+With an owner, Kubernetes removes the job when its owner is removed. It is never the pod, nor the batch Job that Metaflow makes
+for one try of a step: a drained pod, or a dead try's Job that is cleaned up a week later, must not take the training with it,
+which the next try has adopted. Without an owner the lease ends the workers. Pure but for the callable that reads a pod; used by
+the decorator.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from typing import Any
 
 POD_NAME = "METAFLOW_KUBERNETES_POD_NAME"
 """Metaflow sets it in its own pods, by `@kubernetes` and on Argo alike."""
-OWNERS = frozenset({"Workflow", "Job"})
+OWNERS = frozenset({"Workflow"})
 
 
 def find_owner(

@@ -20,7 +20,7 @@ from steps.settings.section import Section
 Name = Annotated[str, Field(pattern=r"^$|^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=253)]
 """Of a Kubernetes object; empty: none."""
 ENVIRONMENT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*", re.ASCII)
-SECRET_WORDS = re.compile(r"TOKEN|SECRET|PASSWORD|API_?KEY|ACCESS_KEY|CREDENTIAL", re.IGNORECASE)
+SECRET_WORDS = re.compile(r"TOKEN(?!IZER)|SECRET|PASSWORD|API_?KEY|ACCESS_KEY|CREDENTIAL", re.IGNORECASE)
 OWN_ENVIRONMENT = frozenset({"NODE_RANK", "POD_NAME", "POD_UID", "NODE_NAME", "MASTER_ADDR", "MASTER_PORT", "HF_TOKEN"})
 """Set by the manifest itself."""
 

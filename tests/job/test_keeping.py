@@ -74,6 +74,8 @@ def stays_alive(identity: dict[str, Any]) -> bool:
         pytest.param({"result": None}, "names no result", id="no result"),
         pytest.param({"result": "../elsewhere"}, "lies outside", id="outside"),
         pytest.param({"result": "writers/none"}, "is missing", id="missing"),
+        pytest.param({"files": {"adapter": 7}}, "tells no size", id="damaged entry"),
+        pytest.param({"files": {"../../spec.json": {"bytes": 7, "sha256": ""}}}, "lies outside", id="a file outside"),
         pytest.param({"files": {"adapter": {"bytes": 8, "sha256": ""}}}, "7 bytes, the worker wrote 8", id="size"),
         pytest.param({"files": {"adapter": {"bytes": 7, "sha256": "0"}}}, "other content", id="content"),
     ],

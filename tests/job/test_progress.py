@@ -128,3 +128,9 @@ def test_the_first_steps_may_compile_again() -> None:
     patient = LIMITS.model_copy(update={"first_step_s": 4000.0, "compiling_steps": 2})
     assert [limit_s(after(*["step"] * count), patient) for count in (2, 3)] == [4000.0, 50]
     assert limit_s(after("step"), LIMITS) == 50
+
+
+@pytest.mark.parametrize("of", ["many", [], {}, -1, None, 1.5, "NaN"])
+def test_a_damaged_started_event_ends_no_supervisor(of: Any) -> None:
+    progress = advance(begin(0.0), Event("started", 0.0, 1, 3, {"of": of}), 1.0)
+    assert (progress.work, progress.step, progress.of) == (Work.MODEL_LOAD, 3, 0)

@@ -98,6 +98,15 @@ def test_a_record_of_an_exception_holds_its_traceback_and_exit_code() -> None:
     assert record_of(raised(ValueError()), rank=0, node="n", step=1, time_s=0.0).message == "ValueError"
 
 
+def test_half_a_surrogate_pair_in_a_message_loses_no_record(tmp_path: Path) -> None:
+    record = record_of(raised(ValueError("no file named \udc80x")), rank=3, node="n", step=9, time_s=5.0)
+    assert record.message == "no file named \\udc80x"
+    print(record.traceback)  # to a terminal too
+    write_record(tmp_path, record)
+    write_record(tmp_path, replace(record, rank=4, message="raw \udc80"))
+    assert [item.message for item in read_records(tmp_path)] == ["no file named \\udc80x", "raw \udc80"]
+
+
 def test_records_are_read_back_the_earliest_first_and_damaged_ones_are_left_out(tmp_path: Path) -> None:
     later = replace(RECORD, rank=0, time_s=2000.0)
     assert write_record(tmp_path, later) == tmp_path / "failure-00000.json"

@@ -18,6 +18,7 @@ from steps.pytorchjob.launcher import KubeLauncher
 from steps.pytorchjob.spec import Code
 from steps.settings.config import parse_settings
 from tests.pytorchjob.test_informer import Listed
+from tests.pytorchjob.test_node_marks import MARKED, WORDS
 from tests.pytorchjob.test_snapshot import disrupted, job, pod, terminated, unscheduled
 
 
@@ -31,6 +32,7 @@ class Cluster:
     told: list[dict[str, Any]] = field(default_factory=list)
     ready: bool | None = True
     log_error: ClusterError | None = None
+    nodes: dict[str, dict[str, Any]] = field(default_factory=dict)
     calls: list[str] = field(default_factory=list)
 
     def list(self, kind: str, **_: Any) -> Listed:
@@ -60,6 +62,9 @@ class Cluster:
     def is_node_ready(self, name: str) -> bool | None:
         self.calls.append(f"node {name}")
         return self.ready
+
+    def node(self, name: str) -> dict[str, Any] | None:
+        return self.nodes.get(name)
 
     def log(self, pod: str, *, lines: int) -> str:
         if self.log_error:
@@ -225,6 +230,13 @@ def test_the_failed_pod_is_looked_for_when_the_job_failed_first(scene: Scene) ->
     scene.cluster.pods = [pod(0), pod(1, "Failed", state=terminated(137))]
     found = scene.read()
     assert [worker.exit_code for worker in found.workers] == [None, 137]
+
+
+def test_a_node_that_the_platform_marked_is_told_with_its_reason(scene: Scene) -> None:
+    scene.cluster.found, scene.cluster.pods = job("Running"), [pod(0), pod(1, "Failed", state=terminated(137))]
+    scene.cluster.nodes = {"node-1": MARKED}
+    found = scene.read()
+    assert (found.workers[1].reason, found.workers[1].message) == (Reason.NODE, WORDS)
 
 
 def test_without_the_right_to_look_nothing_is_made(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
