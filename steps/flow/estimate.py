@@ -44,8 +44,8 @@ def plan_line(plan: Plan, base: BaseModel, prepared: PreparedData, *, cache: Pat
     line += (
         f"; about {seconds_in_words(training_s)} of training at the {pace.tokens_per_s:,.0f} tokens/s of the last time"
     )
-    price = plan.settings.launcher.price_per_node_hour
-    line += f", {training_s / 3600 * price:.2f} {plan.settings.launcher.currency}" if price else ""
+    prices = plan.settings.prices
+    line += f", {training_s / 3600 * prices.node_hour:.2f} {prices.currency}" if prices.node_hour else ""
     after_s = recall_after(plan, prepared, cache=cache)
     if after_s is None:
         return line + ", then merge and evaluation, which have not been measured with this data yet"

@@ -23,7 +23,7 @@ from typing import Any
 from steps.job.history import History
 from steps.protocol.events import Event, parse_line
 from steps.protocol.rundir import TrainDir
-from steps.settings.config import Launcher
+from steps.settings.config import Prices
 
 PIECES = (
     "queue", "startup", "model_load", "compile", "productive", "checkpoint", "validation", "lost", "recovery", "exit", "idle"
@@ -83,7 +83,7 @@ class AttemptAccount:
         return self.nodes * (self.total_s - self.seconds["idle"] - self.seconds["queue"]) / 3600
 
 
-def account(spans: Sequence[Span], *, price_per_node_hour: float = 0.0, currency: str = "USD") -> dict[str, Any]:
+def account(spans: Sequence[Span], prices: Prices | None = None) -> dict[str, Any]:
     """The account of a job as plain JSON values; seconds end in `_s`."""
     accounts: list[AttemptAccount] = []
     redone_from: int | None = None
@@ -92,15 +92,15 @@ def account(spans: Sequence[Span], *, price_per_node_hour: float = 0.0, currency
         if made.resumed_from is not None:
             redone_from = made.resumed_from if redone_from is None else min(redone_from, made.resumed_from)
         accounts.insert(0, made)
-    return _summary(accounts, price_per_node_hour, currency)
+    return _summary(accounts, prices or Prices())
 
 
-def _summary(accounts: Sequence[AttemptAccount], price: float, currency: str) -> dict[str, Any]:
+def _summary(accounts: Sequence[AttemptAccount], prices: Prices) -> dict[str, Any]:
     sums = {name: sum(item.seconds[name] for item in accounts) for name in PIECES}
     total_s = sum(sums.values())
     busy_s = total_s - sums["idle"]
     node_hours = sum(item.node_hours for item in accounts)
-    cost = {"cost": round(node_hours * price, 2), "currency": currency} if price else {}
+    cost = {"cost": round(node_hours * prices.node_hour, 2), "currency": prices.currency} if prices.node_hour else {}
     return {
         "attempts": len(accounts),
         "total_s": round(total_s, 3),
@@ -175,7 +175,7 @@ def _tail(
     seconds["recovery"] += span.ended_s - died_s
 
 
-def account_of(directory: TrainDir, history: History, prices: Launcher, *, until_s: float) -> dict[str, Any]:
+def account_of(directory: TrainDir, history: History, prices: Prices, *, until_s: float) -> dict[str, Any]:
     """Where the time of all attempts went, until `until_s` (Unix time); each event file is read once, line by line."""
     spans: list[Span] = []
     attempts = history.attempts
@@ -189,7 +189,7 @@ def account_of(directory: TrainDir, history: History, prices: Launcher, *, until
         events = _events(directory.events(item.number))
         ends = (max(ended_s, item.created_s), failed_s, item.admitted_s)
         spans.append(Span(item.number, item.created_s, *ends, events, idle_s, item.nodes or 1))
-    return account(spans, price_per_node_hour=prices.price_per_node_hour, currency=prices.currency)
+    return account(spans, prices)
 
 
 def _events(path: Path) -> Iterator[Event]:

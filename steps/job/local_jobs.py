@@ -24,7 +24,7 @@ from steps.job.history import History
 from steps.protocol import checkpoints
 from steps.protocol.events import EventTail
 from steps.protocol.rundir import TrainDir, read_json, write_json
-from steps.settings.config import Launcher
+from steps.settings.config import Prices
 
 WORD_S = 10.0
 """For the keeper to kill what did not end in its grace, and to write its last word."""
@@ -124,7 +124,7 @@ def train_directories(root: Path) -> list[Path]:
     return sorted(path for path in root.glob("*/*/train-*") if path.is_dir())
 
 
-def describe(directory: Path, prices: Launcher | None = None) -> dict[str, Any]:
+def describe(directory: Path, prices: Prices | None = None) -> dict[str, Any]:
     """A training's story as plain values: state, attempts, progress, account, size.
 
     Raises:
@@ -138,7 +138,7 @@ def describe(directory: Path, prices: Launcher | None = None) -> dict[str, Any]:
         for event in EventTail(paths.events(last.number)).read_new():
             progress = deadlines.advance(progress, event, 0.0)
     running = running_in(directory)
-    account = account_of(paths, history, prices or Launcher(), until_s=_end_s(history)) if last else {}
+    account = account_of(paths, history, prices or Prices(), until_s=_end_s(history)) if last else {}
     return {
         "path": str(directory),
         "state": _state(paths, history, is_running=bool(running)),

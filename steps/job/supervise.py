@@ -272,7 +272,7 @@ class _Supervisor:
     def _finish(self, ending: Ending) -> JobResult:
         """Publish the result and write the account."""
         progress = ending.progress
-        spent = account_of(self.job.directory, self.history, self.settings.launcher, until_s=self.wall())
+        spent = account_of(self.job.directory, self.history, self.settings.prices, until_s=self.wall())
         layout = progress.started or {}
         kept = {"account": spent, "layout": layout, "step": progress.step}
         self.book.finish(kept)

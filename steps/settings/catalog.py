@@ -22,6 +22,8 @@ REFUSED_MODELS = {
     "use --model llama3.2-3b or --model llama3.1-8b",
 }
 """By lower-case name."""
+ALIASES = {"llama3": "llama3.1-8b"}
+"""Another name → the preset that it means. Run, job and records have the preset's own name, whichever was given."""
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 HUB_CONFIG = re.compile(r"([A-Za-z0-9][\w.-]*(?:/[\w.-]+)?):([\w.-]+)", re.ASCII)
 """A data set on the hub with one of its configurations: `openai/gsm8k:main`."""
@@ -160,8 +162,9 @@ def project_root() -> Path:
 
 
 def preset_names(kind: Literal["models", "datasets"]) -> list[str]:
-    """Names of all presets of one kind, sorted."""
-    return sorted(path.stem for path in (config_root() / kind).glob("*.yaml"))
+    """Names of all presets of one kind, aliases included, sorted."""
+    own = {path.stem for path in (config_root() / kind).glob("*.yaml")}
+    return sorted(own | {alias for alias, name in ALIASES.items() if name in own})
 
 
 def find_model(given: str) -> ModelPreset:
@@ -187,7 +190,7 @@ def find_dataset(given: str) -> DatasetPreset:
 def _find(given: str, folder: Literal["models", "datasets"], kind: type[PresetT], option: str) -> PresetT:
     known = preset_names(folder)
     if given in known:
-        return read_preset(config_root() / folder / f"{given}.yaml", kind)
+        return read_preset(config_root() / folder / f"{ALIASES.get(given, given)}.yaml", kind)
     if given.removeprefix("s3://").strip("/") and given.startswith("s3://"):
         return kind(name=_short_name(given), s3=given)
     path = find_path(given)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from steps.errors import ConfigError, Problem
 from steps.settings.cluster import Cluster, cluster_problems
@@ -45,8 +45,13 @@ class Launcher(Section):
     """A first job of a few steps collects all graphs and compiles them side by side; needs `compile_cache`; neuron only."""
     threads_per_process: int = Field(default=0, ge=0)
     """CPU threads of each worker; 0: the cores divided by the processes. Equal bits need equal threads."""
-    price_per_node_hour: float = Field(default=0.0, ge=0)
-    """What one node costs per hour, for the plan and the account; 0: say nothing of cost."""
+
+
+class Prices(Section):
+    """What the nodes cost, for the plan and the account."""
+
+    node_hour: float = Field(default=0.0, ge=0)
+    """One node for one hour; 0: say nothing of cost."""
     currency: str = "USD"
     """Printed beside a cost."""
 
@@ -176,11 +181,16 @@ class Reporting(Section):
     """Each must be installed; their credentials come from their own environment variables."""
 
 
+MOVED_PRICES = {"price_per_node_hour": "node_hour", "currency": "currency"}
+"""Keys of `launcher` in configs and plans of earlier versions → keys of `prices`."""
+
+
 class Settings(Section):
     """The Config: where and how to run. Every field has a default; `config/local.yaml` shows them all."""
 
     storage: Storage = Storage()
     launcher: Launcher = Launcher()
+    prices: Prices = Prices()
     cluster: Cluster = Cluster()
     prepare: Prepare = Prepare()
     deadlines: Deadlines = Deadlines()
@@ -193,6 +203,17 @@ class Settings(Section):
     reporting: Reporting = Reporting()
     run: dict[str, bool | int | float | str] = Field(default_factory=dict)
     """Options of `run` by name, `model: llama3.2-1b` say: defaults of whoever uses this file. The command line wins."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _prices_of_earlier_configs(cls, raw: Any) -> Any:
+        """They stood in `launcher`; there they are still read, where there is no section `prices`."""
+        launcher = raw.get("launcher") if isinstance(raw, Mapping) else None
+        if not isinstance(launcher, Mapping) or "prices" in raw:
+            return raw
+        moved = {name: launcher[old] for old, name in MOVED_PRICES.items() if old in launcher}
+        kept = {name: value for name, value in launcher.items() if name not in MOVED_PRICES}
+        return {**raw, "launcher": kept, "prices": moved} if moved else raw
 
     @field_validator("run", mode="before")
     @classmethod

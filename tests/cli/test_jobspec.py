@@ -79,7 +79,7 @@ def test_it_is_printed_without_a_cluster_and_says_what_it_needs() -> None:
     assert code == 0
     assert (manifest["apiVersion"], manifest["kind"]) == ("kubeflow.org/v1", "PyTorchJob")
     jsonschema.validate(manifest, json.loads(SCHEMA.read_text())["x-schema"])
-    assert manifest["metadata"]["name"].startswith("llama3-alpaca-train-")
+    assert manifest["metadata"]["name"].startswith("llama3-1-8b-alpaca-train-")
     assert manifest["spec"]["pytorchReplicaSpecs"]["Worker"]["replicas"] == 2
     comments = "\n".join(line for line in text.splitlines() if line.startswith("#"))
     for words in (

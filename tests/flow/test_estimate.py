@@ -27,7 +27,7 @@ def test_without_an_earlier_training_the_time_is_unknown_and_not_guessed(tmp_pat
 
 
 def test_the_speed_of_the_last_training_gives_time_and_cost(tmp_path: Path) -> None:
-    plan = plan_of({"launcher": {"price_per_node_hour": 36.0, "currency": "EUR"}})
+    plan = plan_of({"prices": {"node_hour": 36.0, "currency": "EUR"}})
     prepared = prepared_of()
     assert tokens_of_run(prepared) == 24_000
     remember(plan, BASE, ACCOUNT, prepared, cache=tmp_path)

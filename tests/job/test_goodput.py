@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from steps.job.goodput import PIECES, Span, account
 from steps.protocol.events import KINDS, Event
+from steps.settings.config import Prices
 
 
 def events(*told: tuple[float, str, int]) -> list[Event]:
@@ -22,7 +23,7 @@ CLEAN = events(
 
 
 def test_clean_run_is_cut_at_its_events() -> None:
-    made = account([Span(1, 0.0, 32.0, None, 1.0, CLEAN, nodes=2)], price_per_node_hour=36.0)
+    made = account([Span(1, 0.0, 32.0, None, 1.0, CLEAN, nodes=2)], Prices(node_hour=36.0))
     pieces = {name: made[f"{name}_s"] for name in PIECES if made[f"{name}_s"]}
     assert pieces == {
         "queue": 1, "startup": 4, "model_load": 3, "compile": 8, "productive": 8, "checkpoint": 1, "validation": 4, "exit": 3

@@ -20,7 +20,7 @@ from steps.job.history import Attempt as Told
 from steps.job.history import History, Verdict, save
 from steps.job.local_jobs import describe, running_jobs, size_of
 from steps.job.result import publish, result_damage
-from steps.settings.config import Launcher
+from steps.settings.config import Prices
 from tests.job.job_fakes import Attempt, FakeClock, make_job
 
 
@@ -137,7 +137,7 @@ def test_account_skips_attempts_that_left_no_events_and_torn_lines(tmp_path: Pat
         Told(1, 0.0, finished_s=10.0, failure_class="node"),
         Told(2, 20.0, finished_s=30.0, failure_class="node", begins_session=True),
     )
-    made = account_of(job.directory, History("play", attempts), Launcher(), until_s=30.0)
+    made = account_of(job.directory, History("play", attempts), Prices(), until_s=30.0)
     assert (made["total_s"], made["idle_s"], made["attempts"]) == (30, 10, 2)
 
 

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from steps.errors import ConfigError
 from steps.settings import catalog
 from steps.settings.catalog import (
+    ALIASES,
     DatasetPreset,
     ModelPreset,
     config_root,
@@ -43,7 +44,7 @@ def refusal(call: Any, *arguments: Any, **options: Any) -> str:
 @pytest.mark.parametrize("name", preset_names("models"))
 def test_every_model_preset_is_valid(name: str) -> None:
     preset = find_model(name)
-    assert preset.name == name
+    assert preset.name == ALIASES.get(name, name)
     assert preset.title
     assert any((preset.hub, preset.path, preset.s3, preset.wheel, preset.random))
 
@@ -402,3 +403,9 @@ def test_the_type_of_the_merged_weights_is_the_options_then_the_configs(
     plan = resolve(settings, parse_options({"model": "tiny", "merge_dtype": option}))
     assert plan.merge_dtype == expected
     assert plan.training == plan_of().training
+
+
+def test_an_alias_is_the_preset_that_it_means_by_its_own_name() -> None:
+    assert find_model("llama3") == find_model("llama3.1-8b")
+    assert find_model("llama3").name == "llama3.1-8b"
+    assert plan_of(model="llama3").training == plan_of(model="llama3.1-8b").training

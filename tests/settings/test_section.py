@@ -232,3 +232,16 @@ def test_a_long_value_does_not_hide_the_sentence(value: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_options({"lora_rank": value})
     assert len(str(caught.value)) < 2 * LONGEST_SHOWN + 200
+
+
+def test_prices_of_an_earlier_config_are_read_where_they_stood() -> None:
+    old = parse_settings({"launcher": {"kind": "local", "price_per_node_hour": 2.5, "currency": "EUR"}})
+    assert old == parse_settings({"prices": {"node_hour": 2.5, "currency": "EUR"}})
+    assert parse_settings(old.model_dump(mode="json")) == old
+    with pytest.raises(ConfigError, match=r"prices\.node_hour: must be >= 0.0, got -1"):
+        parse_settings({"launcher": {"price_per_node_hour": -1}})
+
+
+def test_prices_in_both_places_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"launcher\.price_per_node_hour: unknown setting"):
+        parse_settings({"launcher": {"price_per_node_hour": 2.5}, "prices": {"node_hour": 3}})
