@@ -20,6 +20,7 @@ COMMANDS = {
     "clean": "Show what runs left behind, and remove it.",
     "generate": "Answer a prompt with a trained model.",
     "jobspec": "Print the PyTorchJob of a training.",
+    "lineage": "Show what made a model, and what was made from something.",
     "logs": "Show a rank's log.",
     "preflight": "Check the cluster that a config describes.",
     "resume": "Go on with a run where it stopped.",
