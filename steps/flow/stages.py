@@ -54,6 +54,8 @@ def start(flow: Any, raw_settings: Mapping[str, Any]) -> tuple[Artifact, Artifac
     from metaflow import current
 
     from steps.base import stage as base_stage
+    from steps.base.vocabulary import check_vocabulary
+    from steps.train import architecture
     from steps.train import stage as train_stage
 
     options = parse_options({name: getattr(flow, name) for name in OPTIONS})
@@ -64,6 +66,7 @@ def start(flow: Any, raw_settings: Mapping[str, Any]) -> tuple[Artifact, Artifac
     cache = cache_folder(plan)
     config = base_stage.describe(plan.model, cache=cache)
     check_model(plan, config)
+    plan = architecture.fit_to_architecture(plan, config)
     plan = train_stage.lay_out(plan, config)
     neuron_jobs.check_inference(plan, config)
     check_cluster(plan)
@@ -78,6 +81,8 @@ def start(flow: Any, raw_settings: Mapping[str, Any]) -> tuple[Artifact, Artifac
     base = base_stage.fetch(
         plan.model, cache=cache, min_free_gib=plan.settings.storage.min_free_gib, progress=StageProgress()
     )
+    check_vocabulary(Path(base.path))
+    architecture.check_weights(plan, config, Path(base.path))
     say(f"base model: {base.name}, {base.parameters / 1e6:,.0f} M parameters, {base.source}, in {base.path}")
     return plan.model_dump(mode="json"), base.to_dict(), str(run.path)
 

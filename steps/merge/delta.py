@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from steps.errors import CheckpointError
+from steps.protocol.weight_names import HEADS
 
 Shape = tuple[int, ...]
 
@@ -177,7 +178,7 @@ def _low_rank(
         down=found[down],
         up=found[up],
         scale=_scale(_by_pattern(module, config.get("alpha_pattern"), config.get("lora_alpha")), rank, config),
-        transposed=embedding or _stores_in_out(config, model_type),
+        transposed=embedding or (f"{module}.weight" not in HEADS and _stores_in_out(config, model_type)),
         magnitude=found["magnitude_vector"] if use_dora else None,
     )
 
@@ -197,7 +198,10 @@ def _scale(alpha: float, rank: int, config: Mapping[str, Any]) -> float:
 
 
 def _stores_in_out(config: Mapping[str, Any], model_type: str) -> bool:
-    """PEFT saves the flag as the layer's type asks for; an older or edited config may lack it for Conv1D."""
+    """PEFT saves the flag as the layer's type asks for; an older or edited config may lack it for Conv1D.
+
+    It is for the whole adapter, and wrong for the head, which is a Linear in these models too: PEFT ignores it there.
+    """
     return model_type in CONV1D_MODELS or bool(config.get("fan_in_fan_out"))
 
 

@@ -6,6 +6,7 @@ Used by `folder`, and by `stage` for the size. Reads no weights and writes nothi
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,12 @@ from typing import Any
 from steps.errors import CheckpointError, LoraFlowError, ModelError
 from steps.merge import delta
 from steps.protocol.safetensors_header import DTYPE_NAMES, ITEM_BYTES, StoredTensor, read_header
+from steps.protocol.weight_names import EMBEDDINGS, HEADS, find_by_end, stored_name
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
-HEAD = "lm_head.weight"
-EMBEDDINGS = ("embed_tokens.weight", "wte.weight")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +99,9 @@ def read_adapter(folder: Path, base: Base) -> tuple[dict[str, delta.Change], dic
     shapes = {name: tensor.shape for name, tensor in stored.items()}
     changes = delta.changes_of(config, shapes, model_type=str(base.config.get("model_type", "")))
     base_shapes = {name: tensor.shape for name, tensor in base.tensors.items()}
-    if embedding := tied_embedding(base):
-        base_shapes.setdefault(HEAD, base_shapes[embedding])
+    changes = {stored_name(name, base_shapes) or name: change for name, change in changes.items()}
+    if touches_ends(changes) and (embedding := tied_embedding(base)):
+        base_shapes.setdefault(head_of(base, changes), base_shapes[embedding])
     delta.check_fits(changes, shapes, base_shapes)
     for name, tensor in stored.items():
         if tensor.dtype not in DTYPE_NAMES.values():
@@ -108,12 +109,33 @@ def read_adapter(folder: Path, base: Base) -> tuple[dict[str, delta.Change], dic
     return changes, stored
 
 
+def touches_ends(changes: Collection[str]) -> bool:
+    """Whether the input or the output embedding is among the changed weights."""
+    return bool(find_by_end((*EMBEDDINGS, *HEADS), changes))
+
+
+def head_of(base: Base, changes: Collection[str] = ()) -> str:
+    """Name of the output embedding: as stored, else as the adapter calls it, else the usual one."""
+    return find_by_end(HEADS, base.tensors) or find_by_end(HEADS, changes) or HEADS[0]
+
+
 def tied_embedding(base: Base) -> str:
     """Name of the embedding that also serves as the head; empty where the model has a head of its own."""
     names = base.tensors
-    if HEAD in names and not base.config.get("tie_word_embeddings"):
+    if find_by_end(HEADS, names) and not _says_tied(base.config):
         return ""
-    return next((name for name in names if name.endswith(EMBEDDINGS)), "")
+    return find_by_end(EMBEDDINGS, names)
+
+
+def _says_tied(config: dict[str, Any]) -> bool:
+    """As config.json says, else as transformers takes it for this architecture; it is asked only then."""
+    said = config.get("tie_word_embeddings")
+    if said is not None:
+        return bool(said)
+    from transformers import CONFIG_MAPPING
+
+    model_type = config.get("model_type")
+    return model_type in CONFIG_MAPPING and bool(CONFIG_MAPPING[model_type]().tie_word_embeddings)
 
 
 def read_object(file: Path, error: type[LoraFlowError]) -> dict[str, Any]:

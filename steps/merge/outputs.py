@@ -17,8 +17,9 @@ from typing import Any
 from steps import machine
 from steps.errors import ModelError
 from steps.merge import delta, stream
-from steps.merge.inputs import HEAD, INDEX, Base, read_adapter, read_base, read_object, tied_embedding
+from steps.merge.inputs import INDEX, Base, head_of, read_adapter, read_base, read_object, tied_embedding, touches_ends
 from steps.protocol.safetensors_header import DTYPE_NAMES, StoredTensor, lay_out
+from steps.protocol.weight_names import EMBEDDINGS, UNPREFIXED
 
 MAX_PROCESSES = 16
 SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.py", "LICENSE*", "NOTICE*", "USE_POLICY*")
@@ -100,17 +101,35 @@ def plan_outputs(
     Raises:
         ModelError: a weight to be changed is stored in a type that cannot be added to.
     """
-    embedding = tied_embedding(base)
-    untied = bool(embedding) and not changes.keys().isdisjoint({embedding, HEAD})
+    embedding = tied_embedding(base) if touches_ends(changes) else ""
+    head, prefix = head_of(base, changes), _prefix(base, embedding) if embedding else ""
     outputs: dict[str, list[Output]] = {}
     for file, (tensors, _) in base.files.items():
-        sources = [(tensor.name, tensor) for tensor in tensors if not (untied and tensor.name == HEAD)]
-        if untied:
-            sources += [(HEAD, tensor) for tensor in tensors if tensor.name == embedding]
+        sources = [(tensor.name, tensor) for tensor in tensors if not (embedding and tensor.name == head)]
+        if embedding:
+            sources += [(head, tensor) for tensor in tensors if tensor.name == embedding]
         outputs[file] = [
-            _output(name, tensor, changes.get(name, delta.Change()), adapter, dtype) for name, tensor in sources
+            _output(name if name == head else prefix + name, tensor, changes.get(name, delta.Change()), adapter, dtype)
+            for name, tensor in sources
         ]
-    return outputs, untied
+    return outputs, bool(embedding)
+
+
+def _prefix(base: Base, embedding: str) -> str:
+    """What files of a model saved without its head lack before every name: with a head in them, they are read as they are named.
+
+    Raises:
+        ModelError: which prefix this architecture has is not known.
+    """
+    if embedding not in EMBEDDINGS:
+        return ""
+    model_type = str(base.config.get("model_type", ""))
+    if model_type not in UNPREFIXED:
+        raise ModelError(
+            f"{base.folder}: its files name {embedding} without a prefix, so that a head of its own cannot be added for "
+            f"{model_type}; train without the embeddings among --lora-targets"
+        )
+    return UNPREFIXED[model_type]
 
 
 def _output(
@@ -182,7 +201,7 @@ def _counts(outputs: Mapping[str, Sequence[Output]], changes: Mapping[str, delta
     items = list(chain(*outputs.values()))
     stored = [item.dtype for item in items]
     common = max(DTYPE_NAMES, key=lambda name: stored.count(DTYPE_NAMES[name]))
-    return Counts(len(items), sum(item.name in changes for item in items), total, common)
+    return Counts(len(items), len(changes), total, common)
 
 
 def _write_object(file: Path, value: Mapping[str, Any]) -> None:

@@ -18,6 +18,8 @@ from steps.settings.section import suggest
 
 LLAMA_LIKE = frozenset({"llama", "mistral", "qwen2", "qwen3", "granite", "gemma", "gemma2", "gemma3_text", "smollm3"})
 """model_type values whose decoder layers name their linear modules as Llama does."""
+POSITIONS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_sequence_length")
+"""Names under which a config.json says how many positions the model knows."""
 LLAMA_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 EXTRAS = {"bitsandbytes": "quantization", "tensorboard": "tracking"}
 """Libraries that come with an extra of this project."""
@@ -120,18 +122,23 @@ def check_model(plan: Plan, config: dict[str, Any]) -> None:
 
 
 def _too_long(plan: Plan, config: dict[str, Any]) -> Iterator[Problem]:
-    longest = _whole(config, "max_position_embeddings")
-    if longest and plan.sequence_length > longest:
-        what = f"must be <= {longest}, the model's max_position_embeddings, got {plan.sequence_length}"
-        yield Problem("--sequence-length", what)
+    inner = config.get("text_config")
+    for sizes in (config, inner if isinstance(inner, dict) else {}):
+        for key in POSITIONS:
+            longest = _whole(sizes, key)
+            if longest and plan.sequence_length > longest:
+                what = f"must be <= {longest}, the model's {key}, got {plan.sequence_length}"
+                yield Problem("--sequence-length", what)
+                return
 
 
 def _unknown_targets(plan: Plan, config: dict[str, Any]) -> Iterator[Problem]:
     linear = linear_names(str(config.get("model_type", "")))
-    if not linear or plan.training.lora.targets == (ALL_LINEAR,):
+    lora = plan.training.lora
+    if not linear or lora.targets == (ALL_LINEAR,) or lora.init_adapter:  # an adapter's may be patterns and long names
         return
     known = (*linear, "embed_tokens", "lm_head")
-    for name in plan.training.lora.targets:
+    for name in lora.targets:
         if name not in known:
             near = suggest(name, list(known))
             yield Problem("--lora-targets", f"the model has no module {name!r}{near}; it has {', '.join(known)}")

@@ -286,6 +286,13 @@ CONFIG = {"model_type": "llama", "max_position_embeddings": 512, "hidden_size": 
     ("options", "config", "words"),
     [
         pytest.param({"sequence_length": 1024}, CONFIG, "--sequence-length: must be <= 512", id="too-long"),
+        *(
+            pytest.param({"sequence_length": 1024}, {key: 512}, f"must be <= 512, the model's {key}, got 1024", id=key)
+            for key in ("n_positions", "n_ctx", "max_seq_len", "max_sequence_length")
+        ),
+        pytest.param(
+            {"sequence_length": 1024}, {"text_config": CONFIG}, "must be <= 512", id="a model inside a wrapper"
+        ),
         pytest.param(
             {"lora_targets": "q_prj,v_proj"},
             CONFIG,

@@ -18,11 +18,11 @@ PLAIN_CAUSAL = frozenset({"llama", "mistral", "qwen2", "qwen3", "granite"})
 """model_type values whose attention is causal softmax and no more: no soft cap, no sinks; a sliding window is looked at apart."""
 
 
-def choose_attention(config: Any, *, sequence_length: int) -> str:
-    """The `attn_implementation` for a model: ours where the model's attention is plain, else transformers' own for torch."""
+def choose_attention(config: Any, *, sequence_length: int) -> str | None:
+    """The `attn_implementation` for a model: ours where the model's attention is plain, None where transformers is to choose."""
     window = getattr(config, "sliding_window", None)
     if config.model_type not in PLAIN_CAUSAL or (window and window < sequence_length):
-        return "sdpa"
+        return None
     from transformers import AttentionInterface
 
     AttentionInterface.register(NAME, attend_by_sample)

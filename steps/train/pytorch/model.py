@@ -14,11 +14,13 @@ from steps.errors import ConfigError, ModelError, Problem
 from steps.settings.catalog import ALL_LINEAR
 from steps.train.loop.rows import Batch
 from steps.train.pytorch.attention import NAME, choose_attention
+from steps.train.pytorch.skeleton import exclusion
 from steps.train.spec import TrainSpec
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from torch import Tensor, device
+    from transformers import PreTrainedModel
 
 
 def load_model(spec: TrainSpec, *, place: device) -> PeftModel:
@@ -41,6 +43,7 @@ def load_model(spec: TrainSpec, *, place: device) -> PeftModel:
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=ALL_LINEAR if lora.targets == (ALL_LINEAR,) else list(lora.targets),
+        exclude_modules=exclusion(base),
         use_rslora=lora.method == "rslora",
         use_dora=lora.method == "dora",
         task_type="CAUSAL_LM",
@@ -112,8 +115,8 @@ class TargetLoss:
     output layer is a fifth of a small model. A hook hands it just these positions; the loss is the same.
     """
 
-    def __init__(self, model: PeftModel, *, precision: str) -> None:
-        head = model.get_base_model().get_output_embeddings()
+    def __init__(self, model: PeftModel | PreTrainedModel, *, precision: str) -> None:
+        head = model.get_output_embeddings()
         head.register_forward_pre_hook(self._select)
         self._at: Tensor | None = None
         self._precision = precision

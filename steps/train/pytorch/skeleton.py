@@ -1,0 +1,157 @@
+"""A model's modules without its weights: built on the meta device from config.json, in a second for any size.
+
+Asked by `train.architecture`, and by `model` for the modules that belong to no language model.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from steps.errors import ConfigError, Problem
+from steps.settings.catalog import ALL_LINEAR
+from steps.settings.section import suggest
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def build(config: Mapping[str, Any]) -> Any:
+    """The model that training would load.
+
+    Raises:
+        ConfigError: transformers has no such causal language model.
+    """
+    import torch
+    import transformers
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    model_type = config.get("model_type")
+    try:
+        known = AutoConfig.for_model(**{key: value for key, value in config.items() if key != "quantization_config"})
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(known)
+    except Exception as error:  # a foreign config.json can fail anywhere in its architecture's code
+        reason = str(error).split("\n")[0][:200]
+        what = f"transformers {transformers.__version__} makes no causal language model of {model_type!r} ({reason})"
+        raise ConfigError([Problem("--model", f"{what}; models with code of their own are not run")]) from error
+
+
+def is_linear(module: nn.Module) -> bool:
+    """What PEFT counts among `all-linear`."""
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    return isinstance(module, nn.Linear | Conv1D)
+
+
+def outside_language(model: Any) -> list[str]:
+    """Highest modules with linear layers that belong to no language model: vision and audio towers, projectors."""
+    decoder, head = model.get_decoder(), model.get_output_embeddings()
+    names = {module: name for name, module in model.named_modules()}
+    language = names.get(decoder, "")
+    if not language:
+        return []
+    outside = [
+        name
+        for name, module in model.named_modules()
+        if is_linear(module) and module is not head and not name.startswith(f"{language}.")
+    ]
+    inside = set(_parents(language)) | {""}
+    tops = {next(parent for parent in [*_parents(name), name] if parent not in inside) for name in outside}
+    return sorted(tops)
+
+
+def _parents(name: str) -> list[str]:
+    """`a.b.c` → a, a.b."""
+    parts = name.split(".")
+    return [".".join(parts[:count]) for count in range(1, len(parts))]
+
+
+def exclusion(model: Any) -> str | None:
+    """PEFT's `exclude_modules` that keeps adapters in the language model; None where nothing else is there."""
+    tops = outside_language(model)
+    return rf"^(?:.*\.)?({'|'.join(re.escape(top) for top in tops)})(\..*)?$" if tops else None
+
+
+def adapted(model: Any, targets: tuple[str, ...]) -> dict[str, nn.Module]:
+    """The modules that get an adapter, by name."""
+    head, exclude = model.get_output_embeddings(), exclusion(model)
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if (is_linear(module) and module is not head if targets == (ALL_LINEAR,) else _matches(name, targets))
+        and not (exclude and re.match(exclude, name))
+    }
+
+
+def _matches(name: str, targets: tuple[str, ...]) -> bool:
+    """PEFT's rule: the end of the name, or a pattern for all of it."""
+    return any(name == target or name.endswith(f".{target}") or _fits(target, name) for target in targets)
+
+
+def _fits(pattern: str, name: str) -> bool:
+    if not set(pattern) & set("*[(|\\"):
+        return False
+    try:
+        return re.fullmatch(pattern, name) is not None
+    except re.error:
+        return False
+
+
+def target_problems(model: Any, targets: tuple[str, ...], *, method: str) -> list[Problem]:
+    """What is wrong with the LoRA targets for this model."""
+    problems = [problem for target in targets for problem in _wrong_target(model, target)]
+    if not problems:
+        problems = [*_unmergeable(model, list(adapted(model, targets).values()), method=method)]
+    return problems or [*_refused_by_peft(model, targets)]
+
+
+def _wrong_target(model: Any, target: str) -> Iterator[Problem]:
+    from torch import nn
+
+    linear = sorted({name.rpartition(".")[2] for name, module in model.named_modules() if is_linear(module)})
+    found = adapted(model, (target,))
+    if not found:
+        what = f"the model has no module {target!r}{suggest(target, linear)}; it has {', '.join(linear)}"
+        yield Problem("--lora-targets", what)
+    for name, module in found.items():
+        if not (is_linear(module) or isinstance(module, nn.Embedding)):
+            what = f"{target!r} is {name}, a {type(module).__name__} and no linear layer"
+            yield Problem("--lora-targets", f"{what}; use {', '.join(linear)}")
+            return
+
+
+def _unmergeable(model: Any, modules: list[nn.Module], *, method: str) -> Iterator[Problem]:
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    if method == "dora" and any(isinstance(module, Conv1D | nn.Embedding) for module in modules):
+        what = (
+            "dora cannot be merged into embeddings and layers that store (in, out), as this model's; use lora or rslora"
+        )
+        yield Problem("--method", what)
+    ends = [model.get_input_embeddings(), model.get_output_embeddings()]
+    if is_tied(model) and model.config.get_text_config() is not model.config and any(end in modules for end in ends):
+        what = "this multimodal model ties its embedding to its head, which cannot be merged with an adapter on either"
+        yield Problem("--lora-targets", f"{what}; leave them out")
+
+
+def is_tied(model: Any) -> bool:
+    """Input and output embedding are one weight."""
+    return bool(model.config.get_text_config().tie_word_embeddings)
+
+
+def _refused_by_peft(model: Any, targets: tuple[str, ...]) -> Iterator[Problem]:
+    """PEFT knows layers that its adapters do not suit, such as Mamba's."""
+    from peft import LoraConfig
+    from peft.tuners.lora import LoraModel
+
+    names = ALL_LINEAR if targets == (ALL_LINEAR,) else list(targets)
+    config = LoraConfig(r=1, target_modules=names, exclude_modules=exclusion(model), task_type="CAUSAL_LM")
+    try:
+        LoraModel(copy.deepcopy(model), config, "default", low_cpu_mem_usage=True)
+    except ValueError as error:
+        yield Problem("--lora-targets", f"{','.join(targets)}: {error}")
