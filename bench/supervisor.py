@@ -20,7 +20,7 @@ from pathlib import Path
 from bench._report import report
 from steps.job.job import Job
 from steps.job.snapshot import JobSnapshot, Phase, WorkerState
-from steps.job.supervise import supervise
+from steps.job.supervise import Outside, supervise
 from steps.protocol.events import Event
 from steps.protocol.rundir import TrainDir
 from steps.settings.config import Settings
@@ -97,7 +97,7 @@ def live(hours: float, workers: int, *, trace: bool) -> tuple[float, Day]:
             tracemalloc.start()
         begun_s = time.process_time()
         with contextlib.suppress(Ended):
-            supervise(job, day, Settings(), clock=day.clock, wall=day.clock, sleep=day.sleep)
+            supervise(job, day, Settings(), Outside(clock=day.clock, wall=day.clock, sleep=day.sleep))
         spent_s = time.process_time() - begun_s
         if trace:
             tracemalloc.stop()

@@ -50,7 +50,7 @@ class JobHandle:
         from steps.flow import launchers
         from steps.flow.cards.metaflow_cards import TrainCard
         from steps.flow.terminal import ProgressPrinter
-        from steps.job.supervise import supervise
+        from steps.job.supervise import Outside, supervise
 
         card = TrainCard(self._card, title=title, facts=facts)
         printer = ProgressPrinter()
@@ -70,8 +70,7 @@ class JobHandle:
             job,
             launcher,
             settings,
-            observe=observe,
-            notice=notice,
+            Outside(observe=observe, notice=notice),
             retry_permanent=resumed,
             lease_s=settings.cluster.lease_s,
         )

@@ -10,11 +10,10 @@ from steps.job import cancel
 from steps.job import progress as deadlines
 from steps.job.agent.runtime_log import find_broken_hardware
 from steps.job.classify import Failure, classify, of_hardware
-from steps.job.evidence import collect_stacks, save_evidence
-from steps.job.job import Job
+from steps.job.job import Job, Outside
 from steps.job.lease import Lease
+from steps.job.outcome import collect_stacks, result_damage, save_evidence
 from steps.job.progress import Passed, Progress, Spent, Work
-from steps.job.result import result_damage
 from steps.job.snapshot import JobSnapshot, Launcher, Reason
 from steps.protocol.checkpoints import newest_step
 from steps.protocol.events import Event, EventTail
@@ -121,9 +120,7 @@ class Watch:
     limits: Deadlines
     lease: Lease
     spent: Spent
-    observe: Callable[[Event], None]
-    clock: Callable[[], float]
-    sleep: Callable[[float], None]
+    outside: Outside
     is_foreign: bool = False
     """The cluster makes failed workers anew within an attempt (`cluster.recovery: hyperpod`)."""
 
@@ -135,7 +132,7 @@ class Watch:
         Raises:
             StorageError: the run directory has failed until half of the lease was gone.
         """
-        seen = _Seen(EventTail(self.job.directory.events(number)), self.clock(), expected_step)
+        seen = _Seen(EventTail(self.job.directory.events(number)), self.outside.clock(), expected_step)
         seen.progress = deadlines.begin(seen.begun_s)
         while True:
             ending = None
@@ -145,16 +142,16 @@ class Watch:
             except (OSError, StorageError) as error:
                 self.lease.patience.excuse(error)
             for event in seen.take_new():
-                self.observe(event)
+                self.outside.observe(event)
             if ending:
                 return ending
-            self.sleep(QUICK_POLL_S if seen.progress.work in (Work.STARTUP, Work.EXIT) else POLL_S)
+            self.outside.sleep(QUICK_POLL_S if seen.progress.work in (Work.STARTUP, Work.EXIT) else POLL_S)
 
     def _look(self, number: int, seen: _Seen, on_admitted: Callable[[], None]) -> Ending | None:
         """One look; what it says of the end."""
-        self.spent.advance(self.clock(), is_queued=seen.progress.work is Work.QUEUE)
+        self.spent.advance(self.outside.clock(), is_queued=seen.progress.work is Work.QUEUE)
         snapshot = self.launcher.read(self.job, number)
-        now_s = self.clock()
+        now_s = self.outside.clock()
         was_queued = seen.progress.work is Work.QUEUE
         seen.read_events(now_s, self.job)
         seen.progress = deadlines.observe_phase(seen.progress, snapshot.phase, now_s, is_foreign=self.is_foreign)
@@ -205,7 +202,7 @@ class Watch:
         if ending.is_out_of_time:
             return Failure(FailureClass.PREEMPTED, "the total deadline (deadlines.total_s) has passed", step=step)
         if ending.passed:
-            collect_stacks(self.job, number, sleep=self.sleep)
+            collect_stacks(self.job, number, sleep=self.outside.sleep)
         folder = self.job.directory.attempt(number)
         failure = classify(ending.snapshot, read_records(folder), ending.progress, ending.passed)
         broken = find_broken_hardware(folder) if failure.failure_class.meaning.hides_hardware else None
@@ -221,9 +218,9 @@ class Watch:
             if self._is_clear(number):
                 return
             self.launcher.delete(self.job, number, grace_s=patience_s)
-            until_s = self.clock() + patience_s + self.limits.deletion_s
-            while not self._is_clear(number) and self.clock() < until_s:
-                self.sleep(QUICK_POLL_S)
+            until_s = self.outside.clock() + patience_s + self.limits.deletion_s
+            while not self._is_clear(number) and self.outside.clock() < until_s:
+                self.outside.sleep(QUICK_POLL_S)
         if not self._is_clear(number):
             folder = self.job.directory.attempt(number)
             raise JobTimeout(

@@ -1,13 +1,15 @@
-"""What is to be run: one frozen value, made by whoever wants a job, read by the supervisor and the launchers."""
+"""What is to be run, and what the supervisor uses of the world outside: two frozen values, made by whoever wants a job."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from steps.protocol.events import Event
 from steps.protocol.rundir import TrainDir
 
 
@@ -51,3 +53,18 @@ class Job:
         shape = [self.module, dict(self.spec), self.processes, self.nodes, self.threads_per_process]
         shape += [self.wrapper] if self.wrapper else []
         return hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, slots=True)
+class Outside:
+    """Time, and who is told. Handed in, so that a test runs a day in a second."""
+
+    observe: Callable[[Event], None] = lambda event: None
+    """Gets every event of the workers."""
+    notice: Callable[[str], None] = lambda sentence: None
+    """Gets a sentence about each decision."""
+    clock: Callable[[], float] = time.monotonic
+    """Monotonic seconds: deadlines and delays are measured by it."""
+    wall: Callable[[], float] = time.time
+    """Unix time, for what people read."""
+    sleep: Callable[[float], None] = time.sleep

@@ -20,7 +20,7 @@ from steps.errors import JobTimeout, StorageError
 from steps.job import messages
 from steps.job.agent.agent import DETACHED
 from steps.job.agent.in_use import held
-from steps.job.job import Job
+from steps.job.job import Job, Outside
 from steps.protocol.events import Event, EventTail
 from steps.protocol.rundir import MAY_PASS, TrainDir, read_json, storage_errors, write_atomic
 
@@ -38,21 +38,19 @@ class Patience:
     """With a run directory that fails: nothing is ended because of it before half of the lease is gone."""
 
     limit_s: float
-    clock: Callable[[], float]
-    sleep: Callable[[float], None]
-    notice: Callable[[str], None]
+    outside: Outside
     well_s: float = 0.0
     """Clock time when it was last seen to work."""
     is_failing: bool = False
 
     def begin(self) -> None:
         """From now on the time counts."""
-        self.well_s, self.is_failing = self.clock(), False
+        self.well_s, self.is_failing = self.outside.clock(), False
 
     def praise(self) -> None:
         """It works."""
         if self.is_failing:
-            self.notice(f"the run directory works again after {self.clock() - self.well_s:.0f} s")
+            self.outside.notice(f"the run directory works again after {self.outside.clock() - self.well_s:.0f} s")
         self.begin()
 
     def excuse(self, error: Exception) -> None:
@@ -61,7 +59,7 @@ class Patience:
         Raises:
             StorageError: it has failed for too long.
         """
-        failing_s = self.clock() - self.well_s
+        failing_s = self.outside.clock() - self.well_s
         if failing_s > self.limit_s:
             raise StorageError(
                 f"{error} (so for {failing_s:.0f} s, and half of the lease, {self.limit_s:.0f} s, is gone; the workers save "
@@ -69,7 +67,7 @@ class Patience:
             ) from error
         if not self.is_failing:
             self.is_failing = True
-            self.notice(f"{error}; tried again until half of the lease ({self.limit_s:.0f} s) is gone")
+            self.outside.notice(f"{error}; tried again until half of the lease ({self.limit_s:.0f} s) is gone")
 
     def insist(self, action: Callable[[], T]) -> T:
         """Do it again while the run directory fails in a way that may pass.
@@ -86,7 +84,7 @@ class Patience:
                 if not isinstance(cause, OSError) or cause.errno not in MAY_PASS:
                     raise
                 self.excuse(error)
-                self.sleep(INSIST_S)
+                self.outside.sleep(INSIST_S)
             else:
                 self.praise()
                 return done
@@ -98,7 +96,7 @@ class Lease:
 
     job: Job
     lease_s: float
-    clock: Callable[[], float]
+    outside: Outside
     patience: Patience
     counter: int = 0
     advanced_at_s: float = float("-inf")
@@ -118,7 +116,7 @@ class Lease:
         Raises:
             StorageError: the disk has refused until half of the lease was gone.
         """
-        if self.clock() - self.advanced_at_s < min(self.lease_s / ADVANCES_PER_LEASE, ADVANCE_S):
+        if self.outside.clock() - self.advanced_at_s < min(self.lease_s / ADVANCES_PER_LEASE, ADVANCE_S):
             return
         try:
             self._write(attempt, spent_s)
@@ -134,7 +132,7 @@ class Lease:
             # The process id makes the counters of two supervisors differ; a torn write is a change like any other.
             self.counter += 1
             path.write_text(f"{os.getpid()} {self.counter} {spent_s:.1f}\n")
-        self.advanced_at_s = self.clock()
+        self.advanced_at_s = self.outside.clock()
 
     def detach(self, attempt: int) -> None:
         """Let the workers go on unwatched until their own deadline.
@@ -163,15 +161,7 @@ def spent_so_far(directory: TrainDir, attempt: int) -> float:
 
 
 @contextlib.contextmanager
-def acting(
-    job: Job,
-    patience_s: float,
-    *,
-    observe: Callable[[Event], None],
-    notice: Callable[[str], None],
-    clock: Callable[[], float],
-    sleep: Callable[[float], None],
-) -> Iterator[None]:
+def acting(job: Job, patience_s: float, outside: Outside) -> Iterator[None]:
     """Hold the right to act. While another supervisor holds it, its workers' events are passed on.
 
     Raises:
@@ -181,15 +171,15 @@ def acting(
     with storage_errors(f"writing {directory.lock}"):
         directory.path.mkdir(parents=True, exist_ok=True)
     lock = FileLock(directory.lock)
-    follower = Follower(job, observe)
-    until_s = clock() + patience_s
+    follower = Follower(job, outside.observe)
+    until_s = outside.clock() + patience_s
     while not _try(lock):
         if not follower.has_begun:
-            notice(messages.describe_holder(job, holder_of(directory.path)))
+            outside.notice(messages.describe_holder(job, holder_of(directory.path)))
         follower.pass_on()
-        if clock() > until_s:
+        if outside.clock() > until_s:
             raise JobTimeout(f"{job.label}: another supervisor has held {directory.lock} for {patience_s:.0f} s")
-        sleep(FOLLOW_POLL_S)
+        outside.sleep(FOLLOW_POLL_S)
     try:
         with held(directory.holder, "supervisor"):
             yield

@@ -1,14 +1,12 @@
 """The supervisor: runs a job to its result through whatever happens. observe → snapshot → classify → decide → act.
 
-Called by the decorator, which hands in a launcher. Launcher, clocks and sleep are arguments, so a test runs a day in a second.
-What happened and what follows from it are decided in `failures` and `retry`; here is only the doing. Nothing here knows LoRA,
+Called by the decorator, which hands in a launcher. Launcher, time and listeners are arguments, so a test runs a day in a second.
+What happened and what follows from it are decided in `classify` and `retry`; here is only the doing. Nothing here knows LoRA,
 torch, Kubernetes or Metaflow.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,23 +16,22 @@ from steps.job.attempt import Ending, Watch
 from steps.job.classify import Failure
 from steps.job.goodput import account_of
 from steps.job.history import History
-from steps.job.job import Job
+from steps.job.job import Job, Outside
 from steps.job.lease import Lease, Patience, acting
 from steps.job.logbook import Logbook
+from steps.job.outcome import publish
 from steps.job.progress import Spent
-from steps.job.result import publish
 from steps.job.retry import GiveUp, Resubmit, avoided_nodes, decide, fewer_nodes
 from steps.job.snapshot import Launcher, Phase, Reason
-from steps.protocol.events import Event
 from steps.protocol.failure_class import FailureClass
 from steps.protocol.rundir import write_json
 from steps.settings.config import Settings
 
-__all__ = ["Job", "JobResult", "Launcher", "supervise"]
+__all__ = ["Job", "JobResult", "Launcher", "Outside", "supervise"]
 
 CANCELLED = GiveUp("cancelled", "somebody cancelled or deleted the job, which means: stop")
 LOOK_S = 1.0
-"""Between two looks, in the delay before an attempt, for a person's wish that there is none."""
+"""Between two looks, in the delay before an attempt, for a person's request that there is none."""
 SETTLE_S = 1.0
 """For a request to the platform that Ctrl-C interrupted: Metaflow gives a step five seconds in all."""
 
@@ -46,7 +43,7 @@ class JobResult:
     result_dir: Path
     attempts: int
     account: dict[str, Any]
-    """See `account.account`."""
+    """See `goodput.account`."""
     layout: dict[str, Any]
     """Data of the last attempt's `started` event: world, processes and so on."""
     step: int
@@ -59,39 +56,35 @@ def supervise(
     job: Job,
     launcher: Launcher,
     settings: Settings,
+    outside: Outside | None = None,
     *,
-    observe: Callable[[Event], None] = lambda event: None,
-    notice: Callable[[str], None] = lambda sentence: None,
     retry_permanent: bool = False,
     lease_s: float = 600.0,
-    clock: Callable[[], float] = time.monotonic,
-    wall: Callable[[], float] = time.time,
-    sleep: Callable[[float], None] = time.sleep,
 ) -> JobResult:
     """Run the job to its end, or adopt the one that is already running; blocks. One supervisor acts, others follow it.
 
-    `observe` gets every event of the workers, `notice` a sentence about each decision. `retry_permanent`: a person resumes, so
-    an earlier verdict does not bind.
+    `retry_permanent`: a person resumes, so an earlier verdict does not bind. `lease_s`: without a sign of this supervisor for so
+    many seconds the workers are ended.
 
     Raises:
         JobPermanentError, JobRetriesExhausted, JobTimeout: it failed for good; the message says what to do.
         StorageError: the run directory cannot be used.
     """
-    patience = Patience(lease_s / 2, clock, sleep, notice)
-    lease, spent = Lease(job, lease_s, clock, patience), Spent(clock())
-    limits, is_foreign = settings.deadlines, settings.recovery_is_foreign
-    watch = Watch(job, launcher, limits, lease, spent, observe, clock, sleep, is_foreign)
-    label = _steady(wall, clock)
-    with acting(job, limits.total_s + limits.queue_s, observe=observe, notice=notice, clock=clock, sleep=sleep):
-        spent.at_s = clock()  # the time of following is another supervisor's
-        book = Logbook.open(job, label, patience)
-        return _Supervisor(job, launcher, settings, watch, notice, clock, label, sleep, book).run(retry_permanent)
+    outside = _steady(outside or Outside())
+    patience = Patience(lease_s / 2, outside)
+    lease, spent = Lease(job, lease_s, outside, patience), Spent(outside.clock())
+    limits = settings.deadlines
+    watch = Watch(job, launcher, limits, lease, spent, outside, settings.recovery_is_foreign)
+    with acting(job, limits.total_s + limits.queue_s, outside):
+        spent.at_s = outside.clock()  # the time of following is another supervisor's
+        book = Logbook.open(job, outside.wall, patience)
+        return _Supervisor(job, launcher, settings, outside, watch, book).run(retry_permanent)
 
 
-def _steady(wall: Callable[[], float], clock: Callable[[], float]) -> Callable[[], float]:
-    """Unix time as it was at the beginning, moved on by the monotonic clock: a wall clock that is set makes no long attempt."""
-    offset_s = wall() - clock()
-    return lambda: clock() + offset_s
+def _steady(outside: Outside) -> Outside:
+    """Unix time as it is now, moved on by the monotonic clock: a wall clock that is set makes no long attempt."""
+    offset_s = outside.wall() - outside.clock()
+    return replace(outside, wall=lambda: outside.clock() + offset_s)
 
 
 @dataclass(slots=True)
@@ -99,11 +92,8 @@ class _Supervisor:
     job: Job
     launcher: Launcher
     settings: Settings
+    outside: Outside
     watch: Watch
-    notice: Callable[[str], None]
-    clock: Callable[[], float]
-    wall: Callable[[], float]
-    sleep: Callable[[float], None]
     book: Logbook
     expected_step: int = field(init=False, default=0)
     """Of the checkpoint that the attempt's workers have to begin with; 0: it was not made by us."""
@@ -129,67 +119,66 @@ class _Supervisor:
             raise
 
     def _run_attempts(self) -> JobResult:
-        avoided = avoided_nodes(self.history)
         while True:
-            number, is_fresh = self._begin(avoided)
+            number, is_fresh = self._begin()
             ending = self._watch(number)
             failure = self.watch.conclude(number, ending)
             self._close(failure, ending, is_fresh=is_fresh)
             if failure is None:
                 return self._finish(ending)
-            avoided = self._answer(number, failure, ending)
+            self._answer(number, failure, ending)
 
     def _watch(self, number: int) -> Ending:
         """Watch to the end; when it leaves a queue is noted."""
         return self.watch.until_end(number, on_admitted=self.book.admit, expected_step=self.expected_step)
 
     def _close(self, failure: Failure | None, ending: Ending | None, *, is_fresh: bool = False) -> None:
-        self.watch.spent.advance(self.clock())
+        self.watch.spent.advance(self.outside.clock())
         self.book.close(failure, ending, spent_s=self.watch.spent.attempt_s, is_fresh=is_fresh)
 
-    def _begin(self, avoided: tuple[str, ...]) -> tuple[int, bool]:
+    def _begin(self) -> tuple[int, bool]:
         """(number of the attempt to watch, whether it is new): the open one if there is one."""
         last = self.history.last
         if last and last.is_open and last.nodes in self.job.node_choices:
             self._use_nodes(last.nodes)
         if last and last.is_open and last.spec_digest == self.job.spec_digest:
-            return last.number, self._adopt(last.number, avoided)
+            return last.number, self._adopt(last.number)
         if last and last.is_open:
             self._replace(last.number)
         number = self.book.begin(self.job, self.settings.cluster.image)
-        self._create(number, avoided)
+        self._create(number)
         return number, True
 
-    def _create(self, number: int, avoided: tuple[str, ...]) -> None:
-        self.watch.spent.begin_attempt(self.clock())
+    def _create(self, number: int) -> None:
+        self.watch.spent.begin_attempt(self.outside.clock())
         self.expected_step = self.book.kept_step()
         try:
-            self.watch.lease.patience.insist(lambda: self._start(number, avoided))
+            self.watch.lease.patience.insist(lambda: self._start(number))
         except KeyboardInterrupt:
-            self.sleep(SETTLE_S)  # what was asked for may still come to exist: then it is found, and removed
+            self.outside.sleep(SETTLE_S)  # what was asked for may still come to exist: then it is found, and removed
             raise
 
-    def _start(self, number: int, avoided: tuple[str, ...]) -> None:
+    def _start(self, number: int) -> None:
         write_json(self.job.directory.spec, dict(self.job.spec))
         self.watch.lease.begin(number)
-        self.launcher.create(self.job, number, avoid_nodes=avoided)
+        self.launcher.create(self.job, number, avoid_nodes=avoided_nodes(self.history))
 
-    def _adopt(self, number: int, avoided: tuple[str, ...]) -> bool:
+    def _adopt(self, number: int) -> bool:
         """Go on with an attempt that an earlier supervisor began; True if it had not come to exist."""
         self.book.has_begun = True
         self.expected_step = 0
         self._take_over()
         snapshot = self.launcher.read(self.job, number)
         if snapshot.phase is Phase.GONE:
-            self._create(number, avoided)
+            self._create(number)
             return True
         how = "ended while nobody watched it" if snapshot.is_over else "is still running; watching over it from here"
-        self.notice(f"{self.job.label}: attempt {number} {how}")
+        self.outside.notice(f"{self.job.label}: attempt {number} {how}")
         return False
 
     def _replace(self, number: int) -> None:
         """An open attempt with other workers or settings: it saves, stops, and makes room."""
-        self.notice(f"{self.job.label}: attempt {number} has other settings or workers; it is stopped first")
+        self.outside.notice(f"{self.job.label}: attempt {number} has other settings or workers; it is stopped first")
         self._take_over()
         self.watch.clear(number, grace_s=self.settings.deadlines.grace_s)
         self._close(Failure(FailureClass.PREEMPTED, "stopped, to go on with other settings or workers"), None)
@@ -197,28 +186,32 @@ class _Supervisor:
     def _take_over(self) -> None:
         """The open attempt's time goes on from where its supervisor left it; that nobody watched is not counted."""
         open_attempt = self.history.attempts[-1]
-        self.watch.spent.begin_attempt(self.clock(), self.book.spent_of(open_attempt))
+        self.watch.spent.begin_attempt(self.outside.clock(), self.book.spent_of(open_attempt))
         lease = self.watch.lease
         lease.patience.insist(lambda: lease.begin(open_attempt.number, self.watch.spent.attempt_s))
 
     def _interrupt(self) -> None:
-        """A person pressed Ctrl-C: the workers save and stop; a second Ctrl-C leaves that to the keeper."""
+        """A person pressed Ctrl-C: the workers save and stop; a second Ctrl-C leaves that to the agent."""
         last = self.history.last
         if last is None or not last.is_open:
-            self.notice(f"{self.job.label}: interrupted between two attempts; nothing of it runs, `resume` goes on")
+            self.outside.notice(
+                f"{self.job.label}: interrupted between two attempts; nothing of it runs, `resume` goes on"
+            )
             return
         if self.settings.detaches and not self.launcher.read(self.job, last.number).is_over:
-            self.watch.spent.advance(self.clock())
+            self.watch.spent.advance(self.outside.clock())
             self.book.leave(self.watch.spent.attempt_s)
             self.watch.lease.detach(last.number)
-            self.notice(f"{self.job.label}: left running (cluster.detach); `resume` watches over it again")
+            self.outside.notice(f"{self.job.label}: left running (cluster.detach); `resume` watches over it again")
             return
-        self.notice(f"{self.job.label}: interrupted; the workers save and stop, then `resume` goes on from there")
+        self.outside.notice(
+            f"{self.job.label}: interrupted; the workers save and stop, then `resume` goes on from there"
+        )
         self.watch.clear(last.number, grace_s=self.settings.deadlines.grace_s)
         self._close(Failure(FailureClass.PREEMPTED, "interrupted by a person"), None)
 
-    def _answer(self, number: int, failure: Failure, ending: Ending) -> tuple[str, ...]:
-        """Act on the decision: wait for the next attempt (returns the nodes to avoid), or give up.
+    def _answer(self, number: int, failure: Failure, ending: Ending) -> None:
+        """Act on the decision: wait for the next attempt, or give up.
 
         Raises:
             JobError: no further attempt.
@@ -228,20 +221,19 @@ class _Supervisor:
         if isinstance(decision, GiveUp):
             raise self.book.give_up(number, failure, decision)
         decision = replace(decision, resume_from=self.book.kept_step())
-        self.notice(messages.describe_retry(self.job, number, failure, decision))
+        self.outside.notice(messages.describe_retry(self.job, number, failure, decision))
         self._use_nodes(nodes)
         if self._is_cancelled_within(decision.delay_s):
             raise self.book.give_up(number, failure, CANCELLED)
-        return decision.avoid_nodes
 
     def _is_cancelled_within(self, delay_s: float) -> bool:
-        """Wait for the next attempt, unless somebody wishes that there is none."""
-        until_s = self.clock() + delay_s
+        """Wait for the next attempt, unless somebody asks that there is none."""
+        until_s = self.outside.clock() + delay_s
         while not cancel.is_requested(self.job.directory):
-            left_s = until_s - self.clock()
+            left_s = until_s - self.outside.clock()
             if left_s <= 0:
                 return False
-            self.sleep(min(left_s, LOOK_S))
+            self.outside.sleep(min(left_s, LOOK_S))
         return True
 
     def _next_nodes(self, ending: Ending) -> int:
@@ -265,14 +257,14 @@ class _Supervisor:
     def _use_nodes(self, nodes: int) -> None:
         """Go on with another number of nodes."""
         if nodes != self.job.nodes:
-            self.notice(f"{self.job.label}: going on with {nodes} of {self.job.nodes} nodes")
+            self.outside.notice(f"{self.job.label}: going on with {nodes} of {self.job.nodes} nodes")
             self.job = replace(self.job, nodes=nodes)
             self.watch = replace(self.watch, job=self.job)
 
     def _finish(self, ending: Ending) -> JobResult:
         """Publish the result and write the account."""
         progress = ending.progress
-        spent = account_of(self.job.directory, self.history, self.settings.prices, until_s=self.wall())
+        spent = account_of(self.job.directory, self.history, self.settings.prices, until_s=self.outside.wall())
         layout = progress.started or {}
         kept = {"account": spent, "layout": layout, "step": progress.step}
         self.book.finish(kept)
@@ -281,7 +273,7 @@ class _Supervisor:
 
     def _reuse(self) -> JobResult:
         kept = self.history.result
-        self.notice(f"{self.job.label}: trained already; {self.job.directory.adapter} is used")
+        self.outside.notice(f"{self.job.label}: trained already; {self.job.directory.adapter} is used")
         account_, layout, step = kept.get("account", {}), kept.get("layout", {}), kept.get("step", self.job.total_steps)
         attempts = len(self.history.attempts)
         return JobResult(self.job.directory.adapter, attempts, account_, layout, int(step), is_reused=True)

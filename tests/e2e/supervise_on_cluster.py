@@ -26,7 +26,7 @@ from steps.errors import LoraFlowError  # noqa: E402
 from steps.export.compile import CompileRequest  # noqa: E402
 from steps.flow import launchers, neuron_jobs  # noqa: E402
 from steps.job.job import Job  # noqa: E402
-from steps.job.supervise import supervise  # noqa: E402
+from steps.job.supervise import Outside, supervise  # noqa: E402
 from steps.protocol.events import Event  # noqa: E402
 from steps.protocol.records import BaseModel, PreparedData  # noqa: E402
 from steps.protocol.rundir import RunDir, TrainDir, read_json, write_json  # noqa: E402
@@ -144,8 +144,7 @@ def main(argv: list[str]) -> int:
             job,
             launcher,
             settings,
-            notice=say,
-            observe=observe,
+            Outside(notice=say, observe=observe),
             retry_permanent="resume" in argv,
             lease_s=settings.cluster.lease_s,
         )

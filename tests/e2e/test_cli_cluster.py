@@ -25,7 +25,7 @@ from steps.flow import launchers
 from steps.flow.training import Inputs
 from steps.job.job import Job
 from steps.job.lease import detach
-from steps.job.supervise import supervise
+from steps.job.supervise import Outside, supervise
 from steps.prepare import stage as prepare_stage
 from steps.protocol.rundir import RunDir, write_json
 from steps.pytorchjob import manifest as pytorchjob
@@ -210,7 +210,7 @@ def test_a_manifest_applied_by_hand_trains_and_is_adopted(run: RunDir) -> None:
     code = Code("/not/used/by/an/adopted/job", "0" * 64)
     spec = launchers.spec_of(settings, run=named(run), step="train", code=code)
     launcher = launchers.cluster_launcher(kube, spec, notice=notices.append)
-    result = supervise(job, launcher, settings, notice=notices.append, retry_permanent=True, lease_s=60.0)
+    result = supervise(job, launcher, settings, Outside(notice=notices.append), retry_permanent=True, lease_s=60.0)
     assert (result.attempts, result.step) == (1, 10)
     assert (result.result_dir / "adapter_model.safetensors").is_file()
     assert any("attempt 1 is still running" in item or "attempt 1 ended while nobody" in item for item in notices)

@@ -15,7 +15,7 @@ from steps.export import worker
 from steps.export.compile import CompiledModel
 from steps.flow.neuron_jobs import check_inference, compile_job, compile_merged, describe, request_of
 from steps.job.job import Job
-from steps.job.result import result_damage
+from steps.job.outcome import result_damage
 from steps.protocol.events import EventTail
 from steps.protocol.failure_record import read_records
 from steps.protocol.records import MergedModel

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from steps.errors import JobTimeout
-from steps.job.supervise import JobResult, supervise
+from steps.job.supervise import JobResult, Outside, supervise
 from tests.job.test_supervise import Stage, fail_with, hang_at, succeed
 
 DAY_S = 86400.0
@@ -23,9 +23,11 @@ def run_set_back(stage: Stage, *, at_look: int, by_s: float) -> JobResult:
         return stage.clock() - (by_s if looks > at_look else 0.0)
 
     return supervise(
-        stage.job, stage.launcher, stage.settings, notice=stage.notices.append,
-        clock=stage.clock, wall=wall, sleep=stage.clock.sleep,
-    )  # fmt: skip
+        stage.job,
+        stage.launcher,
+        stage.settings,
+        Outside(notice=stage.notices.append, clock=stage.clock, wall=wall, sleep=stage.clock.sleep),
+    )
 
 
 @pytest.mark.parametrize("at_look", range(6))

@@ -11,16 +11,19 @@ import pytest
 from steps.errors import StorageError
 from steps.job import history as memory
 from steps.job.history import History
-from steps.job.supervise import JobResult, supervise
+from steps.job.supervise import JobResult, Outside, supervise
 from tests.job.job_fakes import Attempt
 from tests.job.test_supervise import Stage, fail_with, succeed
 
 
 def run(stage: Stage, *, lease_s: float = 60.0) -> JobResult:
     return supervise(
-        stage.job, stage.launcher, stage.settings, lease_s=lease_s, notice=stage.notices.append,
-        clock=stage.clock, wall=stage.clock, sleep=stage.clock.sleep,
-    )  # fmt: skip
+        stage.job,
+        stage.launcher,
+        stage.settings,
+        Outside(notice=stage.notices.append, clock=stage.clock, wall=stage.clock, sleep=stage.clock.sleep),
+        lease_s=lease_s,
+    )
 
 
 def break_file(name: str, *, looks: range) -> Callable[[Attempt, int], None]:

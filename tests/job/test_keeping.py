@@ -19,7 +19,7 @@ from steps.job.goodput import account_of
 from steps.job.history import Attempt as Told
 from steps.job.history import History, Verdict, save
 from steps.job.local_jobs import describe, running_jobs, size_of
-from steps.job.result import publish, result_damage
+from steps.job.outcome import publish, result_damage
 from steps.settings.config import Prices
 from tests.job.job_fakes import Attempt, FakeClock, make_job
 

@@ -24,7 +24,7 @@ from steps.job.job import Job
 from steps.job.local_jobs import cancel_running, describe, end_running, running_jobs, train_directories
 from steps.job.local_launcher import LocalLauncher
 from steps.job.snapshot import Phase, Reason
-from steps.job.supervise import supervise
+from steps.job.supervise import Outside, supervise
 from steps.protocol.events import Event
 from steps.protocol.rundir import TrainDir, read_json
 from steps.settings.config import Settings
@@ -86,7 +86,10 @@ def test_every_process_of_a_job_can_be_killed_and_the_training_goes_on(tmp_path:
 
     notices: list[str] = []
     result = supervise(
-        job, LocalLauncher(grace_s=5), Settings.model_validate(SETTINGS), observe=kill_once, notice=notices.append
+        job,
+        LocalLauncher(grace_s=5),
+        Settings.model_validate(SETTINGS),
+        Outside(observe=kill_once, notice=notices.append),
     )
     assert len(killed) == 3
     assert "rank 1" in notices[0]
@@ -109,7 +112,7 @@ from pathlib import Path
 from tests.job.test_local_launcher import SETTINGS, play_job
 from steps.settings.config import Settings
 from steps.job.local_launcher import LocalLauncher
-from steps.job.supervise import supervise
+from steps.job.supervise import Outside, supervise
 supervise(play_job(Path({folder!r}), steps=60), LocalLauncher(grace_s=5), Settings.model_validate(SETTINGS))
 """
 
@@ -129,7 +132,10 @@ def test_workers_outlive_a_killed_supervisor_and_are_adopted(tmp_path: Path) -> 
     notices: list[str] = []
     seen: list[Event] = []
     result = supervise(
-        job, LocalLauncher(grace_s=5), Settings.model_validate(SETTINGS), observe=seen.append, notice=notices.append
+        job,
+        LocalLauncher(grace_s=5),
+        Settings.model_validate(SETTINGS),
+        Outside(observe=seen.append, notice=notices.append),
     )
     assert "still running; watching over it" in notices[0]
     assert result.attempts == 1

@@ -15,7 +15,7 @@ from steps.errors import JobCancelled, JobError, JobPermanentError, JobRetriesEx
 from steps.job import cancel
 from steps.job.job import Job
 from steps.job.snapshot import JobSnapshot, Phase, Reason, WorkerState
-from steps.job.supervise import JobResult, supervise
+from steps.job.supervise import JobResult, Outside, supervise
 from steps.protocol.rundir import read_json
 from steps.settings.config import Settings
 from tests.job.job_fakes import Attempt, FakeClock, Script, ScriptedLauncher, make_job
@@ -39,12 +39,14 @@ class Stage:
             job or self.job,
             self.launcher,
             self.settings,
-            observe=lambda event: self.steps_seen.append(event.step) if event.kind == "step" else None,
-            notice=self.notices.append,
+            Outside(
+                observe=lambda event: self.steps_seen.append(event.step) if event.kind == "step" else None,
+                notice=self.notices.append,
+                clock=self.clock,
+                wall=self.clock,
+                sleep=sleep or self.clock.sleep,
+            ),
             retry_permanent=retry_permanent,
-            clock=self.clock,
-            wall=self.clock,
-            sleep=sleep or self.clock.sleep,
         )
 
     @property
@@ -184,10 +186,7 @@ def test_hang_is_found_by_the_step_gap_and_its_stack_is_kept(tmp_path: Path) -> 
         stage.job,
         stage.launcher,
         stage.settings,
-        notice=stage.notices.append,
-        clock=stage.clock,
-        wall=stage.clock,
-        sleep=sleep,
+        Outside(notice=stage.notices.append, clock=stage.clock, wall=stage.clock, sleep=sleep),
     )
     assert "hang after step 5" in stage.notices[0]
     assert (folder / "evidence" / "stack-0.txt").read_text() == "in sleep_for_ever"
@@ -251,7 +250,7 @@ def test_running_attempt_is_adopted(tmp_path: Path) -> None:
         raise Died
 
     with pytest.raises(Died):
-        supervise(stage.job, stage.launcher, stage.settings, clock=stage.clock, wall=stage.clock, sleep=die)
+        supervise(stage.job, stage.launcher, stage.settings, Outside(clock=stage.clock, wall=stage.clock, sleep=die))
     result = stage.run()
     assert stage.launcher.calls == ["create 1"]
     assert result.attempts == 1
@@ -268,7 +267,7 @@ def test_attempt_that_ended_while_nobody_watched_is_classified_then(tmp_path: Pa
         raise KeyError
 
     with pytest.raises(KeyError):
-        supervise(stage.job, stage.launcher, stage.settings, clock=stage.clock, wall=stage.clock, sleep=die)
+        supervise(stage.job, stage.launcher, stage.settings, Outside(clock=stage.clock, wall=stage.clock, sleep=die))
     del stage.launcher.logs  # type: ignore[attr-defined]
     stage.run()
     assert "ended while nobody watched" in stage.notices[0]
@@ -292,7 +291,12 @@ def test_attempt_that_was_named_but_never_created_is_created(tmp_path: Path) -> 
 def test_open_attempt_with_other_settings_is_stopped_before_a_new_one_begins(tmp_path: Path) -> None:
     stage = Stage(tmp_path, hang_at(4), succeed)
     with pytest.raises(ZeroDivisionError):
-        supervise(stage.job, stage.launcher, stage.settings, clock=stage.clock, wall=stage.clock, sleep=lambda s: s / 0)  # type: ignore[arg-type, return-value]
+        supervise(
+            stage.job,
+            stage.launcher,
+            stage.settings,
+            Outside(clock=stage.clock, wall=stage.clock, sleep=lambda s: s / 0),
+        )  # type: ignore[arg-type, return-value]
     stage.run(job=make_job(tmp_path, processes=2))
     assert "other settings or workers" in stage.notices[0]
     assert stage.launcher.calls == ["create 1", "delete 1 60 without evidence", "create 2"]
@@ -305,7 +309,9 @@ def test_interrupt_stops_the_workers_and_a_later_run_goes_on(tmp_path: Path) -> 
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        supervise(stage.job, stage.launcher, stage.settings, clock=stage.clock, wall=stage.clock, sleep=press_ctrl_c)
+        supervise(
+            stage.job, stage.launcher, stage.settings, Outside(clock=stage.clock, wall=stage.clock, sleep=press_ctrl_c)
+        )
     assert stage.launcher.calls == ["create 1", "delete 1 60 without evidence"]
     result = stage.run()
     assert result.attempts == 2
@@ -422,7 +428,10 @@ def test_total_deadline_counts_what_earlier_supervisors_used(tmp_path: Path) -> 
 
     with pytest.raises(ZeroDivisionError):
         supervise(
-            stage.job, stage.launcher, stage.settings, clock=stage.clock, wall=stage.clock, sleep=die_after_the_first
+            stage.job,
+            stage.launcher,
+            stage.settings,
+            Outside(clock=stage.clock, wall=stage.clock, sleep=die_after_the_first),
         )
     with pytest.raises(JobTimeout):
         stage.run()
@@ -473,9 +482,17 @@ def test_second_supervisor_follows_and_does_not_act(tmp_path: Path) -> None:
 
     seen: list[str] = []
     supervise(
-        stage.job, stage.launcher, stage.settings, observe=lambda event: seen.append(event.kind),
-        notice=stage.notices.append, clock=stage.clock, wall=stage.clock, sleep=sleep,
-    )  # fmt: skip
+        stage.job,
+        stage.launcher,
+        stage.settings,
+        Outside(
+            observe=lambda event: seen.append(event.kind),
+            notice=stage.notices.append,
+            clock=stage.clock,
+            wall=stage.clock,
+            sleep=sleep,
+        ),
+    )
     assert "already watches over this training; following it" in stage.notices[0]
     assert seen.count("step") >= 3
 
@@ -493,7 +510,12 @@ def test_two_supervisors_at_once_make_one_attempt(tmp_path: Path) -> None:
 
     def run() -> None:
         results.append(
-            supervise(stage.job, stage.launcher, stage.settings, sleep=lambda s: threading.Event().wait(0.01) and None)
+            supervise(
+                stage.job,
+                stage.launcher,
+                stage.settings,
+                Outside(sleep=lambda s: threading.Event().wait(0.01) and None),
+            )
         )
 
     threads = [threading.Thread(target=run) for _ in range(2)]
@@ -519,10 +541,8 @@ def test_lease_advances_while_the_attempt_is_watched(tmp_path: Path) -> None:
         stage.job,
         stage.launcher,
         stage.settings,
+        Outside(clock=stage.clock, wall=stage.clock, sleep=stage.clock.sleep),
         lease_s=60,
-        clock=stage.clock,
-        wall=stage.clock,
-        sleep=stage.clock.sleep,
     )
     assert len(counters) >= 6
 

@@ -12,7 +12,7 @@ from steps.errors import JobError
 from steps.job import progress as deadlines
 from steps.job.progress import Spent, Work
 from steps.job.snapshot import JobSnapshot, Phase
-from steps.job.supervise import supervise
+from steps.job.supervise import Outside, supervise
 from steps.protocol.events import Event
 from steps.settings.config import Deadlines
 from tests.job.job_fakes import Attempt
@@ -108,7 +108,9 @@ def test_a_wall_clock_that_jumps_by_a_month_makes_no_long_account(tmp_path: Path
         readings += 1
         return stage.clock() + (30 * DAY_S if readings > at_reading else 0.0)
 
-    result = supervise(stage.job, stage.launcher, stage.settings, clock=stage.clock, wall=wall, sleep=stage.clock.sleep)
+    result = supervise(
+        stage.job, stage.launcher, stage.settings, Outside(clock=stage.clock, wall=wall, sleep=stage.clock.sleep)
+    )
     assert result.account["total_s"] < 100
 
 
@@ -123,9 +125,12 @@ def test_a_long_lease_is_advanced_as_often_as_a_short_one_needs_it(tmp_path: Pat
 
     stage = Stage(tmp_path, script, deadlines={"startup_s": 1000})
     supervise(
-        stage.job, stage.launcher, stage.settings, lease_s=14_400,
-        clock=stage.clock, wall=stage.clock, sleep=stage.clock.sleep,
-    )  # fmt: skip
+        stage.job,
+        stage.launcher,
+        stage.settings,
+        Outside(clock=stage.clock, wall=stage.clock, sleep=stage.clock.sleep),
+        lease_s=14_400,
+    )
     times = list(changed.values())
     assert len(times) > 2
     assert max(later - sooner for sooner, later in itertools.pairwise(times)) <= 21

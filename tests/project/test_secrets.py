@@ -15,7 +15,7 @@ import pytest
 from steps.errors import JobError, LoraFlowError
 from steps.job.job import Job
 from steps.job.local_launcher import LocalLauncher
-from steps.job.supervise import supervise
+from steps.job.supervise import Outside, supervise
 from steps.protocol.failure_record import read_records, record_of, write_record
 from steps.protocol.rundir import TrainDir
 from steps.s3 import list_objects
@@ -121,8 +121,7 @@ def test_a_job_that_fails_writes_and_says_no_secret(
             job,
             LocalLauncher(grace_s=1),
             parse_settings(limits),
-            observe=lambda event: said.append(event.to_line()),
-            notice=said.append,
+            Outside(observe=lambda event: said.append(event.to_line()), notice=said.append),
         )
     assert len(list((directory.path / "attempts").iterdir())) == len(fails), str(caught.value)
     assert list(leaks_below(run)) == []

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from steps.base import stage as base_stage
 from steps.errors import JobError
 from steps.job.local_launcher import LocalLauncher
-from steps.job.supervise import Job, supervise
+from steps.job.supervise import Job, Outside, supervise
 from steps.prepare import stage as prepare_stage
 from steps.protocol.records import BaseModel, PreparedData
 from steps.protocol.rundir import RunDir, read_json, write_json
@@ -84,7 +84,7 @@ def main(argv: list[str]) -> int:
             job,
             LocalLauncher(grace_s=20),
             plan.settings,
-            notice=lambda text: print(text, flush=True),
+            Outside(notice=lambda text: print(text, flush=True)),
             retry_permanent="resume" in argv,
         )
     except JobError as error:

@@ -14,7 +14,7 @@ import pytest
 
 from steps.job.job import Job
 from steps.job.local_launcher import LocalLauncher
-from steps.job.supervise import supervise
+from steps.job.supervise import Outside, supervise
 from steps.protocol import checkpoints
 from steps.protocol.events import Event, EventTail
 from steps.protocol.failure_record import read_records
@@ -38,7 +38,7 @@ def test_a_rank_that_hangs_in_a_step_is_found_by_the_gap_and_named_by_its_stack(
     )  # fmt: skip
     limits = {"deadlines": {"step_gap_s": 10.0, "grace_s": 5.0}, "retry": {"delay_s": 0.0}}
     notices: list[str] = []
-    result = supervise(job, LocalLauncher(grace_s=5), Settings.model_validate(limits), notice=notices.append)
+    result = supervise(job, LocalLauncher(grace_s=5), Settings.model_validate(limits), Outside(notice=notices.append))
     assert result.attempts == 2
     assert "attempt 1 failed (hang after step" in notices[0]
     evidence = spec.place.attempt(1) / "evidence"

@@ -14,7 +14,7 @@ import pytest
 
 from steps.flow.neuron_jobs import patient, precompile, precompile_job
 from steps.job.job import Job
-from steps.job.result import publish, result_damage
+from steps.job.outcome import publish, result_damage
 from steps.protocol.events import EventTail
 from steps.protocol.failure_record import read_records
 from steps.protocol.rundir import TrainDir, read_json
