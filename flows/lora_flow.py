@@ -84,7 +84,7 @@ class LoraFlow(FlowSpec):
         from steps.flow import stages
 
         with clean_errors():
-            self.report = stages.evaluate(
+            self.report, self.lineage = stages.evaluate(
                 current.card["evaluation"],
                 self.plan,
                 (self.base, self.prepared, self.adapter, self.merged),

@@ -50,8 +50,12 @@ def build(
             "method": adapter.method,
             "rank": adapter.rank,
             "alpha": plan.training.lora.alpha,
+            "dropout": plan.training.lora.dropout,
+            "targets": list(plan.training.lora.targets),
             "init_adapter": plan.training.lora.init_adapter,
             "steps": adapter.step,
+            "sequence_length": prepared.sequence_length,
+            "packed": prepared.packed,
             "learning_rate": plan.training.learning_rate,
             "global_batch": plan.training.global_batch,
             "seed": plan.training.seed,
@@ -61,6 +65,23 @@ def build(
         },
         "adapter": {"digest": adapter.digest, "identity": adapter.identity},
     }
+
+
+def with_scores(lineage: Mapping[str, Any], report: Report | None) -> dict[str, Any]:
+    """The lineage with what the evaluation found, once there is one."""
+    if report is None:
+        return dict(lineage)
+    scores = {
+        "digest": report.digest,
+        "score": report.score_name,
+        "samples": report.samples,
+        "base_score": report.base_score,
+        "tuned_score": report.tuned_score,
+        "base_loss": report.base_loss,
+        "tuned_loss": report.tuned_loss,
+        "gate_passed": report.gate_passed,
+    }
+    return {**lineage, "evaluation": scores}
 
 
 def flat(lineage: Mapping[str, Any], prefix: str = "") -> dict[str, object]:

@@ -213,17 +213,19 @@ def lineage(raw_plan: Artifact, raw_base: Artifact, raw_prepared: Artifact, raw_
 
 
 def merge(raw_plan: Artifact, raw_base: Artifact, raw_adapter: Artifact, run_dir: str, made_from: Artifact) -> Artifact:
-    """Base plus adapter as one model folder.
+    """Base plus adapter as one model folder, with a model card in both.
 
     Raises:
         LoraFlowError: damaged weights, an adapter for another base, full disk.
     """
+    from steps.flow.model_card import Made, write_cards
     from steps.merge import stage as merge_stage
 
     plan, base, adapter = Plan.model_validate(raw_plan), BaseModel.from_dict(raw_base), Adapter.from_dict(raw_adapter)
     run = RunDir(Path(run_dir))
     with in_use(run.path, "merge"):
         merged = merge_stage.merge(plan, base, adapter, run, lineage=made_from, progress=StageProgress())
+        write_cards(Made(plan, base, adapter, merged, made_from))
     say(f"merged model: {merged.path}, {merged.bytes / 2**20:,.0f} MiB of {merged.dtype} in {merged.seconds:.1f} s")
     return merged.to_dict()
 
@@ -246,33 +248,34 @@ def compile_merged(handle: JobHandle, raw_plan: Artifact, raw_merged: Artifact, 
     return compiled.to_dict()
 
 
-def evaluate(card: Any, raw_plan: Artifact, made: Sequence[Artifact], run_dir: str, made_from: Artifact) -> Artifact:
-    """Base against tuned model on held-out samples; fills the card, applies the gate. `made`: base to merged, in order.
+def evaluate(
+    card: Any, raw_plan: Artifact, made: Sequence[Artifact], run_dir: str, made_from: Artifact
+) -> tuple[Artifact, Artifact]:
+    """Base against tuned model on held-out samples: report, and the lineage with its scores. `made`: base to merged, in order.
+
+    Fills the card, completes the model cards, applies the gate.
 
     Raises:
         LoraFlowError: the gate failed and `evaluation.on_gate_failure` is `fail`.
     """
     from steps.evaluate import stage as evaluate_stage
     from steps.flow.cards.metaflow_cards import fill_evaluate_card
+    from steps.flow.model_card import Made, title_of, write_cards
 
     plan, (raw_base, raw_prepared, raw_adapter, raw_merged) = Plan.model_validate(raw_plan), made
-    prepared, merged, begun_s = PreparedData.from_dict(raw_prepared), MergedModel.from_dict(raw_merged), time.time()
-    with in_use(Path(run_dir), "evaluate"):
-        report = evaluate_stage.evaluate(
-            plan,
-            BaseModel.from_dict(raw_base),
-            prepared,
-            Adapter.from_dict(raw_adapter),
-            merged,
-            RunDir(Path(run_dir)),
-            progress=StageProgress(),
-        )
+    base, prepared = BaseModel.from_dict(raw_base), PreparedData.from_dict(raw_prepared)
+    adapter, merged, run = Adapter.from_dict(raw_adapter), MergedModel.from_dict(raw_merged), RunDir(Path(run_dir))
+    begun_s = time.time()
+    with in_use(run.path, "evaluate"):
+        report = evaluate_stage.evaluate(plan, base, prepared, adapter, merged, run, progress=StageProgress())
+        told = Made(plan, base, adapter, merged, made_from, report, lineages.example_prompt(report))
+        write_cards(told)
     if Path(report.path, "report.json").stat().st_mtime >= begun_s:  # not one that an earlier run had made
         took = {"merge": merged.seconds, "evaluate": time.time() - begun_s}
         estimate.remember_after(plan, prepared, took, cache=cache_folder(plan))
     fill_evaluate_card(
         card,
-        title=f"{plan.model.title or plan.model.name} tuned on {plan.dataset.title or plan.dataset.name}",
+        title=title_of(told),
         report=report,
         samples=evaluate_stage.read_samples(report),
         shown=plan.settings.evaluation.samples,
@@ -281,5 +284,4 @@ def evaluate(card: Any, raw_plan: Artifact, made: Sequence[Artifact], run_dir: s
     metaflow_internals.tag_run(lineages.tags(plan, report))
     if not report.gate_passed and plan.settings.evaluation.on_gate_failure == "fail":
         raise LoraFlowError(f"the gate is not passed: {report.gate}; the report is in {report.path}")
-    record: Artifact = report.to_dict()
-    return record
+    return report.to_dict(), lineages.with_scores(made_from, report)

@@ -1,7 +1,7 @@
 """The merge stage: base model + adapter → `merged-<identity>/` in the run directory, whole or not at all.
 
 The room's door. `folder` does the work; here is what surrounds it: is it there already, does it belong together, is there room,
-the model card, the digests, the rename. Called by the flow; trains and evaluates nothing.
+the lineage, the digests, the rename. Called by the flow; trains and evaluates nothing.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from steps import machine
 from steps.errors import CheckpointError, StorageError
-from steps.merge.card import model_card
 from steps.merge.inputs import bytes_in, read_base
 from steps.merge.outputs import merge_folders
 from steps.protocol.records import Adapter, BaseModel, MergedModel, digest_file, digest_of, identity_of
 from steps.protocol.rundir import RunDir, held_lock, new_directory, read_json, require_space, storage_errors, write_json
+from steps.protocol.tokenizer_files import TEMPLATE, make_usable
 from steps.settings.options import DTYPES
 
 if TYPE_CHECKING:
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 RECORD = "merge.json"
-"""In the merged folder: the record, and every file's size and SHA-256."""
+"""In the merged folder: the record, and size and SHA-256 of every file of the model."""
 ABOUT = frozenset({RECORD, "README.md", "lineage.json"})
-"""Files that tell of the run and not of the model: not in its digest."""
+"""Files that tell of the run and not of the model: not in its digest, and free to change (the model card is completed later)."""
 SMALL_FILES_BYTES = 64 * 1024**2
 """Room for tokenizer and configs."""
 LOCK_TIMEOUT_S = 7200.0
@@ -101,12 +101,13 @@ def _make(
             done=(lambda done: progress("merge", min(done, total), total)) if progress else None,
         )
         write_json(folder / "lineage.json", lineage)
-        (folder / "README.md").write_text(model_card(base, adapter, lineage, dtype=counts.dtype))
+        template = Path(adapter.path) / TEMPLATE
+        make_usable(folder, template.read_text("utf-8") if template.is_file() else "")
         files = _digests(folder)
         merged = MergedModel(
             path=str(final),
             identity=identity,
-            digest=digest_of({name: entry for name, entry in files.items() if name not in ABOUT}),
+            digest=digest_of(files),
             dtype=counts.dtype,
             tensors=counts.tensors,
             merged_tensors=counts.merged_tensors,
@@ -119,8 +120,8 @@ def _make(
 
 
 def _digests(folder: Path) -> dict[str, dict[str, Any]]:
-    """Size and SHA-256 of every file but the record, one file per core at a time."""
-    paths = sorted(path for path in folder.iterdir() if path.name != RECORD)
+    """Size and SHA-256 of every file of the model, one file per core at a time."""
+    paths = sorted(path for path in folder.iterdir() if path.name not in ABOUT)
     with ThreadPoolExecutor(machine.cores(), "digest") as pool:
         digests = list(pool.map(digest_file, paths))
     return {
@@ -151,6 +152,8 @@ def _find_whole(final: Path) -> MergedModel | None:
 def _difference(expected: dict[str, Any], found: dict[str, Any]) -> str:
     """The first file that is not as recorded, in words; files added since do no harm. Empty: all are as recorded."""
     for name, entry in expected.items():
+        if name in ABOUT:  # earlier versions recorded them
+            continue
         if name not in found:
             return f"{name} is missing"
         if found[name] != entry:

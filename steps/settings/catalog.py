@@ -89,6 +89,8 @@ class ModelPreset(Section):
     """s3:// prefix."""
     wheel: Wheel | None = None
     random: RandomModel | None = None
+    license: str = ""
+    """Its licence's identifier on the hub, as `apache-2.0`, for the model cards of what is made of it."""
     gated: bool = False
     """The hub asks for a token and an accepted licence."""
     learning_rate: float = Field(default=2e-4, gt=0, le=1)

@@ -31,7 +31,7 @@ class TrainSpec(HoldsTraining):
     base_path: str
     base_digest: str
     base_name: str
-    """Written into the adapter as its base model: a hub id or a preset's name, never a private path."""
+    """Written into the adapter as its base model, so that PEFT finds it: a hub id, else the base's folder."""
     prepared_path: str
     prepared_digest: str
     steps: int = Field(ge=1)

@@ -11,9 +11,10 @@ from typing import Any
 
 from steps.errors import CheckpointError, ConfigError, Problem
 from steps.protocol.events import Event, EventTail
-from steps.protocol.prepared import verify
+from steps.protocol.prepared import MANIFEST, verify
 from steps.protocol.records import Adapter, BaseModel, PreparedData, digest_file, digest_of, identity_of
-from steps.protocol.rundir import RunDir, TrainDir, read_json
+from steps.protocol.rundir import RunDir, TrainDir, read_json, storage_errors
+from steps.protocol.tokenizer_files import copy_tokenizer, make_usable
 from steps.settings.plan import LoraSettings, Plan
 from steps.train.neuron.planning import plan as neuron_plan
 from steps.train.neuron.planning.refusals import check_training
@@ -73,7 +74,7 @@ def build(plan: Plan, base: BaseModel, prepared: PreparedData, run: RunDir) -> t
         identity="",
         base_path=base.path,
         base_digest=base.digest,
-        base_name=base.source.removeprefix("hub:") if base.source.startswith("hub:") else base.name,
+        base_name=base.source.removeprefix("hub:") if base.source.startswith("hub:") else base.path,
         prepared_path=prepared.path,
         prepared_digest=prepared.digest,
         steps=prepared.steps,
@@ -150,11 +151,11 @@ def _digest_of_start(lora: LoraSettings) -> str:
 def collect(
     spec: TrainSpec, adapter_dir: Path, *, attempts: int, account: dict[str, Any], layout: dict[str, Any]
 ) -> Adapter:
-    """The record of a published adapter.
+    """The record of a published adapter; puts the tokenizer and the chat template that it was trained with beside it.
 
     Raises:
         CheckpointError: the folder is not what a worker exports.
-        StorageError: training.json is missing or unreadable.
+        StorageError: training.json is missing or unreadable, or the disk refused.
     """
     missing = [name for name in ADAPTER_FILES if not (adapter_dir / name).is_file()]
     if missing:
@@ -162,6 +163,9 @@ def collect(
             f"{adapter_dir} has no {', '.join(missing)}: the training did not publish a whole adapter"
         )
     training = read_json(adapter_dir / "training.json")
+    with storage_errors(f"writing {adapter_dir}"):
+        copy_tokenizer(Path(spec.base_path), adapter_dir)
+        make_usable(adapter_dir, str(read_json(Path(spec.prepared_path) / MANIFEST).get("chat_template") or ""))
     losses = _losses(spec, attempts)
     return Adapter(
         path=str(adapter_dir),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import subprocess
 import tarfile
 from pathlib import Path
@@ -78,6 +79,38 @@ def test_the_merged_folder_says_where_it_comes_from(finished: tuple[Place, str, 
     assert lineage["base"]["digest"] == place.artifact(run_id, "start", "base")["digest"]
     assert len(lineage["code"]["digest"]) == 64
     assert "adapter.identity" in (merged / "README.md").read_text()
+
+
+PIPELINE = """
+from transformers import pipeline
+talk = pipeline("text-generation", ".")
+print(talk([{"role": "user", "content": "Hello"}], max_new_tokens=3)[0]["generated_text"][-1]["role"])
+print(talk.model.generate(**talk.tokenizer("Hello", return_tensors="pt"), max_new_tokens=3).shape[0])
+"""
+
+
+def test_what_is_handed_on_works_by_the_usual_snippets(finished: tuple[Place, str, str]) -> None:
+    """The README's own example in both folders, `pipeline` on the merged one, and `generate` on what the tokenizer gives."""
+    place, run_id, _ = finished
+    merged = Path(place.artifact(run_id, "merge", "merged")["path"])
+    adapter = Path(place.artifact(run_id, "train", "adapter")["path"])
+    for folder in (adapter, merged):
+        assert {"README.md", "lineage.json", "tokenizer_config.json", "chat_template.jinja"} <= {
+            path.name for path in folder.iterdir()
+        }
+        code = re.search(r"^```python\n(.*?)^```$", (folder / "README.md").read_text("utf-8"), re.DOTALL | re.MULTILINE)
+        assert code is not None
+        run_plainly(place, folder, code[1])
+    assert run_plainly(place, merged, PIPELINE).split() == ["assistant", "1"]
+
+
+def run_plainly(place: Place, folder: Path, code: str) -> str:
+    """What Python prints in a folder, without this project in reach and without a hub."""
+    environment = {**place.environment, "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""}
+    command = [place.command()[0], "-c", code]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
 
 
 def test_both_cards_are_pages_of_our_own_without_a_script(finished: tuple[Place, str, str]) -> None:

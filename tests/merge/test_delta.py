@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from steps.errors import CheckpointError
-from steps.merge.card import model_card
 from steps.merge.delta import PREFIX, Change, LowRank, Shape, changes_of, check_fits
-from tests.merge.merge_records import LINEAGE, adapter_record, base_record
 
 LORA: dict[str, Any] = {"peft_type": "LORA", "r": 2, "lora_alpha": 4}
 LAYER, HEAD, EMBEDDING = "model.layers.0.mlp.up_proj", "lm_head", "model.embed_tokens"
@@ -84,11 +80,3 @@ def test_a_replacement_and_a_sum_are_both_held_against_the_base() -> None:
     check_fits(changes, shapes, {f"{LAYER}.weight": (6, 8), f"{HEAD}.weight": (9, 8)})
     with pytest.raises(CheckpointError, match=r"lm_head\.weight of shape \[9, 8\], the base's has \[10, 8\]"):
         check_fits(changes, shapes, {f"{LAYER}.weight": (6, 8), f"{HEAD}.weight": (10, 8)})
-
-
-@pytest.mark.parametrize(("source", "is_named"), [("hub:someone/small", True), ("folder:/models/small", False)])
-def test_a_card_names_its_base_to_the_hub_only_if_the_hub_has_it(tmp_path: Path, source: str, is_named: bool) -> None:
-    base = replace(base_record(tmp_path), source=source)
-    card = model_card(base, adapter_record(tmp_path, base), LINEAGE, dtype="bfloat16")
-    assert ("base_model:" in card) == is_named
-    assert source in card

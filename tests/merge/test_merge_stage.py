@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import signal
 from collections.abc import Callable
 from contextlib import suppress
@@ -76,13 +77,32 @@ def test_the_merged_weights_have_the_type_that_was_asked_for(
     assert merge(base, adapter, tmp_path, merge_dtype="bf16").identity == own.identity
 
 
-def test_card_and_lineage_lie_beside_the_weights(base: Path, adapter: Path, tmp_path: Path) -> None:
+def test_the_lineage_lies_beside_the_weights(base: Path, adapter: Path, tmp_path: Path) -> None:
     folder = Path(merge(base, adapter, tmp_path).path)
     assert json.loads((folder / "lineage.json").read_text()) == LINEAGE
-    card = (folder / "README.md").read_text()
-    assert card.startswith("---\n")
-    for words in ('base_model: "someone/small"', "rank 4", "2.0000 → 0.5000", "0.7500", "| data.name | orders |"):
-        assert words in card
+
+
+def test_the_tokenizer_gets_the_template_that_the_adapter_was_trained_with(
+    base: Path, adapter: Path, tmp_path: Path
+) -> None:
+    trained = tmp_path / "trained"
+    shutil.copytree(adapter, trained)
+    (trained / "chat_template.jinja").write_text("{{ messages }}")
+    folder = Path(merge(base, trained, tmp_path).path)
+    assert (folder / "chat_template.jinja").read_text() == "{{ messages }}"
+    assert "chat_template.jinja" in json.loads((folder / stage.RECORD).read_text())["files"]
+
+
+def test_a_completed_card_is_no_damage(base: Path, adapter: Path, tmp_path: Path) -> None:
+    first = merge(base, adapter, tmp_path)
+    folder = Path(first.path)
+    (folder / "README.md").write_text("with the score")
+    (folder / "lineage.json").write_text("{}")
+    record = json.loads((folder / stage.RECORD).read_text())
+    record["files"]["README.md"] = {"bytes": 1, "sha256": "of an earlier version"}
+    (folder / stage.RECORD).write_text(json.dumps(record))
+    assert merge(base, adapter, tmp_path) == first
+    assert (folder / "README.md").read_text() == "with the score"
 
 
 def test_the_digest_is_the_models_and_not_the_runs(base: Path, adapter: Path, tmp_path: Path) -> None:
