@@ -42,18 +42,18 @@ def cancel(run: str, yes: bool, wait_s: float, config: Path | None, root: str | 
         cancel_here(find_run(place.root, run), run, is_agreed=yes)
         return
     kube = open_cluster(place.settings)
-    supervised = supervised_below(place.root, run)
-    found = named(look(kube), run) if supervised else wait_for_job(kube, run, wait_s=wait_s)
-    supervised = supervised or supervised_of([Path(job.directory) for job in found[-1:]])
-    live = [job for job in found if not job.is_over]
+    visible = trainings_below(place.root, run)
+    found = named(look(kube), run) if visible else wait_for_job(kube, run, wait_s=wait_s)
+    visible = visible or [Path(job.directory) for job in found[-1:]]
+    supervised, live = supervised_of(visible), [job for job in found if not job.is_over]
     if not live and not supervised:
-        click.echo(f"nothing of run {run} runs: attempt {found[-1].attempt} is {found[-1].state}")
+        leave_for_later(visible, run, say=click.echo)
         return
     if not yes:
         names = ", ".join(f"{job.namespace}/{job.name} ({job.state}, {job.nodes} node(s))" for job in live)
         what = f"Delete PyTorchJob {names}?" if live else f"End run {run}, which is between two attempts?"
         click.confirm(f"{what} The workers save first", abort=True)
-    ask_all(supervised)
+    ask_all(unfinished_of(visible), say=click.echo)
     cancel_jobs(kube, live, say=click.echo)
     wait_until_heard(supervised, say=click.echo)
     click.echo(f"to go on: {how_to_go_on(live[-1].run_id if live else supervised[-1].parent.name, config)}")
@@ -85,18 +85,18 @@ def cancel_here(run: Path, given: str, *, is_agreed: bool) -> None:
     """End the processes of a run on this machine."""
     from steps.job.local_jobs import cancel_running, running_in
 
-    trainings = trainings_of(run)
+    trainings = jobs_of(run)
     supervised = supervised_of(trainings)
     running: list[RunningJob] = [job for path in trainings for job in running_in(path)]
     if not running and not supervised:
-        click.echo(f"nothing of run {given} runs on this machine")
+        leave_for_later(trainings, given, say=click.echo)
         return
     if not is_agreed:
         what = ", ".join(f"attempt {job.attempt} of {job.directory} ({len(job.pids)} processes)" for job in running)
         click.confirm(
             f"End {what or f'run {given}, which is between two attempts'}? The workers save first", abort=True
         )
-    ask_all(supervised)
+    ask_all(unfinished_of(trainings), say=click.echo)
     for job in running:
         killed = cancel_running(job, grace_s=LOCAL_GRACE_S)
         click.echo(f"attempt {job.attempt} has ended{f'; {killed} processes had to be killed' if killed else ''}")
@@ -105,12 +105,34 @@ def cancel_here(run: Path, given: str, *, is_agreed: bool) -> None:
     click.echo(f"to go on: {how_to_go_on(run.name, None)}")
 
 
-def supervised_below(root: Path, given: str) -> list[Path]:
-    """The trainings of a run that a supervisor acts on, as far as they can be seen from here."""
+def trainings_below(root: Path, given: str) -> list[Path]:
+    """The jobs' directories of a run, as far as they can be seen from here."""
     try:
-        return supervised_of(trainings_of(find_run(root, given)))
+        return jobs_of(find_run(root, given))
     except StorageError:  # a laptop, or the name of a job: the cluster's own objects tell
         return []
+
+
+def jobs_of(run: Path) -> list[Path]:
+    """Every directory of a run in which a launcher has worked: trainings, precompilations, compilations."""
+    locked = (path.parent for path in run.glob("*/supervisor.lock"))
+    return sorted({*trainings_of(run), *locked}, key=lambda path: path.stat().st_mtime)
+
+
+def unfinished_of(trainings: Sequence[Path]) -> list[Path]:
+    """Those that a launcher acts on, or may come to act on by itself: no result, and not given up."""
+    from steps.job.local_jobs import may_go_on
+
+    supervised = supervised_of(trainings)
+    return [path for path in trainings if path.is_dir() and (path in supervised or may_go_on(path))]
+
+
+def leave_for_later(trainings: Sequence[Path], given: str, *, say: Callable[[str], object]) -> None:
+    """Nothing runs just now: a launcher that is being started anew (a moved pod, an automatic retry) must find the wish."""
+    say(f"nothing of run {given} runs just now, as far as this machine can see")
+    asked = ask_all(unfinished_of(trainings), say=say)
+    for path in asked:
+        say(f"{path.name}: a launcher that starts by itself begins no attempt; `resume` goes on; {kept_in(path)}")
 
 
 def supervised_of(trainings: Sequence[Path]) -> list[Path]:
@@ -120,13 +142,20 @@ def supervised_of(trainings: Sequence[Path]) -> list[Path]:
     return [path for path in trainings if path.is_dir() and is_supervised(path)]
 
 
-def ask_all(trainings: Sequence[Path]) -> None:
-    """Leave the wish to end for each one's supervisor: before any job is deleted, so that no other is made."""
+def ask_all(trainings: Sequence[Path], *, say: Callable[[str], object]) -> list[Path]:
+    """Leave the wish to end for each one's launcher, before any job is deleted, so that no other is made. Returns those left."""
     from steps.job.cancel import request
     from steps.protocol.rundir import TrainDir
 
+    left = []
     for path in trainings:
-        request(TrainDir(path))
+        try:
+            request(TrainDir(path))
+        except (StorageError, OSError) as error:  # another user's directory: its job can be ended all the same
+            say(f"{path}: the wish cannot be left there ({error}); a launcher takes the end of its job for one")
+        else:
+            left.append(path)
+    return left
 
 
 def wait_until_heard(
@@ -196,12 +225,14 @@ def _stuck(job: SeenJob, left: Sequence[tuple[str, str]]) -> str:
 
 
 def kept_in(directory: Path) -> str:
-    """What a cancelled training leaves."""
+    """What a cancelled training leaves, and what could not be saved."""
+    from steps.job.local_jobs import steps_done
     from steps.protocol.checkpoints import newest_step
     from steps.protocol.rundir import TrainDir
 
     if not directory.is_dir():
         return f"kept: all that was saved, in {directory} (not visible from here)"
-    step = newest_step(TrainDir(directory).checkpoints)
+    step, done = newest_step(TrainDir(directory).checkpoints), steps_done(directory)
     what = f"the checkpoint of step {step}" if step else "no checkpoint was complete yet"
-    return f"kept: {what}; logs and events; in {directory}"
+    lost = f"; steps {step + 1} to {done} could not be saved within the grace period (deadlines.grace_s), and are done again"
+    return f"kept: {what}{lost if done > step else ''}; logs and events; in {directory}"

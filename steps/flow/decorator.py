@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from metaflow import StepMutator, UserStepDecorator, current
 
-from steps.errors import ConfigError, JobCancelled, JobPermanentError, JobRetriesExhausted, LoraFlowError
+from steps.errors import ConfigError, JobCancelled, JobPermanentError, JobRetriesExhausted, JobTimeout, LoraFlowError
 from steps.flow import metaflow_internals
 from steps.flow.parameters import FlowError
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from steps.settings.config import Settings
 
 TRAIN_CARD = "training"
-FINAL = (JobPermanentError, JobRetriesExhausted, JobCancelled, ConfigError)
+FINAL = (JobPermanentError, JobRetriesExhausted, JobTimeout, JobCancelled, ConfigError)
 """Errors after which Metaflow's own @retry must not start the step again."""
 
 
@@ -73,6 +73,8 @@ class JobHandle:
             Outside(observe=observe, notice=notice),
             retry_permanent=resumed,
             lease_s=settings.cluster.lease_s,
+            # Metaflow kills a step's pod on Ctrl-C without a word to it: what is to stay must not need this process.
+            is_detached=settings.detaches and metaflow_internals.is_in_pod(),
         )
         card.close(result.account)
         return result
@@ -99,7 +101,8 @@ def _on_cluster(job: Job, settings: Settings, notice: Callable[[str], None]) -> 
         run="/".join(run.path.parts[-2:]),
         step=str(current.step_name),
         code=Code(str(path), digest),
-        owner=find_owner(os.environ, kube.pod),
+        # A detached job outlives the pod, and so the batch job or workflow, that made it.
+        owner=None if settings.detaches else find_owner(os.environ, kube.pod),
     )
     return launchers.cluster_launcher(kube, spec, notice=notice)
 

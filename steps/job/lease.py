@@ -98,6 +98,8 @@ class Lease:
     lease_s: float
     outside: Outside
     patience: Patience
+    is_detached: bool = False
+    """Nobody's death ends the workers: a counter is never written."""
     counter: int = 0
     advanced_at_s: float = float("-inf")
 
@@ -126,6 +128,10 @@ class Lease:
             self.patience.praise()
 
     def _write(self, attempt: int, spent_s: float) -> None:
+        if self.is_detached:
+            self.detach(attempt)
+            self.advanced_at_s = self.outside.clock()
+            return
         path = self.job.directory.files(attempt).lease
         with storage_errors(f"writing {path}"):
             path.parent.mkdir(parents=True, exist_ok=True)

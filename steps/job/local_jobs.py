@@ -19,6 +19,7 @@ from steps.job import progress as deadlines
 from steps.job.agent import processes
 from steps.job.agent.agent import DETACHED, read_or_empty
 from steps.job.agent.in_use import is_supervised
+from steps.job.cancel import is_requested
 from steps.job.goodput import account_of
 from steps.job.history import History
 from steps.protocol import checkpoints
@@ -119,6 +120,29 @@ def cancel_running(job: RunningJob, *, grace_s: float, sleep: Callable[[float], 
     return end_running(job, grace_s=grace_s)
 
 
+def may_go_on(directory: Path) -> bool:
+    """Whether an automatic retry would begin or adopt an attempt: there is no result and no verdict."""
+    paths = TrainDir(directory)
+    try:
+        return not paths.adapter.is_dir() and _history(paths).verdict is None
+    except StorageError:  # damaged: no launcher gets past it
+        return False
+
+
+def steps_done(directory: Path) -> int:
+    """Steps that the newest attempt has done, saved or not; 0 where its workers have not begun."""
+    paths = TrainDir(directory)
+    numbers = [int(path.name) for path in paths.attempt(1).parent.glob("[0-9]*") if path.name.isdigit()]
+    return _progress(paths, max(numbers)).step if numbers else 0
+
+
+def _progress(paths: TrainDir, number: int) -> deadlines.Progress:
+    progress = deadlines.begin(0.0)
+    for event in EventTail(paths.events(number)).read_new():
+        progress = deadlines.advance(progress, event, 0.0)
+    return progress
+
+
 def train_directories(root: Path) -> list[Path]:
     """All training directories below `root`: `<flow>/<run>/train-<identity>`."""
     return sorted(path for path in root.glob("*/*/train-*") if path.is_dir())
@@ -133,10 +157,7 @@ def describe(directory: Path, prices: Prices | None = None) -> dict[str, Any]:
     paths = TrainDir(directory)
     history = _history(paths)
     last = history.last
-    progress = deadlines.begin(0.0)
-    if last:
-        for event in EventTail(paths.events(last.number)).read_new():
-            progress = deadlines.advance(progress, event, 0.0)
+    progress = _progress(paths, last.number) if last else deadlines.begin(0.0)
     running = running_in(directory)
     account = account_of(paths, history, prices or Prices(), until_s=_end_s(history)) if last else {}
     return {
@@ -191,8 +212,10 @@ def _state(paths: TrainDir, history: History, *, is_running: bool) -> str:
         return "finished"
     if is_running:
         return "running"
-    if history.verdict:
+    if history.verdict and history.verdict.kind != "cancelled":
         return "failed"
+    if history.verdict or is_requested(paths):
+        return "cancelled by a person"
     return "stopped" if history.attempts else "new"
 
 

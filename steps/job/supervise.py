@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from steps.errors import JobError
 from steps.job import cancel, messages
 from steps.job.attempt import Ending, Watch
 from steps.job.classify import Failure
@@ -60,11 +61,13 @@ def supervise(
     *,
     retry_permanent: bool = False,
     lease_s: float = 600.0,
+    is_detached: bool = False,
 ) -> JobResult:
     """Run the job to its end, or adopt the one that is already running; blocks. One supervisor acts, others follow it.
 
     `retry_permanent`: a person resumes, so an earlier verdict does not bind. `lease_s`: without a sign of this supervisor for so
-    many seconds the workers are ended.
+    many seconds the workers are ended. `is_detached`: they need no supervisor from the start, since this process may be killed
+    without a word (a step's pod).
 
     Raises:
         JobPermanentError, JobRetriesExhausted, JobTimeout: it failed for good; the message says what to do.
@@ -72,7 +75,7 @@ def supervise(
     """
     outside = _steady(outside or Outside())
     patience = Patience(lease_s / 2, outside)
-    lease, spent = Lease(job, lease_s, outside, patience), Spent(outside.clock())
+    lease, spent = Lease(job, lease_s, outside, patience, is_detached), Spent(outside.clock())
     limits = settings.deadlines
     watch = Watch(job, launcher, limits, lease, spent, outside, settings.recovery_is_foreign)
     with acting(job, limits.total_s + limits.queue_s, outside):
@@ -95,6 +98,10 @@ class _Supervisor:
     outside: Outside
     watch: Watch
     book: Logbook
+    is_resumed: bool = field(init=False, default=False)
+    """A person started this supervisor."""
+    ended_unwatched: int = field(init=False, default=0)
+    """The attempt that was over already when it was adopted; 0: none."""
     expected_step: int = field(init=False, default=0)
     """Of the checkpoint that the attempt's workers have to begin with; 0: it was not made by us."""
 
@@ -111,12 +118,21 @@ class _Supervisor:
         if retry_permanent:
             self.book.reset_retry_count()
             cancel.clear(self.job.directory)  # of an earlier supervisor: whoever starts it now does not want it to end
+        elif cancel.is_requested(self.job.directory) and not (self.history.last and self.history.last.is_open):
+            raise self._refuse()
         self.watch.spent.total_s += self.book.spent_before_s()
+        self.is_resumed = retry_permanent
         try:
             return self._run_attempts()
         except KeyboardInterrupt:
             self._interrupt()
             raise
+
+    def _refuse(self) -> JobError:
+        """Cancelled while no launcher ran: nothing is begun."""
+        number = self.history.last.number if self.history.last else 1
+        failure = Failure(FailureClass.PREEMPTED, "a person cancelled it while no launcher ran")
+        return self.book.give_up(number, failure, CANCELLED)
 
     def _run_attempts(self) -> JobResult:
         while True:
@@ -172,6 +188,7 @@ class _Supervisor:
         if snapshot.phase is Phase.GONE:
             self._create(number)
             return True
+        self.ended_unwatched = number if snapshot.is_over else 0
         how = "ended while nobody watched it" if snapshot.is_over else "is still running; watching over it from here"
         self.outside.notice(f"{self.job.label}: attempt {number} {how}")
         return False
@@ -243,7 +260,8 @@ class _Supervisor:
 
     def _decide(self, ending: Ending) -> Resubmit | GiveUp:
         """What follows: `retry.decide`, unless the retries are not ours, or somebody cancelled."""
-        if ending.snapshot.reason is Reason.CANCELLED:
+        is_old_wish = self.is_resumed and self.history.attempts[-1].number == self.ended_unwatched
+        if ending.snapshot.reason is Reason.CANCELLED and not is_old_wish:
             return CANCELLED
         if self.settings.recovery_is_foreign:
             return GiveUp("exhausted", "cluster.recovery is hyperpod: its auto-resume owns the retries, and it gave up")

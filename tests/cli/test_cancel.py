@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from steps.job import history as memory
 from steps.job.cancel import clear, is_requested, request
 from steps.job.history import Attempt, History, Verdict
 from steps.protocol.checkpoints import Writer, checkpoint_path, commit
+from steps.protocol.events import EventWriter
 from steps.protocol.rundir import TrainDir, held_lock
 from tests.shared.cluster_objects import FakeCluster, make_job, make_pod
 
@@ -82,8 +84,68 @@ def test_what_is_kept_is_told_as_far_as_it_can_be_seen(tmp_path: Path) -> None:
 
 
 def test_cancel_of_a_local_run_that_does_not_run_says_so(tmp_path: Path) -> None:
-    make_training(tmp_path)
-    assert "nothing of run 17 runs on this machine" in call("cancel", "17", "--root", tmp_path).output
+    train = make_training(tmp_path, verdict=PERMANENT)
+    assert "nothing of run 17 runs just now" in call("cancel", "17", "--root", tmp_path).output
+    assert not is_requested(train), "it was given up: nobody would begin by himself"
+
+
+def test_cancel_while_the_launcher_is_started_anew_is_remembered(tmp_path: Path) -> None:
+    train = make_training(tmp_path)
+    said = call("cancel", "17", "--root", tmp_path).output
+    assert (
+        "train-abc: a launcher that starts by itself begins no attempt; `resume` goes on; kept: the checkpoint" in said
+    )
+    assert is_requested(train)
+    assert "cancelled by a person, step" in call("status", "17", "--root", tmp_path).output
+
+
+def test_cancel_asks_every_launcher_of_the_run(tmp_path: Path) -> None:
+    train = make_training(tmp_path)
+    compiling = TrainDir(train.path.with_name("compile-xyz"))
+    compiling.path.mkdir()
+    compiling.lock.touch()
+    call("cancel", "17", "--root", tmp_path)
+    assert is_requested(train)
+    assert is_requested(compiling)
+
+
+def test_where_the_wish_cannot_be_left_the_job_is_deleted_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = make_training(tmp_path / "runs")
+    job = make_job(run="LoraFlow/17", directory=str(train.path))
+    cluster = FakeCluster([job], [make_pod(job, 0)], looks_until_gone=1)
+
+    def refuse(directory: TrainDir) -> None:
+        raise StorageError(f"writing {directory.cancel}: no permission")
+
+    storage = {"root": str(tmp_path / "runs"), "cache": str(tmp_path)}
+    config = tmp_path / "cluster.yaml"
+    raw = {
+        "launcher": {"kind": "pytorchjob"},
+        "cluster": {"namespace": "ns", "image": "i", "mount_path": str(tmp_path)},
+        "storage": storage,
+    }
+    config.write_text(yaml.safe_dump(raw))
+    monkeypatch.setattr("steps.cli.cancel.open_cluster", lambda settings: cluster)
+    monkeypatch.setattr("steps.job.cancel.request", refuse)
+    said = call("cancel", "17", "--yes", "--config", config).output
+    assert "the wish cannot be left there (writing " in said
+    assert cluster.deleted == [job["metadata"]["name"]]
+    assert "and its pods are gone" in said
+
+
+def test_steps_that_could_not_be_saved_are_told(tmp_path: Path) -> None:
+    train = make_training(tmp_path)
+    events = EventWriter(train.events(1), attempt=1, stream=io.StringIO())
+    events.emit("started", 36, of=100)
+    events.emit("step", 40)
+    assert "could not be saved" not in kept_in(train.path)
+    events.emit("step", 43)
+    assert kept_in(train.path) == (
+        "kept: the checkpoint of step 40; steps 41 to 43 could not be saved within the grace period (deadlines.grace_s), and are "
+        f"done again; logs and events; in {train.path}"
+    )
 
 
 @contextmanager

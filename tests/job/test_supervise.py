@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from filelock import FileLock
 
 from steps.errors import JobCancelled, JobError, JobPermanentError, JobRetriesExhausted, JobTimeout, StorageError
 from steps.job import cancel
+from steps.job.agent.agent import DETACHED
 from steps.job.job import Job
 from steps.job.snapshot import JobSnapshot, Phase, Reason, WorkerState
 from steps.job.supervise import JobResult, Outside, supervise
@@ -391,11 +393,38 @@ def test_wish_to_cancel_ends_an_attempt_that_runs(tmp_path: Path) -> None:
 def test_wish_from_before_binds_an_automatic_retry_and_no_person(tmp_path: Path) -> None:
     stage = Stage(tmp_path, succeed, succeed)
     cancel.request(stage.job.directory)
-    with pytest.raises(JobCancelled):
+    with pytest.raises(JobCancelled, match="cancelled it while no launcher ran"):
         stage.run()
+    assert stage.launcher.calls == [], "an attempt was made only to be ended"
+    assert stage.history["verdict"]["kind"] == "cancelled"
     other = Stage(tmp_path / "other", succeed)
     cancel.request(other.job.directory)
     assert other.run(retry_permanent=True).attempts == 1
+
+
+def test_an_attempt_that_was_cancelled_while_nobody_watched_does_not_end_a_resumed_training(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, hang_at(2), succeed)
+    with pytest.raises(ZeroDivisionError):
+        stage.run(sleep=lambda seconds: 1 / 0)  # type: ignore[arg-type, return-value]
+    cancelled = stage.launcher.attempts[1]
+    cancelled.end(143)
+    cancelled.snapshot = replace(cancelled.snapshot, reason=Reason.CANCELLED)
+    assert stage.run(retry_permanent=True).attempts == 2
+
+
+def test_a_detached_lease_is_so_from_the_start_and_never_moves(tmp_path: Path) -> None:
+    seen: set[str] = set()
+
+    def script(attempt: Attempt, look: int) -> None:
+        seen.add((stage.job.directory.attempt(1) / "lease").read_text())
+        if look == 400:
+            succeed(attempt, 0)
+            succeed(attempt, 1)
+
+    stage = Stage(tmp_path, script, deadlines={"startup_s": 1000})
+    outside = Outside(clock=stage.clock, wall=stage.clock, sleep=stage.clock.sleep)
+    supervise(stage.job, stage.launcher, stage.settings, outside, is_detached=True)
+    assert seen == {DETACHED}
 
 
 def test_wish_that_comes_too_late_is_gone_with_the_result(tmp_path: Path) -> None:
