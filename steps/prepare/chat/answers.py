@@ -118,8 +118,8 @@ def _with_end(template: ChatTemplate, text: str, end: int) -> int:
 def _place(template: ChatTemplate, conversation: Conversation, text: str, index: int) -> tuple[int, int]:
     """Start and end of the answer at `index`: after its prompt, up to where its own rendering ends."""
     messages = conversation.messages
-    prompt = template.text(conversation, messages[:index], generate=True)
-    if text.startswith(prompt):
+    prompt = template.text(conversation, messages[:index], generate=True) if index else ""
+    if prompt and text.startswith(prompt):
         is_last = index + 1 == len(messages)
         own = text if is_last else template.text(conversation, messages[: index + 1], generate=False)
         turn = own[len(prompt) :].rstrip()
@@ -136,8 +136,9 @@ def _probe(template: ChatTemplate, conversation: Conversation, text: str, index:
         other: Message = {"role": "assistant", "content": content}
         others.append(template.text(conversation, (*messages[:index], other, *messages[index + 1 :]), generate=False))
         alone.append(template.text(conversation, (*messages[:index], other), generate=False))
-    start = min(_common_start(text, other) for other in others)
-    content_end = max(start, len(text) - min(_common_end(text, other) for other in others))
+    start = template.token_at(text, min(_common_start(text, other) for other in others))[0]
+    content_end = template.token_at(text, len(text) - min(_common_end(text, other) for other in others))[1]
+    content_end = max(start, content_end)
     if len(others[0]) - _common_start(*others) < len(PROBES[0]):
         raise Refused("an answer does not appear in the conversation's text")
     marker = alone[0][len(alone[0]) - _common_end(*alone) :].rstrip()
@@ -182,10 +183,8 @@ def _ended(template: ChatTemplate, rendered: Rendered) -> Rendered:
 def _checked(template: ChatTemplate, conversation: Conversation, text: str, spans: Spans) -> Rendered:
     """Refuses what lacks an answer, a call or a tool's result; names what else is not in the text."""
     answer = conversation.answer
-    if not _is_in(text[slice(*spans[-1])], (answer["content"] or "").rpartition("</think>")[2]) and not answer.get(
-        "tool_calls"
-    ):
-        raise Refused("it does not print an answer as it stands")
+    for index, span in zip(conversation.learned, spans, strict=False):
+        _check_answer(conversation.messages[index], text[slice(*span)])
     left_out = [] if _is_in(text, _system_of(conversation)) else ["the system turn"]
     if conversation.tools or any(len(message) > 2 or message["role"] == "tool" for message in conversation.messages):
         left_out += _lacks(conversation, text)
@@ -193,6 +192,15 @@ def _checked(template: ChatTemplate, conversation: Conversation, text: str, span
     if thoughts and not _is_in(text, str(thoughts)):
         left_out.append("the reasoning")
     return Rendered(text, spans, tuple(f"the chat template leaves out {part}" for part in left_out))
+
+
+def _check_answer(message: Message, printed: str) -> None:
+    """Refuses what is printed without its words or without its calls."""
+    calls = message.get("tool_calls") or []
+    if not all(_is_in(printed, str(call["function"].get("name", ""))) for call in calls):
+        raise Refused("it prints no tool_calls")
+    if not calls and not _is_in(printed, message["content"].rpartition("</think>")[2]):
+        raise Refused("it does not print an answer as it stands")
 
 
 def _system_of(conversation: Conversation) -> str:
@@ -209,12 +217,9 @@ def _lacks(conversation: Conversation, text: str) -> list[str]:
     """Of tools and calls; the names of what is left out."""
     left_out = []
     for message in conversation.messages:
-        calls = message.get("tool_calls") or []
-        if not all(_is_in(text, str(call["function"].get("name", ""))) for call in calls):
-            raise Refused("it prints no tool_calls")
         if message["role"] == "tool" and not _is_in(text, message["content"]):
             raise Refused("it prints no tool results")
-        if calls and not _is_in(text, message["content"] or ""):
+        if message.get("tool_calls") and not _is_in(text, message["content"] or ""):
             left_out.append("the text beside a tool call")
     names = (str(tool.get("function", tool).get("name", "")) for tool in conversation.tools)
     return left_out + ([] if all(_is_in(text, name) for name in names) else ["the tools"])

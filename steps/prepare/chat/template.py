@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from steps.errors import ModelError
-from steps.prepare.chat.conversations import Conversation
+from steps.prepare.chat.conversations import Conversation, of_turns
 from steps.prepare.chat.messages import Message
 
 FALLBACK = (
@@ -36,6 +36,9 @@ TEMPLATE_FAULTS = (ArithmeticError, AttributeError, LookupError, RecursionError,
 """What a template that was not made for a conversation ends in, beside Jinja's own errors."""
 REASONING = ("reasoning_content", "thinking", "reasoning")
 """What data sets and templates call the thoughts before an answer."""
+
+LONGEST_TOKEN = 64
+"""Characters."""
 
 Spans = tuple[tuple[int, int], ...]
 
@@ -61,18 +64,14 @@ class Templates:
 class ChatTemplate:
     """Renders conversations, each with what follows it or with the beginning of an answer."""
 
-    def __init__(self, templates: Templates, tokens: Mapping[str, str], added: Sequence[str]) -> None:
-        """`tokens`: bos_token and its like, for the template; `added`: the tokenizer's added tokens, as they are written.
+    def __init__(self, templates: Templates, tokens: Mapping[str, str], added: Mapping[str, bool]) -> None:
+        """`tokens`: bos_token and its like, for the template; `added`: the tokenizer's added tokens, and whether each is special.
 
         Raises:
             ModelError: the template is not valid Jinja.
         """
         self.source = templates.source
         self.tokens = tokens
-        self.ends = tuple(
-            sorted({*filter(None, added), *filter(None, [tokens.get("eos_token")])}, key=len, reverse=True)
-        )
-        """Every token that may end a turn, as it is written, the longest first."""
         self.begin = tokens.get("bos_token", "") if templates.adds_bos else ""
         """What a bare text begins with."""
         self._with_tools = templates.with_tools or templates.source
@@ -80,6 +79,28 @@ class ChatTemplate:
         self._render = _renderer([self.source, self._with_tools])
         self.marks_answers = _marks_answers(self.source)
         self._reasoning = [name for name in REASONING if name in self.source]
+        self._added = re.compile("|".join(map(re.escape, sorted(filter(None, added), key=len, reverse=True))) or "(?!)")
+        special = {text for text, is_special in added.items() if is_special and text}
+        self.ends = tuple(
+            sorted({*special, *self._usual_end(), tokens.get("eos_token") or "\0"}, key=len, reverse=True)
+        )
+        """What may end a turn, as it is written, the longest first: not the end of a thought or of a call within it."""
+
+    def _usual_end(self) -> list[str]:
+        """The added token that ends a plain answer, if one does."""
+        plain = of_turns(("user", "a"), ("assistant", "b"))
+        try:
+            text = self.text(plain, plain.messages, generate=False).rstrip()
+        except Refused:
+            return []
+        return [found[0] for found in self._added.finditer(text) if found.end() == len(text)]
+
+    def token_at(self, text: str, place: int) -> tuple[int, int]:
+        """Start and end of the added token that `place` lies inside of; twice `place` if it is in none."""
+        for found in self._added.finditer(text, max(0, place - LONGEST_TOKEN), place + LONGEST_TOKEN):
+            if found.start() < place < found.end():
+                return found.span()
+        return place, place
 
     def text(self, conversation: Conversation, messages: Sequence[Message], *, generate: bool) -> str:
         """`messages` (all of the conversation's or some) as text; `generate`: and the beginning of the next answer.

@@ -54,7 +54,7 @@ class ChatTokenizer:
             ModelError: there is none, or it cannot be read.
         """
         tokenizer = _load_tokenizer(folder)
-        added = [token.content for token in tokenizer.get_added_tokens_decoder().values()]
+        added = {token.content: token.special for token in tokenizer.get_added_tokens_decoder().values()}
         found, tokens = read_templates(
             folder, own=template, arguments=arguments or {}, adds_bos=_adds_bos(tokenizer, folder)
         )
