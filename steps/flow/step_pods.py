@@ -78,10 +78,17 @@ def secrets_of(cluster: Cluster, step: str) -> list[str]:
 
 
 def security_of(cluster: Cluster) -> dict[str, Any]:
-    """As the workers', so that all files on the shared file system have one owner."""
+    """As the workers', so that all files on the shared file system have one owner, and PodSecurity `restricted` is content."""
     if not cluster.run_as_user:
         return {}
-    return {"run_as_user": cluster.run_as_user, "run_as_group": cluster.run_as_user, "run_as_non_root": True}
+    return {
+        "run_as_user": cluster.run_as_user,
+        "run_as_group": cluster.run_as_user,
+        "run_as_non_root": True,
+        "allow_privilege_escalation": False,
+        "capabilities": {"drop": ["ALL"]},
+        "seccomp_profile": {"type": "RuntimeDefault"},
+    }
 
 
 def snake_case(toleration: Mapping[str, Any]) -> dict[str, Any]:

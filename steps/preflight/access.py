@@ -51,6 +51,8 @@ def rights(cluster: Cluster) -> tuple[Right, ...]:
         _read("customresourcedefinitions", "apiextensions.k8s.io", "the operator's version is not checked", CRD),
         Right("get", "persistentvolumeclaims", "", "the claim is not checked", is_used_here=True),
         Right("list", "resourcequotas", "", "whether a ResourceQuota leaves room is not checked", is_used_here=True),
+        Right("list", "limitranges", "", "whether a LimitRange refuses the workers is not checked", is_used_here=True),
+        Right("get", "namespaces", "", "whether PodSecurity refuses the workers is not checked", is_used_here=True),
     )
     return (*always, *_queue_rights(cluster)) if cluster.queue else always
 

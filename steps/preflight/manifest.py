@@ -110,7 +110,7 @@ def judge_job(cluster: Cluster, answer: Answer) -> list[Finding]:
             ok("job", "the API server would accept it (dry run)"),
             *([_queued(cluster, answer)] if cluster.queue else []),
         ]
-    if _may_not(answer) or answer.status in (0, HTTPStatus.CONFLICT):
+    if may_not_create(answer) or answer.status in (0, HTTPStatus.CONFLICT):
         return []  # permissions and operator say it
     if answer.is_missing:
         if (answer.body.get("details") or {}).get("kind") == "namespaces":
@@ -135,10 +135,10 @@ def _queued(cluster: Cluster, answer: Answer) -> Finding:
 
 
 def judge_pod(answer: Answer, *, is_quota_known: bool) -> list[Finding]:
-    """What the API server said to a worker's pod; nothing where we may not ask."""
+    """What the API server said to a worker's pod; where we may not ask, `admission` judges by reading."""
     if answer.is_ok:
         return [ok("pod", "the API server would accept a worker's pod (dry run)")]
-    if _may_not(answer) or answer.is_missing or answer.status in (0, HTTPStatus.CONFLICT):
+    if may_not_create(answer) or answer.is_missing or answer.status in (0, HTTPStatus.CONFLICT):
         return []
     if "exceeded quota" in answer.message:
         fix = "wait until others have ended, or have the ResourceQuota raised"
@@ -147,6 +147,6 @@ def judge_pod(answer: Answer, *, is_quota_known: bool) -> list[Finding]:
     return [error("pod", f"the API server refuses a worker's pod: {answer.message}", fix)]
 
 
-def _may_not(answer: Answer) -> bool:
+def may_not_create(answer: Answer) -> bool:
     """Refused for want of a permission, not for what the object is."""
     return answer.is_forbidden and "cannot create resource" in answer.message

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from steps.job.job import Job
-from steps.preflight import access, finding, manifest, nodes, operator, queue, quota, storage
+from steps.preflight import access, admission, finding, manifest, nodes, operator, queue, quota, storage
 from steps.preflight.cloud import LOCAL, Datastore
 from steps.preflight.finding import Finding
 from steps.preflight.quantity import asked_by, times
@@ -62,7 +62,7 @@ def questions(target: Target, made: Mapping[str, Any]) -> dict[str, Question]:
     space, launcher = cluster.namespace, access.account_of_steps(cluster)
     found = {"me": ME, "group": operator.GROUP, "crd": operator.CRD, "deployments": operator.DEPLOYMENTS}
     found |= {"nodes": nodes.NODES, "pods": nodes.PODS, "quotas": quota.question(space)}
-    found |= {"job": manifest.job_question(made), "pod": manifest.pod_question(made)}
+    found |= {"job": manifest.job_question(made), "pod": manifest.pod_question(made), **admission.questions(space)}
     found |= {"kueue": queue.GROUP} if cluster.queue else {}
     for right in access.rights(cluster):
         found[f"own {right.key}"] = access.ask_self(right, space)
@@ -92,6 +92,10 @@ def judge(target: Target, made: Mapping[str, Any], known: Mapping[str, Answer]) 
     found += quota.judge(cluster, known["quotas"], worker)
     found += manifest.judge_images(cluster, known["nodes"])
     found += manifest.judge_manifest(made) + manifest.judge_job(cluster, known["job"])
+    if manifest.may_not_create(known["pod"]):
+        return found + admission.judge(
+            cluster.namespace, known, made["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]
+        )
     return found + manifest.judge_pod(known["pod"], is_quota_known=known["quotas"].is_ok)
 
 

@@ -13,7 +13,7 @@ FILES = sorted(FOLDER.glob("*.yaml"))
 NAMESPACE = "hyperpod-ns-research"
 CLAIM = "fsx-claim"
 ACCOUNT = {"kind": "ServiceAccount", "name": "hyperpod-lora", "namespace": NAMESPACE}
-PEOPLE = {"apiGroup": "rbac.authorization.k8s.io", "kind": "Group", "name": "hyperpod-lora-users"}
+PEOPLE = {"apiGroup": "rbac.authorization.k8s.io", "kind": "Group", "name": f"hyperpod-lora-users-{NAMESPACE}"}
 
 OF_THE_ROLE = {
     "pytorchjobs.kubeflow.org": {"create", "get", "list", "watch", "delete"},
@@ -21,6 +21,8 @@ OF_THE_ROLE = {
     "pods/log": {"get"},
     "persistentvolumeclaims": {"get"},
     "resourcequotas": {"list"},
+    "limitranges": {"list"},
+    "namespaces": {"get"},
     "events": {"list"},
     "localqueues.kueue.x-k8s.io": {"get"},
     "workloads.kueue.x-k8s.io": {"list"},
@@ -37,7 +39,7 @@ OF_METAFLOW_RUN = {"jobs.batch": {"create", "get", "patch"}}
 OF_METAFLOW_ARGO = {
     "workflowtemplates.argoproj.io": {"create", "get", "list", "update", "delete"},
     "workflows.argoproj.io": {"create", "get", "patch"},
-    "cronworkflows.argoproj.io": {"create", "get", "update", "delete"},
+    "cronworkflows.argoproj.io": {"create", "get", "list", "update", "patch", "delete"},
     "sensors.argoproj.io": {"delete"},
 }
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.config_cluster.manifests import (
     ACCOUNT,
@@ -79,7 +80,7 @@ def test_no_file_holds_a_secret(path: Path) -> None:
     ("kind", "name", "expected"),
     [
         ("Role", "hyperpod-lora", OF_THE_ROLE),
-        ("ClusterRole", "hyperpod-lora-preflight", OF_THE_CLUSTER_ROLE),
+        ("ClusterRole", f"hyperpod-lora-preflight-{NAMESPACE}", OF_THE_CLUSTER_ROLE),
         ("Role", "hyperpod-lora-argo-pod", OF_ARGO_PODS),
         ("Role", "hyperpod-lora-metaflow-run", OF_METAFLOW_RUN),
         ("Role", "hyperpod-lora-metaflow-argo", OF_METAFLOW_ARGO),
@@ -113,11 +114,35 @@ def test_pods_and_people_watch_over_jobs_but_only_people_launch_flows() -> None:
     found = of_kind("RoleBinding", "ClusterRoleBinding")
     assert {binding["roleRef"]["name"]: subjects(binding) for binding in found.values()} == {
         "hyperpod-lora": [ACCOUNT, PEOPLE],
-        "hyperpod-lora-preflight": [ACCOUNT, PEOPLE],
+        f"hyperpod-lora-preflight-{NAMESPACE}": [ACCOUNT, PEOPLE],
         "hyperpod-lora-argo-pod": [ACCOUNT],
         "hyperpod-lora-metaflow-run": [PEOPLE],
         "hyperpod-lora-metaflow-argo": [PEOPLE],
     }
+
+
+@pytest.mark.parametrize("stem", ["rbac", "rbac-metaflow", "fsx-static", "fsx-dynamic", "namespace"])
+def test_two_teams_share_no_object_and_no_group(stem: str) -> None:
+    """Else removing one team's files takes the other's rights away, and people have rights in the other team's namespace."""
+    path = PROJECT / "config" / "cluster" / f"{stem}.yaml"
+    ours, theirs = (
+        objects(path),
+        [yaml.safe_load(json.dumps(item).replace(NAMESPACE, "theirs")) for item in objects(path)],
+    )
+    for mine, other in zip(ours, theirs, strict=True):
+        keys = [(item["kind"], item["metadata"].get("namespace"), item["metadata"]["name"]) for item in (mine, other)]
+        assert keys[0] != keys[1]
+        both = [json.dumps(subject) for item in (mine, other) for subject in item.get("subjects", ())]
+        assert len(set(both)) == len(both)
+
+
+def test_the_schedule_of_the_guide_is_applied_and_changed_with_the_shipped_rights() -> None:
+    text = (PROJECT / "docs" / "argo.md").read_text()
+    (found,) = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)]
+    assert found["spec"]["schedules"] == ["0 2 * * *"]
+    assert "schedule" not in found["spec"]
+    assert {"create", "get", "list", "patch"} <= OF_METAFLOW_ARGO["cronworkflows.argoproj.io"]
+    assert "argo-workflows --name" in text
 
 
 def test_every_binding_names_a_role_and_an_account_that_exist() -> None:

@@ -31,8 +31,6 @@ pytestmark = [
     pytest.mark.skipif("KUBECONFIG" not in os.environ, reason="KUBECONFIG names no cluster"),
 ]
 CLUSTER_WIDE = (
-    "hyperpod-lora-preflight",
-    "hyperpod-lora-fsx",
     "trn1-32xlarge",
     "training-priority",
     "experiment-priority",
@@ -100,7 +98,7 @@ def review(wish: Wish, namespace: str, *, who: str, name: str = "") -> str:
     subject = (
         {"user": f"system:serviceaccount:{namespace}:hyperpod-lora", "groups": ["system:authenticated"]}
         if who == "pods"
-        else {"user": "somebody", "groups": ["system:authenticated", "hyperpod-lora-users"]}
+        else {"user": "somebody", "groups": ["system:authenticated", f"hyperpod-lora-users-{namespace}"]}
     )
     attributes = {key: value for key, value in (attributes | {"namespace": namespace}).items() if value}
     spec = subject | {"resourceAttributes": attributes}

@@ -99,7 +99,14 @@ def test_a_pod_has_what_the_config_says_and_no_accelerator() -> None:
         "tolerations": [{"key": "dedicated", "operator": "Exists", "toleration_seconds": 30}],
         "labels": {"team": "research"},
         "annotations": {"cost": "42"},
-        "security_context": {"run_as_user": 1000, "run_as_group": 1000, "run_as_non_root": True},
+        "security_context": {
+            "run_as_user": 1000,
+            "run_as_group": 1000,
+            "run_as_non_root": True,
+            "allow_privilege_escalation": False,
+            "capabilities": {"drop": ["ALL"]},
+            "seccomp_profile": {"type": "RuntimeDefault"},
+        },
     }
 
 

@@ -113,6 +113,8 @@ GOOD: dict[str, Answer] = {
     "nodes": items(node("node-1"), node("node-2")),
     "pods": items(),
     "quotas": items(),
+    "limitranges": items(),
+    "namespace": Answer(200, {"metadata": {"name": SPACE}}),
     "job": Answer(201, {"spec": {"runPolicy": {"suspend": True}}}),
     "pod": Answer(201),
     "kueue": Answer(200, {"preferredVersion": {"groupVersion": "kueue.x-k8s.io/v1beta1"}}),
