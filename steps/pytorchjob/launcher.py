@@ -1,4 +1,4 @@
-"""The cluster's launcher: an attempt is one PyTorchJob. Satisfies `launcher.Launcher`; the client is handed in.
+"""The cluster's launcher: an attempt is one PyTorchJob. Satisfies `job.snapshot.Launcher`; the client is handed in.
 
 It keeps nothing but what the watch shows: names are deterministic, so another launcher, in another process, finds the same job.
 """
@@ -15,7 +15,7 @@ import yaml
 from steps.errors import ClusterError
 from steps.job.job import Job
 from steps.job.local_launcher import tail
-from steps.job.snapshot import JobSnapshot, Phase, Reason
+from steps.job.snapshot import JobSnapshot, Phase
 from steps.protocol.rundir import write_json
 from steps.pytorchjob import manifest as pytorchjob
 from steps.pytorchjob.exit_reports import read_reports, with_reports
@@ -24,25 +24,17 @@ from steps.pytorchjob.manifest import LABEL
 from steps.pytorchjob.node_marks import is_unexplained, mark_of, with_marks
 from steps.pytorchjob.onlooker import Onlooker
 from steps.pytorchjob.snapshot import (
-    GONE_WITH_NODE,
     View,
-    has_conditions,
     has_ended,
     index_of,
-    is_suspended,
     snapshot_of_cluster,
 )
 from steps.pytorchjob.spec import JobSpec
+from steps.pytorchjob.watching import CONFIRM_S, Ask, Look, Question, Seen, advance, judge
 
 if TYPE_CHECKING:
     from steps.pytorchjob.client import Kube
 
-NOTICE_S = 60.0
-"""Within this time the operator has taken notice of a job, or never will: 1.7.0 has no webhook that would refuse one."""
-ASK_SOON_S, ASK_AGAIN_S = 5.0, 30.0
-"""Between two questions for events: in the first minute until they say something, and later."""
-CONFIRM_S = 2.0
-"""Between two looks for a job that the watch does not show."""
 KEPT = ("involvedObject", "reason", "message", "type", "count", "lastTimestamp")
 
 
@@ -51,20 +43,10 @@ class _Watched:
     """What this process knows of one attempt."""
 
     informer: Informer
-    since_s: float
     onlooker: Onlooker
-    has_been: bool = False
-    """The job was seen."""
+    seen: Seen
     has_looked_again: bool = False
     """After the job's failure, which may be told of before its pods'."""
-    hint: str = ""
-    asked_s: float = float("-inf")
-    confirmed_s: float = float("-inf")
-    node_asked_s: float = float("-inf")
-    leaving_s: dict[str, float] = field(default_factory=dict)
-    """When a pod was first seen on its way out, by UID."""
-    dead: set[str] = field(default_factory=set)
-    """UIDs of pods whose node does not answer."""
     marks: dict[str, str] = field(default_factory=dict)
     """What the platform says about nodes whose workers were ended without a word."""
 
@@ -111,27 +93,45 @@ class KubeLauncher:
         """
         watched = self._watch(job, attempt)
         self._require_api(watched)
-        found = watched.informer.job or self._confirm_gone(watched, job, attempt)
-        watched.has_been = watched.has_been or found is not None
-        self._notice_dead(watched, watched.informer.pods)
-        self._ask(watched, job, found, watched.informer.pods)
-        watched.onlooker.look(found, watched.informer.pods, self._clock() - watched.since_s, hint=watched.hint)
-        snapshot = self._snapshot(watched, job, found)
+        look = self._look(watched, job, attempt)
+        watched.seen, questions = advance(watched.seen, look)
+        for question in questions:
+            self._ask(watched, question)
+        age_s = look.now_s - watched.seen.since_s
+        watched.onlooker.look(look.job, look.pods, age_s, hint=watched.seen.hint)
+        snapshot = self._snapshot(watched, job, look.job)
         if snapshot.phase is Phase.FAILED and not watched.has_looked_again:
             watched.has_looked_again = True
             watched.informer.look_again()
-            snapshot = self._snapshot(watched, job, found)
+            snapshot = self._snapshot(watched, job, look.job)
             nodes = {worker.node for worker in snapshot.workers if is_unexplained(worker)}
             watched.marks = {node: mark_of(self._kube.node(node) or {}) for node in nodes}
         if snapshot.names_another:
             reports = read_reports(job.directory.attempt(attempt), job.nodes)
             snapshot = with_reports(snapshot, reports, job.processes)
-        return self._judge(watched, job, attempt, with_marks(snapshot, watched.marks), found)
+        was_begun = snapshot.phase is Phase.GONE and job.directory.files(attempt).nodes.is_dir()
+        return judge(watched.seen, look, with_marks(snapshot, watched.marks), was_begun=was_begun)
+
+    def _look(self, watched: _Watched, job: Job, attempt: int) -> Look:
+        """What the watch shows; a job that it does not show is asked for."""
+        now_s, found = self._clock(), watched.informer.job
+        if found is None and watched.seen.is_due(Ask.JOB, CONFIRM_S, now_s):
+            watched.seen = watched.seen.asked(Ask.JOB, now_s)
+            found = self._kube.job(pytorchjob.name_of(self._spec, job, attempt))
+            if found is not None:
+                watched.informer.note(found)
+        return Look(now_s, found, watched.informer.pods, job.nodes)
+
+    def _ask(self, watched: _Watched, question: Question) -> None:
+        """Put a question to the API, and take its answer in."""
+        if question.ask is Ask.NODE:
+            watched.seen = watched.seen.with_node(question, self._kube.is_node_ready(question.name))
+        else:
+            watched.seen = watched.seen.with_warnings(self._kube.events(question.name))
 
     def _snapshot(self, watched: _Watched, job: Job, found: Mapping[str, Any] | None) -> JobSnapshot:
-        pods, recovery = watched.informer.pods, self._spec.cluster.recovery
-        view = View(found, pods, job.nodes, job.processes, frozenset(watched.dead), watched.hint, recovery)
-        return snapshot_of_cluster(view)
+        pods, recovery, seen = watched.informer.pods, self._spec.cluster.recovery, watched.seen
+        return snapshot_of_cluster(View(found, pods, job.nodes, job.processes, seen.dead, seen.hint, recovery))
 
     def delete(self, job: Job, attempt: int, *, grace_s: float) -> None:
         """Ask the workers to save and stop, then delete the job; its pods go with it.
@@ -182,7 +182,7 @@ class KubeLauncher:
             informer = Informer(self._kube, name)
             informer.start()
             onlooker = Onlooker(name, self._spec.cluster.api_patience_s, self._spec.startup_s, self._notice)
-            self._watched[attempt] = _Watched(informer, self._clock(), onlooker)
+            self._watched[attempt] = _Watched(informer, onlooker, Seen(self._clock()))
         return self._watched[attempt]
 
     def _introduce(self, name: str, job: Job) -> str:
@@ -219,67 +219,6 @@ class KubeLauncher:
                 f"the Kubernetes API has been away for {watched.informer.silent_s:.0f} s (cluster.api_patience_s is "
                 f"{patience_s:.0f}; {watched.informer.error}): the workers go on for cluster.lease_s, `resume` adopts them"
             )
-
-    def _confirm_gone(self, watched: _Watched, job: Job, attempt: int) -> dict[str, Any] | None:
-        """The watch may lag behind a job that was just made: ask."""
-        now_s = self._clock()
-        if now_s - watched.confirmed_s < CONFIRM_S:
-            return None
-        watched.confirmed_s = now_s
-        found = self._kube.job(pytorchjob.name_of(self._spec, job, attempt))
-        if found is not None:
-            watched.informer.note(found)
-        return found
-
-    def _judge(
-        self, watched: _Watched, job: Job, attempt: int, snapshot: JobSnapshot, found: Mapping[str, Any] | None
-    ) -> JobSnapshot:
-        """What only someone who watched for a while can know."""
-        if snapshot.phase is Phase.GONE and watched.has_been:
-            return JobSnapshot(Phase.GONE, (), Reason.CANCELLED, "", snapshot.remaining)
-        if snapshot.phase is Phase.GONE and job.directory.files(attempt).nodes.is_dir():
-            words = "the job was deleted while nobody watched it"
-            return JobSnapshot(Phase.FAILED, (), Reason.PREEMPTED, words, snapshot.remaining)
-        is_ignored = found is not None and not has_conditions(found) and not is_suspended(found)
-        if is_ignored and self._clock() - watched.since_s > NOTICE_S and "FailedValidation" in watched.hint:
-            return JobSnapshot(Phase.FAILED, (), Reason.CONFIG, watched.hint, snapshot.remaining)
-        return snapshot
-
-    def _notice_dead(self, watched: _Watched, pods: Sequence[Mapping[str, Any]]) -> None:
-        """Pods on their way out whose node does not answer: nobody can say whether they still run, and waiting is in vain.
-
-        What protects the checkpoints from them is that every writer has a directory of its own.
-        """
-        now_s = self._clock()
-        for pod in pods:
-            uid = pod["metadata"]["uid"]
-            if not pod["metadata"].get("deletionTimestamp") or uid in watched.dead:
-                continue
-            since_s = watched.leaving_s.setdefault(uid, now_s)
-            reasons = {item.get("reason") for item in pod["status"].get("conditions") or []}
-            grace_s = float(pod["metadata"].get("deletionGracePeriodSeconds") or 0)
-            if not reasons & GONE_WITH_NODE and now_s - since_s < grace_s + CONFIRM_S:
-                continue
-            if now_s - watched.node_asked_s < CONFIRM_S:
-                continue
-            watched.node_asked_s = now_s
-            ready = self._kube.is_node_ready(str(pod["spec"].get("nodeName") or ""))
-            if ready is False or (ready is None and reasons & GONE_WITH_NODE):
-                watched.dead.add(uid)
-
-    def _ask(
-        self, watched: _Watched, job: Job, found: Mapping[str, Any] | None, pods: Sequence[Mapping[str, Any]]
-    ) -> None:
-        """Why pods do not come: only the events say (a quota, a validation). Asked seldom, and only then."""
-        now_s = self._clock()
-        waits = found is not None and len(pods) < job.nodes and not is_suspended(found)
-        again_s = ASK_AGAIN_S if watched.hint or now_s - watched.since_s > NOTICE_S else ASK_SOON_S
-        if not waits or now_s - watched.since_s < CONFIRM_S or now_s - watched.asked_s < again_s:
-            return
-        watched.asked_s = now_s
-        name = str(found["metadata"]["name"]) if found else ""
-        warnings = [event for event in self._kube.events(name) if event.get("type") == "Warning"]
-        watched.hint = "; ".join(dict.fromkeys(f"{event['reason']}: {event['message']}" for event in warnings[-3:]))
 
 
 def _without_noise(item: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,78 @@
+"""What follows from watching a job for a while: as a table of looks, without a cluster, a clock or a thread."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from steps.job.snapshot import JobSnapshot, Phase, Reason
+from steps.pytorchjob.watching import Ask, Look, Question, Seen, advance, judge
+from tests.pytorchjob.test_snapshot import disrupted, job, pod
+
+
+def look(now_s: float, *pods: dict[str, Any], found: dict[str, Any] | None = None, nodes: int = 2) -> Look:
+    return Look(now_s, found, pods, nodes)
+
+
+def leaving(index: int, **more: Any) -> dict[str, Any]:
+    found = pod(index, deleting=True, **more)
+    found["metadata"] |= {"uid": f"uid-{index}", "deletionGracePeriodSeconds": 30}
+    return found
+
+
+def asked(seen: Seen, *looks: Look) -> list[tuple[float, Ask]]:
+    """When each question was asked."""
+    found = []
+    for item in looks:
+        seen, questions = advance(seen, item)
+        found += [(item.now_s, question.ask) for question in questions]
+    return found
+
+
+def test_events_are_asked_for_soon_at_first_and_seldom_later() -> None:
+    waiting = [look(float(now_s), found=job("Created")) for now_s in range(121)]
+    times = [now_s for now_s, ask in asked(Seen(0.0), *waiting) if ask is Ask.EVENTS]
+    assert times == [*(2.0 + 5 * place for place in range(12)), 87.0, 117.0]
+
+
+def test_events_that_have_spoken_are_asked_for_seldom() -> None:
+    seen = Seen(0.0).with_warnings(({"type": "Warning", "reason": "FailedCreatePod", "message": "exceeded quota"},))
+    waiting = [look(float(now_s), found=job("Created")) for now_s in range(61)]
+    assert [now_s for now_s, _ in asked(seen, *waiting)] == [2.0, 32.0]
+
+
+def test_nobody_is_asked_while_all_pods_are_there_or_the_job_waits_in_a_queue() -> None:
+    suspended = {**job("Created"), "spec": {"runPolicy": {"suspend": True}}}
+    looks = [look(10.0, pod(0), pod(1), found=job("Running")), look(60.0, found=suspended), look(90.0)]
+    assert asked(Seen(0.0), *looks) == []
+
+
+def test_one_node_of_several_is_asked_at_a_time_and_a_dead_one_no_more() -> None:
+    gone = disrupted("DeletionByTaintManager")
+    pods = (leaving(0, conditions=(gone,)), leaving(1, conditions=(gone,)))
+    seen, (first,) = advance(Seen(0.0), look(10.0, *pods, found=job("Running")))
+    assert (first.ask, first.uid, first.is_given_up) == (Ask.NODE, "uid-0", True)
+    assert advance(seen, look(11.0, *pods, found=job("Running")))[1] == ()
+    seen = seen.with_node(first, False)
+    assert seen.dead == {"uid-0"}
+    _, (second,) = advance(seen, look(12.5, *pods, found=job("Running")))
+    assert second.uid == "uid-1"
+
+
+def test_a_node_that_may_not_be_read_is_dead_only_if_the_cluster_gave_its_pod_up() -> None:
+    kept, given_up = Question(Ask.NODE, "n", "a"), Question(Ask.NODE, "n", "b", is_given_up=True)
+    seen = Seen(0.0).with_node(kept, None).with_node(given_up, None).with_node(given_up, True)
+    assert seen.dead == {"b"}
+
+
+def test_a_job_that_was_seen_and_is_gone_was_cancelled() -> None:
+    seen, _ = advance(Seen(0.0), look(1.0, found=job("Running")))
+    found = judge(seen, look(2.0), JobSnapshot(Phase.GONE, remaining=1), was_begun=True)
+    assert (found.phase, found.reason, found.remaining) == (Phase.GONE, Reason.CANCELLED, 1)
+    assert judge(Seen(0.0), look(2.0), JobSnapshot(Phase.GONE), was_begun=True).reason is Reason.PREEMPTED
+    assert judge(Seen(0.0), look(2.0), JobSnapshot(Phase.GONE), was_begun=False) == JobSnapshot(Phase.GONE)
+
+
+def test_advance_changes_nothing_that_it_was_given() -> None:
+    seen = Seen(0.0)
+    advance(seen, look(5.0, leaving(0), found=job("Running")))
+    assert seen == Seen(0.0)
