@@ -1,6 +1,6 @@
 """The preflight's questions to AWS, through boto3, which is loaded only here and only when asked. Never raises for an answer.
 
-Called by `preflight`; what the answers mean is in `checks.cloud`.
+Called by `run`; what the answers mean is in `cloud`.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 NOT_ASKED = Answer(0, reason="not configured")
 CONNECT_S, READ_S = 3, 5
-MOST_PAGES = 20
-"""A hundred instances each."""
+PAGE, MOST_NODES = 100, 2000
+"""Instances in one answer, and in all."""
 
 
 def describe(target: Target, *, client: Callable[..., Any] | None = None) -> Answer:
@@ -40,15 +40,10 @@ def list_nodes(target: Target, *, client: Callable[..., Any] | None = None) -> A
 
     def call() -> dict[str, Any]:
         sagemaker = (client or _client)("sagemaker", region=cluster.region)
-        found: list[Any] = []
-        page: dict[str, Any] = {}
-        for _ in range(MOST_PAGES):
-            more = {"NextToken": page["NextToken"]} if page.get("NextToken") else {}
-            page = sagemaker.list_cluster_nodes(ClusterName=cluster.hyperpod_cluster, MaxResults=100, **more)
-            found += page["ClusterNodeSummaries"]
-            if not page.get("NextToken"):
-                break
-        return {"ClusterNodeSummaries": found}
+        pages = sagemaker.get_paginator("list_cluster_nodes").paginate(
+            ClusterName=cluster.hyperpod_cluster, PaginationConfig={"PageSize": PAGE, "MaxItems": MOST_NODES}
+        )
+        return dict(pages.build_full_result())
 
     return _answered(call)
 

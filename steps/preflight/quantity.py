@@ -1,17 +1,14 @@
-"""Kubernetes' quantities (`127610m`, `460Gi`, `16`) and what a pod asks for. Pure."""
+"""Kubernetes' quantities (`127610m`, `460Gi`, `16`), read by its own client, and what a pod asks for. Pure."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
 
+from kubernetes.utils.quantity import parse_quantity
+
 Amounts = dict[str, Decimal]
-QUANTITY = re.compile(r"([+-]?[0-9.]+(?:[eE][+-]?[0-9]+)?)([KMGTPE]i|[numkMGTPE])?")
-SCALE = {"n": Decimal("1e-9"), "u": Decimal("1e-6"), "m": Decimal("1e-3")}
-SCALE |= {unit: Decimal(1000) ** power for power, unit in enumerate("kMGTPE", 1)}
-SCALE |= {f"{unit}i": Decimal(1024) ** power for power, unit in enumerate("KMGTPE", 1)}
 
 
 def amount(text: object) -> Decimal:
@@ -20,10 +17,14 @@ def amount(text: object) -> Decimal:
     Raises:
         ValueError: it is none.
     """
-    found = QUANTITY.fullmatch(str(text).strip())
-    if not found:
-        raise ValueError(f"{text!r} is no quantity of Kubernetes")
-    return Decimal(found[1]) * SCALE.get(found[2] or "", Decimal(1))
+    try:
+        (word,) = str(text).split()
+        found: Decimal = parse_quantity(word)
+        if not found.is_finite():
+            raise ValueError("not a finite number")
+    except ValueError as error:
+        raise ValueError(f"{text!r} is no quantity of Kubernetes") from error
+    return found
 
 
 def amounts(raw: Mapping[str, Any] | None) -> Amounts:
