@@ -12,6 +12,7 @@ import click
 from steps.cli.place import CONFIG, ROOT, how_to_go_on, look, open_cluster, place_of
 from steps.cli.run_folders import find_run, trainings_of
 from steps.errors import ClusterError, StorageError
+from steps.plain_text import counted
 
 if TYPE_CHECKING:
     from steps.cli.cluster_jobs import SeenJob
@@ -50,7 +51,7 @@ def cancel(run: str, yes: bool, wait_s: float, config: Path | None, root: str | 
         leave_for_later(visible, run, say=click.echo)
         return
     if not yes:
-        names = ", ".join(f"{job.namespace}/{job.name} ({job.state}, {job.nodes} node(s))" for job in live)
+        names = ", ".join(f"{job.namespace}/{job.name} ({job.state}, {counted(job.nodes, 'node')})" for job in live)
         what = f"Delete PyTorchJob {names}?" if live else f"End run {run}, which is between two attempts?"
         click.confirm(f"{what} The workers save first", abort=True)
     ask_all(unfinished_of(visible), say=click.echo)

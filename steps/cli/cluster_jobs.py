@@ -20,6 +20,7 @@ from steps.job.classify import classify
 from steps.job.goodput import Span, account
 from steps.job.messages import describe_failure
 from steps.job.snapshot import JobSnapshot, Phase
+from steps.plain_text import counted
 from steps.protocol.events import PREFIX, Event, parse_line
 from steps.pytorchjob.manifest import AUTO_RESUME, LABEL, MANAGED_BY
 from steps.pytorchjob.snapshot import View, index_of, snapshot_of_cluster
@@ -185,7 +186,8 @@ def describe(jobs: Sequence[SeenJob], told: Told | None, now_s: float) -> list[s
     age_s = (job.ended_s or now_s) - job.created_s
     since = f"took {seconds_in_words(age_s)}" if job.ended_s else f"{seconds_in_words(age_s)} old"
     lines = [
-        f"{job.run}, {job.step}: {job.state}, attempt {job.attempt}, {job.nodes} node(s) × {job.processes} process(es), {since}",
+        f"{job.run}, {job.step}: {job.state}, attempt {job.attempt}, "
+        f"{counted(job.nodes, 'node')} × {counted(job.processes, 'process', 'processes')}, {since}",
         f"  job        {job.namespace}/{job.name}",
         *_work(job, told),
     ]

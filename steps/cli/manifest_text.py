@@ -27,6 +27,7 @@ from steps.job import history as memory
 from steps.job.history import Attempt
 from steps.job.job import Job
 from steps.job.lease import detach, holder_of
+from steps.plain_text import counted
 from steps.protocol.rundir import RunDir, TrainDir, held_lock, run_directory, write_atomic, write_json
 from steps.pytorchjob import manifest as pytorchjob
 from steps.pytorchjob.spec import Code, JobSpec
@@ -184,8 +185,9 @@ def _heading(made: Printable) -> list[str]:
     model, dataset = plan.model.title or plan.model.name, plan.dataset.title or plan.dataset.name
     return [
         f"{model} on {dataset}: attempt {made.attempt} of the training, one PyTorchJob.",
-        f"{plan.nodes} node(s) × {plan.processes} processes; {plan.training.global_batch} rows a step = "
-        f"{plan.replicas} replicas × {plan.training.micro_batch} × {plan.accumulation} accumulated.",
+        f"{counted(plan.nodes, 'node')} × {counted(plan.processes, 'process', 'processes')}; "
+        f"{counted(plan.training.global_batch, 'row')} a step = "
+        f"{counted(plan.replicas, 'replica')} × {plan.training.micro_batch} × {plan.accumulation} accumulated.",
     ]
 
 

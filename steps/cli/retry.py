@@ -9,6 +9,7 @@ import click
 from steps.cli.place import CONFIG, ROOT, Place, how_to_go_on, place_of
 from steps.cli.run_folders import find_run, trainings_of
 from steps.errors import StorageError
+from steps.plain_text import counted
 
 
 @click.command()
@@ -64,6 +65,7 @@ def forgive(path: Path) -> str:
         memory.save(training.history, history.reset_retry_count())
     said = history.verdict.message.splitlines()[0]
     return (
-        f"{path.name}: forgiven ({history.verdict.kind}: {said}); {len(history.attempts)} attempt(s) no longer count, "
+        f"{path.name}: forgiven ({history.verdict.kind}: {said}); {counted(len(history.attempts), 'attempt')} before this "
+        f"no longer {'counts' if len(history.attempts) == 1 else 'count'}, "
         f"it goes on from step {newest_step(training.checkpoints)}"
     )

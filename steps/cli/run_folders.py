@@ -13,6 +13,7 @@ from typing import Any
 
 from steps.errors import StorageError
 from steps.flow.terminal import seconds_in_words
+from steps.plain_text import counted
 
 NEWEST = 10
 """Trainings shown when nobody says which."""
@@ -100,7 +101,7 @@ def story(facts: dict[str, Any]) -> list[str]:
     ]
     if account:
         lines.append(
-            f"  {len(facts['attempts'])} attempt(s), {seconds_in_words(account.get('total_s', 0))} in all, "
+            f"  {counted(len(facts['attempts']), 'attempt')}, {seconds_in_words(account.get('total_s', 0))} in all, "
             f"goodput {account.get('goodput', 0):.0%}"
         )
     lines += [

@@ -15,6 +15,7 @@ from typing import Any
 from steps.errors import StorageError
 from steps.flow.small_data import in_epochs
 from steps.flow.terminal import seconds_in_words
+from steps.plain_text import counted
 from steps.protocol.records import BaseModel, PreparedData, identity_of
 from steps.protocol.rundir import read_json, write_json
 from steps.settings.plan import Plan
@@ -28,7 +29,9 @@ def plan_line(plan: Plan, base: BaseModel, prepared: PreparedData, *, cache: Pat
     """One sentence for a person who may still press Ctrl-C."""
     tokens = tokens_of_run(prepared)
     training, lora = plan.training, plan.training.lora
-    layout = f"{plan.world} process(es) × {plan.accumulation} accumulated × {training.micro_batch} rows"
+    layout = (
+        f"{counted(plan.world, 'process', 'processes')} × {plan.accumulation} accumulated × {training.micro_batch} rows"
+    )
     line = (
         f"plan: {prepared.steps:,} steps of {training.global_batch} rows ({layout}), about {tokens:,} tokens, "
         f"{lora.method} rank {lora.rank} on {', '.join(lora.targets)}, {training.precision}"

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from steps.plain_text import counted
 from steps.protocol.records import Adapter, BaseModel, PreparedData, Report, digest_of
 from steps.settings.plan import Plan
 
@@ -41,7 +42,8 @@ def build(
         "data": {
             "name": plan.dataset.name,
             "source": prepared.source,
-            "fingerprint": prepared.fingerprint,
+            "fingerprint": _fingerprint(prepared),
+            "files": list(prepared.files),
             "digest": prepared.digest,
             "train_samples": prepared.train_samples,
             "validation_samples": prepared.validation_samples,
@@ -65,6 +67,11 @@ def build(
         },
         "adapter": {"digest": adapter.digest, "identity": adapter.identity},
     }
+
+
+def _fingerprint(prepared: PreparedData) -> str:
+    """Of the source: what `sha256sum` shows where it is one file; else of its rows (`files` has each file's)."""
+    return prepared.files[0].partition("  ")[0] if len(prepared.files) == 1 else prepared.fingerprint
 
 
 def with_scores(lineage: Mapping[str, Any], report: Report | None) -> dict[str, Any]:
@@ -98,13 +105,14 @@ def flat(lineage: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
 def plan_facts(plan: Plan, prepared: PreparedData) -> dict[str, object]:
     """The settings that a reader of the train card asks for first."""
     training, lora = plan.training, plan.training.lora
+    processes = counted(plan.world, "process", "processes")
     return {
         "model": plan.model.title or plan.model.name,
         "data": f"{prepared.train_samples:,} samples of {prepared.source}",
         "method": f"{lora.method}, rank {lora.rank}, alpha {lora.alpha:g}, dropout {lora.dropout:g}",
         "targets": ", ".join(lora.targets),
         **({"started from": f"the adapter in {lora.init_adapter}"} if lora.init_adapter else {}),
-        "batch": f"{training.global_batch} rows = {plan.world} process(es) × {plan.accumulation} × {training.micro_batch}",
+        "batch": f"{counted(training.global_batch, 'row')} = {processes} × {plan.accumulation} × {training.micro_batch}",
         "sequence length": f"{plan.sequence_length}, {'packed' if prepared.packed else 'not packed'}",
         "learning rate": f"{training.learning_rate:g}, {training.scheduler}, warm-up {training.warmup_ratio:.0%}",
         "precision": training.precision

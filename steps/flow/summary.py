@@ -9,7 +9,9 @@ from typing import Any
 
 from steps.flow import lineage as lineages
 from steps.flow import metaflow_internals
+from steps.flow.cards.evaluate import gate_words, headline, interval_words, notes, score_words
 from steps.flow.terminal import say
+from steps.plain_text import counted
 from steps.protocol.records import Adapter, MergedModel, PreparedData, Report
 
 
@@ -34,11 +36,6 @@ def describe_data(data: PreparedData) -> list[str]:
     return [*lines, *data.notes]
 
 
-def counted(count: int, what: str) -> str:
-    """`1 row`, `2 rows`."""
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
-
-
 def conclude(flow: Any) -> None:
     """The last words of a run: what was learned, where it lies, what to type next."""
     if flow.dry_run:
@@ -51,13 +48,14 @@ def conclude(flow: Any) -> None:
     )
     script, step = Path(sys.argv[0]).resolve(), f"{metaflow_internals.pathspec().rpartition('/')[2]}/evaluate"
     talk = Path(sys.executable).parent / "hyperpod-lora"
+    interval = f", {words}" if (words := interval_words(report)) else ""
     for line in (
         "",
         verdict(report),
-        f"  {report.score_name} on {report.samples} samples it never saw: {report.base_score:.1%} → {report.tuned_score:.1%}",
-        *([f"  {report.details['words']}"] if report.details.get("words") else []),
+        f"  {score_words(report)} on {counted(report.samples, 'sample')} it never saw: {headline(report)}{interval}",
+        *(f"  {note}" for note in notes(report)),
         f"  loss on held-out samples: {report.base_loss:.4f} → {report.tuned_loss:.4f}",
-        f"  gate: {report.gate}",
+        f"  {gate_words(report)}",
         "",
         f"adapter       {adapter.path}",
         f"merged model  {merged.path}",

@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
+from steps.plain_text import counted, visible
 from steps.protocol.events import Event
 
 
@@ -34,7 +35,11 @@ def seconds_in_words(seconds: float) -> str:
 
 
 def say(line: str) -> None:
-    """Print one line now; a closed pipe is ignored, so that a job survives the terminal it was started from."""
+    """Print one line now, with nothing in it that a terminal would act on.
+
+    A closed pipe is ignored, so that a job survives the terminal it was started from.
+    """
+    line = visible(line)
     try:
         print(line, flush=True)
     except UnicodeEncodeError:  # a terminal without UTF-8 gets ? for ×
@@ -86,14 +91,15 @@ class ProgressPrinter:
             case "started":
                 where = f", from the checkpoint of step {event.step}" if event.step else ""
                 where += ", saved on another layout" if data.get("layout_changed") is True else ""
-                return f"attempt {event.attempt}: workers started ({data.get('world', 1)} process(es)){where}"
+                world = counted(int(number(data.get("world", 1))), "process", "processes")
+                return f"attempt {event.attempt}: workers started ({world}){where}"
             case "model_loaded":
                 trained, total = number(data.get("trainable")), number(data.get("parameters"))
                 return f"model loaded: {trained:,.0f} of {total:,.0f} parameters are trained"
             case "step":
                 return self._step_line(event)
             case "validation":
-                return f"step {event.step}: validation loss {data.get('loss')}"
+                return f"step {event.step}: validation loss {_loss(data)}"
             case "stopping":
                 return f"step {event.step}: asked to stop; the state is saved"
             case _:
@@ -107,10 +113,13 @@ class ProgressPrinter:
         if now_s < self._next_s and event.step != of:
             return ""
         self._next_s = now_s + self._every_s
-        loss = data.get("loss")
-        shown = f"{loss:.4f}" if isinstance(loss, float) else str(loss)
         speed = f"{number(data.get('tokens_per_s')):,.0f} tokens/s"
-        return f"step {event.step}/{of} | loss {shown} | {speed} | {seconds_in_words(left_s)} left"
+        return f"step {event.step}/{of} | loss {_loss(data)} | {speed} | {seconds_in_words(left_s)} left"
+
+
+def _loss(data: Mapping[str, object]) -> str:
+    loss = data.get("loss")
+    return f"{loss:.4f}" if isinstance(loss, float) else str(loss)
 
 
 class StageProgress:

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from steps.errors import DataError
+from steps.plain_text import counted
 from steps.prepare.chat.conversations import Conversation
 from steps.prepare.read.files import Side
 
@@ -129,7 +130,7 @@ def held_out(
     """
     if len(positions) < 2:
         raise DataError(
-            f"{len(positions)} distinct sample(s) found: at least 2 are needed, one to train on and one to hold out; "
+            f"{counted(len(positions), 'distinct sample')} found: at least 2 are needed, one to train on and one to hold out; "
             "give more rows (duplicates count once)"
         )
     chosen = positions < fraction

@@ -167,6 +167,7 @@ def _describe(
         fill=round(tokens / (rows.rows * plan.sequence_length), 4),
         steps=steps,
         global_batch=plan.training.global_batch,
+        files=list(source.files),
         notes=[*source.notes, *_leaked(division), *samples.notes],
         too_long=samples.skipped.get(TOO_LONG, 0),
         parents={"base": base.digest},

@@ -125,6 +125,8 @@ class PreparedData(Record):
     global_batch: int
     too_long: int = 0
     """Of the skipped rows, those no token of whose answer lies within the sequence length."""
+    files: list[str] = field(default_factory=list)
+    """SHA-256 and name of each data file, as `sha256sum` prints them; empty for what is no file."""
     notes: list[str] = field(default_factory=list)
     """What a person should know of the data: columns and files that were not used, what the template leaves out."""
     parents: dict[str, str] = field(default_factory=dict)

@@ -16,6 +16,7 @@ from steps.errors import ClusterError
 from steps.job.job import Job
 from steps.job.local_launcher import tail
 from steps.job.snapshot import JobSnapshot, Phase
+from steps.plain_text import counted
 from steps.protocol.rundir import write_json
 from steps.pytorchjob import manifest as pytorchjob
 from steps.pytorchjob.exit_reports import read_reports, with_reports
@@ -188,8 +189,9 @@ class KubeLauncher:
     def _introduce(self, name: str, job: Job) -> str:
         """What was made, and how a person can look at it with kubectl."""
         where = f"kubectl -n {self._kube.namespace}"
+        size = f"{counted(job.nodes, 'node')} × {counted(job.processes, 'process', 'processes')}"
         return (
-            f"PyTorchJob {self._kube.namespace}/{name}: {job.nodes} node(s) × {job.processes} process(es)\n"
+            f"PyTorchJob {self._kube.namespace}/{name}: {size}\n"
             f"  {where} get pods -l training.kubeflow.org/job-name={name}\n"
             f"  {where} logs -f {name}-worker-0"
         )

@@ -58,7 +58,7 @@ def test_a_running_job_shows_its_last_step_and_goodput() -> None:
     job = seen(FIRST, "Running", "Running")
     told = listen("\n".join(["a line", *event_lines(5)]), job, BORN_S + 20.0)
     assert describe([job], told, BORN_S + 20.0) == [
-        "LoraFlow/17, train: running, attempt 1, 2 node(s) × 2 process(es), 20 s old",
+        "LoraFlow/17, train: running, attempt 1, 2 nodes × 2 processes, 20 s old",
         "  job        ns/tiny-orders-train-0a1b2c3d-a1",
         "  progress   step 5/10 | loss 0.2000 | 200 tokens/s | 2 s left",
         "  goodput    12% of this attempt",

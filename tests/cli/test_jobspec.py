@@ -84,7 +84,7 @@ def test_it_is_printed_without_a_cluster_and_says_what_it_needs() -> None:
     comments = "\n".join(line for line in text.splitlines() if line.startswith("#"))
     for words in (
         "Llama 3.1 8B Instruct on Stanford Alpaca",
-        "2 node(s) × 32 processes; 32 rows a step = 8 replicas × 1 × 4 accumulated.",
+        "2 nodes × 32 processes; 32 rows a step = 8 replicas × 1 × 4 accumulated.",
         "# namespace          hyperpod-ns-research, with the Kubeflow Training Operator (kubeflow.org/v1)",
         "# nodes              2 × trn1.32xlarge, labelled Schedulable by HyperPod",
         "# claim              fsx-claim, ReadWriteMany, mounted at /fsx",

@@ -65,7 +65,7 @@ def test_events_become_sentences_and_stay_as_they_are_with_raw() -> None:
     assert list(worded(lines, is_raw=True)) == lines
     assert list(worded(lines, is_raw=False)) == [
         "hello",
-        "attempt 1: workers started (4 process(es))",
+        "attempt 1: workers started (4 processes)",
         "model loaded: 10 of 1,000 parameters are trained",
         "step 2/10 | loss 0.5000 | 200 tokens/s | 4 s left",
     ]

@@ -47,7 +47,7 @@ def test_the_story_of_a_training_that_failed() -> None:
     assert story(FACTS) == [
         "/r/train-a",
         "  failed, step 40 of 100, newest complete checkpoint: 30, pids 11, 12",
-        "  3 attempt(s), 3 min 20 s in all, goodput 50%",
+        "  3 attempts, 3 min 20 s in all, goodput 50%",
         "  attempt 1: hang: no step for 300 s",
         "  attempt 2: unknown",
         "  ended for good: too often",

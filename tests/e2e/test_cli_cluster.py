@@ -148,7 +148,7 @@ def test_a_job_is_looked_at_followed_and_cancelled(run: RunDir) -> None:
     name = start_playing(run, parse_settings(raw_settings(run)))
     wait_for(lambda: "progress   step" in call(run, "status", named(run)))
     told = call(run, "status", name)
-    assert f"{named(run)}, train: running, attempt 1, 2 node(s) × 2 process(es)" in told
+    assert f"{named(run)}, train: running, attempt 1, 2 nodes × 2 processes" in told
     assert f"{namespace()}/{name}" in told
     assert "goodput" in told
     assert "step 1" not in call(run, "status", "nothing", code=1)

@@ -29,7 +29,7 @@ def test_a_laptop_launches_the_whole_flow_as_pods(elsewhere: Place, site: Site) 
     done = elsewhere.call(elsewhere.words("run"))
     assert done.returncode == 0, done.stdout + done.stderr
     run = elsewhere.run_directory(run_id_of(done.stdout))
-    assert "workers started (2 process(es))" in done.stdout, done.stdout
+    assert "workers started (2 processes)" in done.stdout, done.stdout
     report = next(run.glob("evaluation-*/report.json"))
     assert json.loads(report.read_text())["samples"] == 2
     assert owners(run) == {1000}

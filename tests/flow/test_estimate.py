@@ -21,7 +21,7 @@ def test_without_an_earlier_training_the_time_is_unknown_and_not_guessed(tmp_pat
     plan = plan_of()
     line = plan_line(plan, BASE, prepared_of(global_batch=plan.training.global_batch), cache=tmp_path)
     assert line.startswith(
-        f"plan: 30 steps of {plan.training.global_batch} rows (1 process(es) × {plan.accumulation} accumulated × "
+        f"plan: 30 steps of {plan.training.global_batch} rows (1 process × {plan.accumulation} accumulated × "
     )
     assert "time: unknown, this model has not been trained here with this layout yet" in line
 

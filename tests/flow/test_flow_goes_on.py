@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from steps.plain_text import counted
 from tests.flow.flow_harness import (
     Place,
     checkpoint_after,
@@ -65,7 +66,7 @@ def test_a_killed_run_is_continued_on_another_number_of_processes_with_the_same_
     done = place.call(place.run_words("--processes", str(after), "--continue-from", killed))
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert f"continuing {place.run_directory(killed)}" in done.stdout
-    assert f"workers started ({after} process(es)), from the checkpoint of step" in done.stdout
+    assert f"workers started ({counted(after, 'process', 'processes')}), from the checkpoint of step" in done.stdout
     assert ", saved on another layout" in done.stdout
     adapter = place.artifact(re.findall(r"run-id (\d+)", done.stdout)[-1], "train", "adapter")
     assert Path(adapter["path"]).is_relative_to(place.run_directory(killed))

@@ -31,6 +31,16 @@ def test_the_lineage_names_code_settings_base_data_and_adapter() -> None:
     assert lineage["adapter"] == {"digest": ADAPTER.digest, "identity": "id1"}
 
 
+@pytest.mark.parametrize(
+    ("files", "fingerprint"),
+    [([], "f" * 64), (["a" * 64 + "  rows.jsonl"], "a" * 64), (["a" * 64 + "  a.csv", "b" * 64 + "  b.csv"], "f" * 64)],
+)
+def test_the_fingerprint_of_one_file_is_what_sha256sum_shows(files: list[str], fingerprint: str) -> None:
+    prepared = prepared_of(files=files)
+    data = build(plan_of(), BASE, prepared, ADAPTER, code={}, pathspec="LoraFlow/7")["data"]
+    assert (data["fingerprint"], data["files"]) == (fingerprint, files)
+
+
 def test_the_digest_of_the_settings_changes_with_any_of_them() -> None:
     assert build_from() == build_from()
     assert build_from(seed=1)["settings_digest"] != build_from(seed=2)["settings_digest"]

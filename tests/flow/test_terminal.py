@@ -66,14 +66,14 @@ def test_the_story_of_a_training(capsys: pytest.CaptureFixture[str]) -> None:
     printer.observe(event("stopping", 10))
     printer.notice("attempt 2 failed")
     assert capsys.readouterr().out.splitlines() == [
-        "attempt 2: workers started (2 process(es))",
-        "attempt 2: workers started (1 process(es)), from the checkpoint of step 40",
-        "attempt 2: workers started (1 process(es)), from the checkpoint of step 40, saved on another layout",
+        "attempt 2: workers started (2 processes)",
+        "attempt 2: workers started (1 process), from the checkpoint of step 40",
+        "attempt 2: workers started (1 process), from the checkpoint of step 40, saved on another layout",
         "model loaded: 1,000 of 134,515,008 parameters are trained",
         "step 1/10 | loss 1.0000 | 1,234 tokens/s | 18 s left",
         "step 6/10 | loss 0.1667 | 1,234 tokens/s | 8 s left",
         "step 10/10 | loss 0.1000 | 1,234 tokens/s | 0 s left",
-        "step 10: validation loss 0.5",
+        "step 10: validation loss 0.5000",
         "step 10: asked to stop; the state is saved",
         "attempt 2 failed",
     ]
@@ -148,3 +148,8 @@ def test_a_closed_terminal_and_one_without_utf_8_are_no_reason_to_stop(monkeypat
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(ascii_bytes, encoding="ascii"))
     say("2 × 3")
     assert ascii_bytes.getvalue() == b"2 ? 3\n"
+
+
+def test_nothing_that_is_said_acts_on_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    say("a \x1b]0;title\x07 \u202edfp \ud800 b")
+    assert capsys.readouterr().out == "a ␛]0;title␇ ⟨U+202E⟩dfp ⟨U+D800⟩ b\n"

@@ -51,4 +51,4 @@ def prepared_of(**changes: Any) -> PreparedData:
         "packed": False,
     }
     fields = {item: 0 for item in PreparedData.__dataclass_fields__ if item != "SCHEMA"}
-    return PreparedData(**{**fields, "parents": {}, "score": "auto", **given, **changes})
+    return PreparedData(**{**fields, "parents": {}, "files": [], "notes": [], "score": "auto", **given, **changes})

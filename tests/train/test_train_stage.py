@@ -6,6 +6,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -196,9 +197,13 @@ def test_changed_rows_are_found_before_anything_is_submitted(tmp_path: Path) -> 
         spec_of(tmp_path / "prepared")
 
 
-def test_the_spec_reads_back_and_holds_no_private_name(prepared: Path, tmp_path: Path) -> None:
-    spec = spec_of(prepared, base=BaseModel.from_dict({**BASE.to_dict(), "source": "hub:owner/name"}))
-    assert spec.base_name == "owner/name"
+def test_the_adapter_names_a_base_that_can_be_found(prepared: Path) -> None:
+    assert spec_of(prepared, base=replace(BASE, source="hub:owner/name")).base_name == "owner/name"
+    assert spec_of(prepared, base=replace(BASE, source="wheel:demo")).base_name == BASE.path
+
+
+def test_the_spec_reads_back(prepared: Path, tmp_path: Path) -> None:
+    spec = spec_of(prepared)
     (tmp_path / "spec.json").write_text(json.dumps(spec.to_dict()))
     assert read_spec(tmp_path / "spec.json") == spec
 

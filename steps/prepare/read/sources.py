@@ -46,6 +46,8 @@ class Source:
     rows: Callable[[], Iterator[Row]]
     bytes: int = 0
     """Of its files, to estimate the room that is needed; 0 if not known."""
+    files: tuple[str, ...] = ()
+    """SHA-256 and name of each data file, in `sha256sum`'s own form; none where no file is read."""
     notes: tuple[str, ...] = ()
     """What a person should know of it: files that are not read, or not trained on."""
 
@@ -119,11 +121,14 @@ def _open_files(name: str, path: Path) -> Source:
             f"{path} holds only files to test with ({_listed(held_out, path)}): none to train on; "
             "to train on one of them, give the file itself"
         )
-    fingerprint = digest_of(["files", [[digest_file(file), side] for file, side in zip(files, sides, strict=True)]])
+    digests = [digest_file(file) for file in files]
+    fingerprint = digest_of(["files", [list(pair) for pair in zip(digests, sides, strict=True)]])
+    root = path if path.is_dir() else path.parent
+    listed = tuple(f"{digest}  {file.relative_to(root)}" for digest, file in zip(digests, files, strict=True))
     notes = [f"held out, never trained on: {_listed(held_out, path)}"] if held_out else []
     notes += [f"files that are not read: {_listed(ignored, path)}"] if ignored else []
     used = sum(file.stat().st_size for file in files)
-    return Source(name, fingerprint, sum(sizes), rows, bytes=used, notes=tuple(notes))
+    return Source(name, fingerprint, sum(sizes), rows, bytes=used, files=listed, notes=tuple(notes))
 
 
 def _data_files(path: Path) -> tuple[list[Path], list[Path]]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -225,3 +226,16 @@ def test_orders_are_always_the_same_and_hold_out_people_and_cities_of_their_own(
         sides[row["split"]] |= {order["customer"], order["city"]}
     assert not sides["train"] & sides["validation"]
     assert sum(row["split"] == "train" for row in rows) >= 1200
+
+
+def test_each_data_file_has_the_digest_that_sha256sum_shows(tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    (folder / "more").mkdir(parents=True)
+    for name in ("a.jsonl", "more/b.jsonl"):
+        write_lines(folder / name, [{"question": name, "answer": "1"}])
+    digests = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in ("a.jsonl", "more/b.jsonl")}
+    found = open_source(DatasetPreset(path=str(folder)), tmp_path)
+    assert found.files == tuple(f"{digest}  {name}" for name, digest in digests.items())
+    one = open_source(DatasetPreset(path=str(folder / "a.jsonl")), tmp_path)
+    assert one.files == (f"{digests['a.jsonl']}  a.jsonl",)
+    assert open_source(DatasetPreset(builtin="orders"), tmp_path).files == ()
