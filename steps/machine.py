@@ -28,6 +28,11 @@ def cores() -> int:
     return max(1, min(allowed, int(quota + 0.5))) if quota else allowed
 
 
+def threads_of(asked: int, processes: int) -> int:
+    """CPU threads of each of so many processes here: as asked, or an equal share of the cores, at least 1. `asked` 0: not."""
+    return asked or max(1, cores() // processes)
+
+
 def cpu_quota(root: Path) -> float | None:
     """Cores of the CPU quota at a cgroup's mount (version 2, else 1); None: unlimited or unknown."""
     try:

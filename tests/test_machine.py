@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from steps import machine
 from steps.machine import (
     QUIET_THREADS,
     cores,
@@ -114,3 +115,9 @@ def test_a_forked_process_computes_with_one_thread() -> None:
         [sys.executable, "-c", BLAS_THREADS], env=environment, capture_output=True, text=True, check=True, timeout=60
     )
     assert set(done.stdout.strip("[]\n").split(", ")) == {"1"}
+
+
+def test_threads_are_as_asked_or_an_equal_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "cores", lambda: 8)
+    assert [machine.threads_of(asked, 3) for asked in (0, 5)] == [2, 5]
+    assert machine.threads_of(0, 16) == 1

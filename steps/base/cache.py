@@ -20,6 +20,7 @@ from steps.base.inspect import Contents, inspect, model_files
 from steps.errors import ModelError, StorageError
 from steps.protocol.records import BaseModel, digest_file, digest_of
 from steps.protocol.rundir import read_json, sync_directory, sync_tree, write_json
+from steps.protocol.set_aside import set_aside as rename_aside
 
 logger = logging.getLogger(__name__)
 
@@ -103,10 +104,9 @@ def record_in_place(entry: Entry, folder: Path, *, source: str, revision: str = 
 
 
 def set_aside(entry: Entry, problems: Sequence[str]) -> None:
-    """Move a damaged copy out of the way (the last one is kept) and say why."""
-    aside = entry.folder.with_name(f".{entry.folder.name}.damaged")
-    shutil.rmtree(aside, ignore_errors=True)
-    entry.folder.rename(aside)
+    """Move a damaged copy out of the way (only the last one is kept) and say why."""
+    shutil.rmtree(entry.folder.with_name(f".{entry.folder.name}.damaged"), ignore_errors=True)
+    aside = rename_aside(entry.folder, hidden=True)
     logger.warning(
         "the cached model %s is damaged (%s): moved to %s, and made again",
         entry.folder,

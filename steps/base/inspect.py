@@ -6,14 +6,15 @@ Called by `cache` and `stage`, for every source alike. Loads no weights: of a sa
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from steps.base.sources.weights import DTYPE_NAMES, count_items, read_header
 from steps.errors import ModelError
+from steps.protocol.safetensors_header import read_header
 
 WANTED = ("*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt")
 """Files of a model that we use; the rest of a folder (READMEs, other frameworks' weights) is left alone."""
@@ -26,6 +27,9 @@ CONVERT = (
     "\"from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; o = '{folder}-safetensors'; "
     "M.from_pretrained('{folder}', torch_dtype='auto').save_pretrained(o); T.from_pretrained('{folder}').save_pretrained(o)\""
 )
+
+NAMES = {"BF16": "bf16", "F16": "fp16", "F32": "fp32", "F64": "fp64"}
+"""Safetensors' names of floating-point types → ours; others keep their name in small letters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +67,11 @@ def inspect(folder: Path) -> Contents:
     problems = [*_weight_problems(folder, names), *_tokenizer_problems(names)]
     if problems:
         raise ModelError(f"{folder} is no usable model: " + "; ".join(problems))
-    headers = [read_header(path) for path in files if path.suffix == ".safetensors"]
     sizes: Counter[str] = Counter()
-    for header in headers:
-        for entry in header.values():
-            sizes[entry["dtype"]] += count_items(entry["shape"])
+    for path in files:
+        if path.suffix == ".safetensors":
+            for tensor in read_header(path, error=ModelError).tensors:
+                sizes[tensor.dtype] += math.prod(tensor.shape)
     if not sizes:
         raise ModelError(f"{folder} is no usable model: its safetensors hold no tensor; fetch it again")
     dtype = sizes.most_common(1)[0][0]
@@ -76,7 +80,7 @@ def inspect(folder: Path) -> Contents:
         files=tuple(files),
         parameters=sizes.total(),
         bytes=sum(path.stat().st_size for path in files),
-        dtype=DTYPE_NAMES.get(dtype, dtype.lower()),
+        dtype=NAMES.get(dtype, dtype.lower()),
     )
 
 

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from steps.base.sources.weights import read_header
 from steps.errors import ModelError
+from steps.protocol.safetensors_header import read_header
 from steps.protocol.weight_names import EMBEDDINGS, find_by_end
 
 
@@ -33,9 +33,9 @@ def check_vocabulary(folder: Path) -> None:
 def _rows(folder: Path) -> int:
     """0: not known."""
     for file in sorted(folder.glob("*.safetensors")):
-        header = read_header(file)
-        if name := find_by_end(EMBEDDINGS, header):
-            return int(header[name]["shape"][0])
+        shapes = {tensor.name: tensor.shape for tensor in read_header(file, error=ModelError).tensors}
+        if name := find_by_end(EMBEDDINGS, shapes):
+            return shapes[name][0]
     return 0
 
 

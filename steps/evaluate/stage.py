@@ -28,6 +28,7 @@ from steps.protocol.records import (
     identity_of,
 )
 from steps.protocol.rundir import RunDir, new_directory, read_json, write_json
+from steps.protocol.set_aside import set_aside
 from steps.settings.plan import Plan
 
 logger = logging.getLogger(__name__)
@@ -61,7 +62,8 @@ def evaluate(
     if folder.exists():
         if report := _reusable(folder):
             return report
-        _set_aside(folder)
+        aside = set_aside(folder, hidden=True)
+        logger.warning("the evaluation in %s is damaged: moved to %s, and done again", folder, aside.name)
     questions = _questions(plan, prepared)
     say = progress or _silent
     before = _base_results(plan, base, questions, run.path / f"evaluation-base-{identity_of(asked)}.json", say)
@@ -220,16 +222,6 @@ def _reusable(folder: Path) -> Report | None:
         return report if digest_file(folder / SAMPLES) == raw["samples_sha256"] else None
     except (StorageError, ValueError, KeyError, OSError):
         return None
-
-
-def _set_aside(folder: Path) -> None:
-    aside = folder.with_name(f".{folder.name}.damaged")
-    number = 1
-    while aside.exists():
-        number += 1
-        aside = folder.with_name(f".{folder.name}.damaged-{number}")
-    folder.rename(aside)
-    logger.warning("the evaluation in %s is damaged: moved to %s, and done again", folder, aside.name)
 
 
 def _silent(what: str, done: int, of: int) -> None:

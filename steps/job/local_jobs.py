@@ -6,7 +6,6 @@ For `hyperpod-lora status`, `cancel` and `clean`. It only looks, but for `end_ru
 from __future__ import annotations
 
 import os
-import re
 import signal
 import time
 from collections.abc import Callable
@@ -25,12 +24,11 @@ from steps.job.history import History
 from steps.protocol import checkpoints
 from steps.protocol.events import EventTail
 from steps.protocol.rundir import TrainDir, read_json, write_json
+from steps.protocol.set_aside import NAME
 from steps.settings.config import Prices
 
 WORD_S = 10.0
 """For the keeper to kill what did not end in its grace, and to write its last word."""
-
-SET_ASIDE = re.compile(r"\.damaged(-\d+)?$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +176,7 @@ def describe(directory: Path, prices: Prices | None = None) -> dict[str, Any]:
 def set_aside_below(root: Path) -> list[Path]:
     """What was found damaged and renamed for a look: checkpoints, prepared data, merged models, evaluations."""
     found = (*root.glob("*/*/*"), *root.glob("*/*/train-*/checkpoints/*"))
-    return sorted(path for path in found if SET_ASIDE.search(path.name) and path.is_dir())
+    return sorted(path for path in found if NAME.search(path.name) and path.is_dir())
 
 
 def size_of(folder: Path) -> int:

@@ -142,7 +142,7 @@ def _marker(job: Job, attempt: int) -> str:
 
 def _environment(job: Job, attempt: int) -> dict[str, str]:
     """Ours, the job's, the thread count, and the marker by which every process of the attempt is found."""
-    threads = job.threads_per_process or max(1, machine.cores() // job.processes)
+    threads = machine.threads_of(job.threads_per_process, job.processes)
     environment = {"OMP_NUM_THREADS": str(threads), **os.environ, **job.environment}
     machine.quiet_threads(environment)
     if job.threads_per_process:

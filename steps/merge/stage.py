@@ -20,6 +20,7 @@ from steps.merge.inputs import bytes_in, read_base
 from steps.merge.outputs import merge_folders
 from steps.protocol.records import Adapter, BaseModel, MergedModel, digest_file, digest_of, identity_of
 from steps.protocol.rundir import RunDir, held_lock, new_directory, read_json, require_space, storage_errors, write_json
+from steps.protocol.set_aside import NAME, set_aside
 from steps.protocol.tokenizer_files import TEMPLATE, make_usable
 from steps.settings.options import DTYPES
 
@@ -58,7 +59,7 @@ def merge(
     """
     _check_belongs(base, adapter)
     dtype = DTYPES.get(plan.merge_dtype, "auto")
-    own = base.dtype if dtype == "auto" else dtype
+    own = base.dtype if dtype == "auto" else plan.merge_dtype
     identity = identity_of({"base": base.digest, "adapter": adapter.digest, "dtype": own})
     final = run.merged(identity)
     lock = run.path / f".{final.name}.lock"
@@ -141,10 +142,7 @@ def _find_whole(final: Path) -> MergedModel | None:
         problem = f"its record cannot be used ({error})"
     if not problem:
         return merged
-    aside = next(
-        path for number in range(1, 1000) if not (path := final.with_name(f".{final.name}.damaged-{number}")).exists()
-    )
-    final.rename(aside)
+    aside = set_aside(final, hidden=True)
     logger.warning("%s is damaged: %s; set aside as %s, merging again", final, problem, aside.name)
     return None
 
@@ -164,5 +162,5 @@ def _difference(expected: dict[str, Any], found: dict[str, Any]) -> str:
 def _remove_leftovers(final: Path) -> None:
     """Half-written directories of merges that were killed: under the lock, none of them is alive."""
     for path in final.parent.glob(f".{final.name}.*"):
-        if path.is_dir() and ".damaged-" not in path.name:
+        if path.is_dir() and not NAME.search(path.name):
             shutil.rmtree(path, ignore_errors=True)

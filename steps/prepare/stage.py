@@ -6,7 +6,6 @@ samples are split, packed and written by index. What was prepared before under t
 
 from __future__ import annotations
 
-import itertools
 import logging
 import tempfile
 from collections.abc import Callable
@@ -27,6 +26,7 @@ from steps.prepare.write import write_held_out, write_rows
 from steps.protocol import prepared
 from steps.protocol.records import BaseModel, PreparedData, digest_of, identity_of
 from steps.protocol.rundir import RunDir, new_directory, require_space, storage_errors, write_json
+from steps.protocol.set_aside import set_aside
 from steps.settings.plan import Plan
 
 logger = logging.getLogger(__name__)
@@ -86,11 +86,7 @@ def _reuse(path: Path) -> PreparedData | None:
     try:
         record = prepared.verify(path)
     except StorageError as error:
-        names = (path.with_name(f"{path.name}.damaged-{number}") for number in itertools.count(1))
-        aside = next(name for name in names if not name.exists())
-        with storage_errors(f"setting {path} aside"):
-            path.rename(aside)
-        logger.warning("%s; set aside as %s and made again", error, aside.name)
+        logger.warning("%s; set aside as %s and made again", error, set_aside(path).name)
         return None
     logger.info("reusing the prepared data in %s", path)
     return record

@@ -19,6 +19,7 @@ from typing import Any
 from steps.errors import CheckpointError, StorageError
 from steps.protocol.records import digest_file
 from steps.protocol.rundir import read_json, storage_errors, sync_directory, sync_tree, write_json
+from steps.protocol.set_aside import set_aside
 from steps.protocol.writer import Writer, register_writer
 
 __all__ = ["Writer", "register_writer"]  # used from here by the rooms
@@ -238,7 +239,7 @@ def _readable(path: Path) -> Iterator[None]:
         ) from error
 
 
-def set_aside(rejected: Iterable[Rejected]) -> list[Path]:
+def set_aside_damaged(rejected: Iterable[Rejected]) -> list[Path]:
     """Rename damaged directories to `<name>.damaged[-n]`, so that they are kept for a look and never tried again.
 
     Raises:
@@ -247,18 +248,8 @@ def set_aside(rejected: Iterable[Rejected]) -> list[Path]:
     moved = []
     for item in rejected:
         if item.damaged and item.path.is_dir():
-            moved.append(rename_aside(item.path))
+            moved.append(set_aside(item.path))
     return moved
-
-
-def rename_aside(path: Path) -> Path:
-    """Rename a damaged file or directory to the first free `<name>.damaged[-n]`; returns the new path."""
-    number = 1
-    while (target := path.with_name(f"{path.name}.damaged{'' if number == 1 else f'-{number}'}")).exists():
-        number += 1
-    with storage_errors(f"setting {path} aside"):
-        path.rename(target)
-    return target
 
 
 def newest_step(folder: Path) -> int:

@@ -91,7 +91,7 @@ def read_header(file: Path, *, error: type[LoraFlowError]) -> Header:
         raise error(f"{file}: the safetensors header is damaged{why}; fetch the file again") from cause
     end = max((tensor.start + tensor.bytes for tensor in tensors), default=LENGTH_BYTES + length)
     if end != size:
-        raise error(f"{file} is truncated or damaged: its header asks for {end} bytes, it has {size}; fetch it again")
+        raise error(f"{file} is cut off or damaged: expected {end} bytes by its header, found {size}; fetch it again")
     return Header(tensors, metadata)
 
 

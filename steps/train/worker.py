@@ -165,7 +165,7 @@ class Worker:
         choice = checkpoints.choose(place.checkpoints, identity=self.spec.identity, fits=fits)
         for rejected in choice.rejected:
             logger.warning("not used: %s", rejected.reason)
-        checkpoints.set_aside(choice.rejected)
+        checkpoints.set_aside_damaged(choice.rejected)
         self.passed_over = [rejected.reason for rejected in choice.rejected]
         if misfits and not choice.checkpoint:
             raise CheckpointError(

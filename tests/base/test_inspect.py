@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 
 from steps.base.inspect import inspect
-from steps.base.sources.weights import Tensor, read_header, round_to_bf16, write_file
+from steps.base.sources.weights import Tensor, round_to_bf16, write_file
 from steps.errors import ModelError
+from steps.protocol.safetensors_header import read_header
 
 
 def _only_pickles(folder: Path) -> None:
@@ -59,7 +60,7 @@ def _missing_shard(folder: Path) -> None:
         pytest.param(_cut_off, ["cut off", "expected", "found"], id="cut off"),
         pytest.param(_bad_header, ["header is damaged"], id="bad header"),
         pytest.param(
-            lambda folder: (folder / "model.safetensors").write_bytes(b""), ["not a safetensors"], id="empty file"
+            lambda folder: (folder / "model.safetensors").write_bytes(b""), ["no safetensors file"], id="empty file"
         ),
         pytest.param(_missing_shard, ["1 missing", "model-2.safetensors"], id="missing shard"),
         pytest.param(
@@ -114,7 +115,7 @@ def test_written_weights_are_read_by_the_safetensors_library(tmp_path: Path) -> 
     found = load_file(path)
     assert torch.equal(found["a"], torch.from_numpy(values).to(torch.bfloat16))
     assert torch.equal(found["b"], -found["a"])
-    assert read_header(path)["a"]["shape"] == [2, 3]
+    assert [tensor.shape for tensor in read_header(path, error=ModelError).tensors] == [(2, 3), (2, 3)]
 
 
 def test_a_tensor_of_another_shape_than_announced_is_refused(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ def base_record(folder: Path) -> BaseModel:
         model_type="llama",
         parameters=1,
         bytes=1,
-        dtype="bfloat16",
+        dtype="bf16",
     )
 
 

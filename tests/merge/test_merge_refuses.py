@@ -145,11 +145,11 @@ def damaged_header(folder: Path) -> None:
 BASE_DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "a shard cut in its weights": (
         lambda folder: os.truncate(shard(folder), 20_000),
-        "{shard} is truncated or damaged",
+        "{shard} is cut off or damaged",
     ),
     "a shard cut in its header": (lambda folder: os.truncate(shard(folder), 100), "{shard} is damaged"),
     "a shard empty": (lambda folder: os.truncate(shard(folder), 0), "{shard} is damaged"),
-    "a shard longer": (lambda folder: os.truncate(shard(folder), 1_000_000), "it has 1000000"),
+    "a shard longer": (lambda folder: os.truncate(shard(folder), 1_000_000), "found 1000000"),
     "a pointer in a shard's place": (pointer, "{shard} is damaged or no safetensors file"),
     "a header overwritten": (damaged_header, "{shard}: the safetensors header is damaged"),
     "a shard missing": (lambda folder: shard(folder).unlink(), "has no {name}"),
@@ -185,7 +185,7 @@ def test_a_base_with_a_weight_in_eight_bits_is_named(base: Path, adapter: Path, 
 
 
 ADAPTER_DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
-    "weights cut": (lambda folder: os.truncate(folder / ADAPTER_WEIGHTS, 300), f"{ADAPTER_WEIGHTS} is truncated"),
+    "weights cut": (lambda folder: os.truncate(folder / ADAPTER_WEIGHTS, 300), f"{ADAPTER_WEIGHTS} is cut off"),
     "weights missing": (lambda folder: (folder / ADAPTER_WEIGHTS).unlink(), f"has no {ADAPTER_WEIGHTS}"),
     "config missing": (lambda folder: (folder / ADAPTER_CONFIG).unlink(), f"{ADAPTER_CONFIG}: No such file"),
     "NaN": (lambda folder: write_adapter(folder, float("nan")), "NaN or infinite values for model.layers.0"),

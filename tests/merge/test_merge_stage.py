@@ -174,7 +174,7 @@ def test_a_damaged_merge_is_set_aside_and_made_again(
     assert replace(again, seconds=first.seconds) == first
     assert stage._find_whole(Path(again.path)) == again
     assert words in caplog.text
-    assert [path.name for path in tmp_path.glob(".*damaged*")] == [f".merged-{first.identity}.damaged-1"]
+    assert [path.name for path in tmp_path.glob(".*damaged*")] == [f".merged-{first.identity}.damaged"]
 
 
 def test_an_adapter_of_another_base_is_refused_with_both_digests(base: Path, adapter: Path, tmp_path: Path) -> None:

@@ -30,8 +30,7 @@ from steps.protocol.checkpoints import (
     newest_step,
     prune,
     read,
-    rename_aside,
-    set_aside,
+    set_aside_damaged,
 )
 from steps.protocol.failure_class import FailureClass
 from steps.protocol.failure_record import classify_exception
@@ -152,7 +151,7 @@ def test_a_damaged_checkpoint_is_set_aside_with_a_reason_and_the_one_before_is_u
     assert [item.path for item in choice.rejected] == [newest.path]
     assert words in choice.rejected[0].reason
     assert newest.path.name in choice.rejected[0].reason
-    assert set_aside(choice.rejected) == [newest.path.with_name(newest.path.name + ".damaged")]
+    assert set_aside_damaged(choice.rejected) == [newest.path.with_name(newest.path.name + ".damaged")]
     assert damage(older) is None
     assert choose(tmp_path, identity=IDENTITY, fits=fits).rejected == ()
 
@@ -166,7 +165,7 @@ def test_a_whole_checkpoint_of_something_else_is_passed_over_and_stays(
     choice = choose(tmp_path, identity=IDENTITY, fits=fits)
     assert choice.checkpoint == older
     assert words in choice.rejected[0].reason
-    assert set_aside(choice.rejected) == []
+    assert set_aside_damaged(choice.rejected) == []
     assert newest.path.is_dir()
 
 
@@ -224,16 +223,8 @@ def test_where_nothing_is_usable_nothing_is_chosen(tmp_path: Path) -> None:
     assert choose(tmp_path / "missing", identity=IDENTITY) == checkpoints.Choice(None)
 
 
-def test_set_aside_keeps_what_was_set_aside_before(tmp_path: Path) -> None:
-    for _ in range(3):
-        path = checkpoint_path(tmp_path, 100, ME)
-        path.mkdir()
-        rename_aside(path)
-    names = sorted(path.name for path in tmp_path.iterdir())
-    base = checkpoint_path(tmp_path, 100, ME).name
-    assert names == [f"{base}.damaged", f"{base}.damaged-2", f"{base}.damaged-3"]
-    gone = Rejected(tmp_path / "gone", "it went", damaged=True)
-    assert set_aside([gone]) == []
+def test_what_is_gone_is_not_set_aside(tmp_path: Path) -> None:
+    assert set_aside_damaged([Rejected(tmp_path / "gone", "it went", damaged=True)]) == []
 
 
 def test_a_commit_is_read_back_as_it_was_written(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import pytest
 from steps.errors import StorageError
 from steps.flow.estimate import FILE
 from steps.protocol import checkpoints, rundir
-from steps.protocol.checkpoints import COMPLETE, Writer, checkpoint_path, choose, commit, prune, set_aside
+from steps.protocol.checkpoints import COMPLETE, Writer, checkpoint_path, choose, commit, prune, set_aside_damaged
 from steps.protocol.events import EventTail, EventWriter
 from steps.protocol.failure_class import FailureClass
 from steps.protocol.failure_record import classify_exception, record_of, write_record
@@ -84,7 +84,7 @@ def test_a_disk_that_fills_before_the_record_leaves_a_partial_checkpoint_and_the
     assert choice.checkpoint is not None
     assert choice.checkpoint.path == older
     assert [item.reason for item in choice.rejected] == [f"{path.name} has no {COMPLETE}: its save was cut off"]
-    assert len(set_aside(choice.rejected)) == 1
+    assert len(set_aside_damaged(choice.rejected)) == 1
 
 
 def test_a_disk_that_fills_while_files_are_saved_leaves_the_older_checkpoint(small_disk: Path) -> None:
@@ -127,7 +127,7 @@ READ_ONLY: dict[str, Callable[[Path], object]] = {
     "held_lock": lock,
     "register_writer": lambda disk: register_writer(disk / "writers", 1),
     "commit": lambda disk: commit(disk / "uncommitted", step=1, writer=WRITER, identity="same", layout={}),
-    "set_aside": lambda disk: set_aside(choose(disk / "checkpoints", identity="same").rejected),
+    "set_aside": lambda disk: set_aside_damaged(choose(disk / "checkpoints", identity="same").rejected),
     "prune": lambda disk: prune(disk / "checkpoints", keep=1, writer=WRITER),
     "failure_record": lambda disk: write_record(disk, record_of(ValueError(), rank=0, node="a", step=1, time_s=1.0)),
 }

@@ -1,12 +1,13 @@
-"""Safetensors files without torch: their headers are read and checked, small models are written tensor by tensor.
+"""Small models written as safetensors, tensor by tensor and without torch.
 
-Used by `folder` (to inspect), `wheel` and `tiny` (to write). Knows the format, nothing of models. The safetensors library
-has no stable call for bf16 bytes that numpy does not know; the format is eight bytes of length, a JSON header, the data.
+Used by `wheel` and `random`. The safetensors library has no stable call for bf16, which numpy does not know. The header is not
+`protocol.safetensors_header.lay_out`'s: other spaces in its JSON would change the digest of models that are in use.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,15 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from steps.errors import ModelError
+from steps.protocol.safetensors_header import ITEM_BYTES
 
 if TYPE_CHECKING:
     import numpy as np
-
-DTYPE_NAMES = {"BF16": "bf16", "F16": "fp16", "F32": "fp32", "F64": "fp64"}
-"""Safetensors' names of floating-point types → ours; others keep their name in small letters."""
-ITEM_BYTES = {"BF16": 2, "F32": 4}
-LONGEST_HEADER = 100_000_000
-"""Bytes; the safetensors library refuses longer ones as well."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,35 +31,6 @@ class Tensor:
     """fp32, of this shape."""
 
 
-def read_header(path: Path) -> dict[str, dict[str, Any]]:
-    """Name → {dtype, shape, data_offsets} of every tensor in the file.
-
-    Raises:
-        ModelError: not a safetensors file, or its size differs from what the header says.
-    """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        start = file.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else -1
-        if not 2 <= length <= min(size - 8, LONGEST_HEADER):
-            raise ModelError(f"{path} is not a safetensors file ({size} bytes): fetch it again")
-        raw = file.read(length)
-    try:
-        header = json.loads(raw)
-        tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
-        end = max((int(entry["data_offsets"][1]) for entry in tensors.values()), default=0)
-        for entry in tensors.values():
-            count_items([int(size) for size in entry["shape"]])
-            str.lower(entry["dtype"])
-    except (ValueError, AttributeError, KeyError, TypeError, IndexError, OverflowError, RecursionError) as error:
-        raise ModelError(f"{path}: its safetensors header is damaged: fetch it again") from error
-    if 8 + length + end != size:
-        raise ModelError(
-            f"{path} is cut off or damaged: expected {8 + length + end} bytes, found {size}; fetch it again"
-        )
-    return tensors
-
-
 def write_file(
     path: Path, tensors: Sequence[Tensor], *, dtype: str, on_tensor: Callable[[int], None] | None = None
 ) -> None:
@@ -74,7 +41,7 @@ def write_file(
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for tensor in tensors:
-        end = offset + count_items(tensor.shape) * ITEM_BYTES[dtype]
+        end = offset + math.prod(tensor.shape) * ITEM_BYTES[dtype]
         header[tensor.name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [offset, end]}
         offset = end
     encoded = json.dumps(header).encode()
@@ -88,14 +55,6 @@ def write_file(
             file.write((round_to_bf16(values) if dtype == "BF16" else values.astype("<f4")).tobytes())
             if on_tensor:
                 on_tensor(number)
-
-
-def count_items(shape: Sequence[int]) -> int:
-    """Elements of a tensor."""
-    count = 1
-    for side in shape:
-        count *= side
-    return count
 
 
 def round_to_bf16(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

@@ -183,7 +183,7 @@ def wait_for_name(node: Node, *, limit_s: float) -> bool:
 
 def processes_environment(given: argparse.Namespace, shared: Path) -> dict[str, str]:
     """Of torchrun and the ranks: threads, and the marker by which they are found."""
-    threads = given.threads or max(1, machine.cores() // given.processes)
+    threads = machine.threads_of(given.threads, given.processes)
     return {"OMP_NUM_THREADS": str(threads), processes.MARKER: processes.marker_of(given.directory, given.attempt)}
 
 

@@ -49,7 +49,7 @@ class Ranks:
 
     def threads(self, asked: int) -> int:
         """CPU threads of this process: as asked, or its share of the cores that it may use."""
-        return asked or max(1, machine.cores() // self.local_world)
+        return machine.threads_of(asked, self.local_world)
 
     def connect(self) -> None:
         """Meet the other ranks.
