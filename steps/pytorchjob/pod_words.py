@@ -59,7 +59,7 @@ def words_of(pod: Mapping[str, Any]) -> Words:
     status = pod.get("status") or {}
     conditions = {item["type"]: item for item in status.get("conditions") or []}
     state = container_of(pod).get("state") or {}
-    ended, waiting = state.get("terminated") or {}, state.get("waiting") or {}
+    ended, waiting = state.get("terminated") or {}, _waiting_first(status) or state.get("waiting") or {}
     disrupted = conditions.get("DisruptionTarget", {})
     if status.get("reason") == "Evicted":
         return Words(_of_eviction(str(status.get("message", ""))), str(status.get("message", "")))
@@ -75,6 +75,12 @@ def words_of(pod: Mapping[str, Any]) -> Words:
     return (
         _of_waiting(waiting) if waiting.get("message") or waiting.get("reason") in REASONS else _of_pending(conditions)
     )
+
+
+def _waiting_first(status: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a container waits for that has to end before ours begins; empty if none waits with a message."""
+    states = ((item.get("state") or {}).get("waiting") or {} for item in status.get("initContainerStatuses") or [])
+    return next((waiting for waiting in states if waiting.get("message")), {})
 
 
 def _of_eviction(message: str) -> Reason:

@@ -115,6 +115,19 @@ def job_around(plan: dict[str, Any], settings: Settings, training: Job) -> tuple
     return neuron_jobs.compile_job(made, base, request, RunDir(Path(plan["folder"])), "base"), settings
 
 
+def inject(command: list[str]) -> None:
+    """Add a container to every worker's pod, as a webhook of a service mesh does."""
+    template = pod_template.template
+
+    def with_sidecar(*given: Any, **named: Any) -> dict[str, Any]:
+        made = template(*given, **named)
+        image = made["spec"]["containers"][0]["image"]
+        made["spec"]["containers"].append({"name": "proxy", "image": image, "command": command})
+        return made
+
+    pod_template.template = with_sidecar
+
+
 def main(argv: list[str]) -> int:
     """Supervise to the end; 0 with a result, 3 when this supervisor gave up."""
     os.umask(0)  # the pods run as another user
@@ -122,6 +135,8 @@ def main(argv: list[str]) -> int:
     pod_template.CONTAINER = plan.get(
         "container_name", pod_template.CONTAINER
     )  # another name, which the operator ignores in silence
+    if "sidecar" in plan:
+        inject(plan["sidecar"])
     settings = parse_settings(plan["settings"])
     if "training" in plan and not (Path(plan["folder"]) / "inputs.json").exists():
         prepare_training(plan, settings)

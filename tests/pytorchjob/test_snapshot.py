@@ -212,6 +212,15 @@ PODS: dict[str, tuple[dict[str, Any], Reason, str, bool]] = {
         ),
         *(Reason.INIT, "mesh-init exited with code 3: iptables: no", True),
     ),
+    "a container before it cannot start": (
+        pod(
+            0,
+            "Pending",
+            state=waiting("PodInitializing"),
+            initContainerStatuses=[{"name": "mesh-init", "state": waiting("ErrImagePull", "no such host")}],
+        ),
+        *(Reason.IMAGE, "ErrImagePull: no such host", False),
+    ),
     "evicted for its own limit": (
         pod(
             0,

@@ -98,7 +98,7 @@ def test_a_node_that_hyperpod_marks_in_the_middle_does_not_end_the_job(trial: Ma
     expect(
         "a node turns Unschedulable in the middle, and its worker dies",
         training,
-        classes=["unknown", "node"],
+        classes=["node", "node"],
         reads=reads,
     )
 
