@@ -99,15 +99,14 @@ def read(file: Path) -> dict[str, Any]:
     return read_json(file)
 
 
-def flat(values: Mapping[str, Any], prefix: str = "") -> Flat:
+def flat(values: Mapping[str, Any]) -> Flat:
     """Nested values by dotted names, each as text."""
-    found: Flat = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            found |= flat(value, f"{prefix}{name}.")
-        else:
-            found[prefix + name] = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return found
+    from steps.flow.lineage import flat as by_dotted_name
+
+    found = by_dotted_name(values)
+    return {
+        name: item if isinstance(item, str) else json.dumps(item, ensure_ascii=False) for name, item in found.items()
+    }
 
 
 def made_from(models: Iterable[tuple[Path, Mapping[str, Any]]], digest: str) -> list[tuple[Path, Flat, list[str]]]:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -191,3 +192,15 @@ def test_the_code_package_holds_steps_and_config_and_runs_elsewhere(place: Place
     )
     assert str(elsewhere) in told.stdout, told.stderr
     assert "smollm2-135m" in told.stdout
+
+
+@pytest.mark.timeout(300)
+def test_the_page_on_python_runs_as_it_stands(finished: tuple[Place, str, str]) -> None:
+    place, run_id, _ = finished
+    blocks = re.findall(r"```python\n(.*?)```", (PROJECT / "docs" / "python.md").read_text(), flags=re.DOTALL)
+    code = "\n".join(blocks).replace("flows/lora_flow.py", str(FLOW))
+    done = place.call([sys.executable, "-c", code])
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert place.artifact(run_id, "merge", "merged")["path"] in done.stdout
+    assert "1 adapter(s) from this data" in done.stdout
+    assert "successful 60 samples prepared" in done.stdout
