@@ -14,7 +14,6 @@ Boundaries are cut to the attempt's own limits, so a worker whose clock is off s
 from __future__ import annotations
 
 import statistics
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -119,60 +118,59 @@ def _summary(accounts: Sequence[AttemptAccount], prices: Prices) -> dict[str, An
 def _attempt(span: Span, redone_from: int | None, *, is_recovering: bool) -> AttemptAccount:
     """One attempt's account; `redone_from`: steps beyond this one were done again later."""
     made = AttemptAccount(span.number, span.nodes)
-    seconds = made.seconds
-    at_s = min(max(span.admitted_s or span.created_s, span.created_s), span.ended_s)
-    seconds["queue"] = at_s - span.created_s
-    seconds["idle"] = span.idle_s
-    pieces: dict[str, float] = defaultdict(float)
-    step_seconds: list[float] = []
-    pending_s, has_trained, last_kind = 0.0, False, ""
-    for event in span.events:
-        until_s = min(max(event.time_s, at_s), span.ended_s)
-        name, passed_s, at_s = NAME_BEFORE[event.kind], until_s - at_s, until_s
-        if event.kind == "started":
-            made.resumed_from = event.step
-        if name == "first_step":
-            has_trained = True
-        if name == "step":
-            pending_s += passed_s
-        else:
-            pieces[name] += passed_s
-        if event.kind == "step":
-            has_trained = True
-            step_seconds.append(pending_s)
-            is_redone = redone_from is not None and event.step > redone_from
-            seconds["lost" if is_redone else "productive"] += pending_s
-            pending_s = 0.0
-        last_kind = event.kind
-    _share_first_step(pieces, step_seconds, seconds)
-    for name in ("startup", "model_load", "checkpoint", "validation", "exit"):
-        seconds[name] += pieces[name]
-    _tail(span, at_s, pending_s, seconds, last_kind=last_kind, has_trained=has_trained)
-    if is_recovering:
-        for name in BEFORE_TRAINING:
-            seconds["recovery"] += seconds[name]
-            seconds[name] = 0.0
+    for name, seconds in _pieces(span, _noting_start(span.events, made), redone_from):
+        made.seconds["recovery" if is_recovering and name in BEFORE_TRAINING else name] += seconds
     return made
 
 
-def _share_first_step(pieces: dict[str, float], step_seconds: list[float], seconds: dict[str, float]) -> None:
+def _noting_start(events: Iterable[Event], made: AttemptAccount) -> Iterator[Event]:
+    for event in events:
+        if event.kind == "started":
+            made.resumed_from = event.step
+        yield event
+
+
+def _pieces(span: Span, events: Iterable[Event], redone_from: int | None) -> Iterator[tuple[str, float]]:
+    """An attempt's wall time as (name, seconds); the pieces add up to it."""
+    at_s = min(max(span.admitted_s or span.created_s, span.created_s), span.ended_s)
+    yield from (("idle", span.idle_s), ("queue", at_s - span.created_s))
+    steps: list[float] = []
+    first_s, pending_s, has_trained, last_kind = 0.0, 0.0, False, ""
+    for event in events:
+        until_s = min(max(event.time_s, at_s), span.ended_s)
+        name, passed_s, at_s = NAME_BEFORE[event.kind], until_s - at_s, until_s
+        if name == "step":
+            pending_s += passed_s
+        elif name == "first_step":
+            first_s += passed_s
+        else:
+            yield name, passed_s
+        if event.kind == "step":
+            steps.append(pending_s)
+            yield ("lost" if redone_from is not None and event.step > redone_from else "productive"), pending_s
+            pending_s = 0.0
+        has_trained, last_kind = has_trained or event.kind in ("first_step", "step"), event.kind
+    yield from _first_step(first_s, steps)
+    yield from _rest(span, at_s, pending_s, is_done=last_kind == "finished", has_trained=has_trained)
+
+
+def _first_step(first_s: float, steps: Sequence[float]) -> Iterator[tuple[str, float]]:
     """The first step trains as long as a median one; what it took beyond that was compilation and warming up."""
-    first_s = pieces.pop("first_step", 0.0)
-    trained_s = min(first_s, statistics.median(step_seconds)) if step_seconds else 0.0
-    seconds["productive"] += trained_s
-    seconds["compile"] += first_s - trained_s
+    trained_s = min(first_s, statistics.median(steps)) if steps else 0.0
+    yield "productive", trained_s
+    yield "compile", first_s - trained_s
 
 
-def _tail(
-    span: Span, at_s: float, pending_s: float, seconds: dict[str, float], *, last_kind: str, has_trained: bool
-) -> None:
+def _rest(
+    span: Span, at_s: float, pending_s: float, *, is_done: bool, has_trained: bool
+) -> Iterator[tuple[str, float]]:
     """From the last event to the end: an orderly exit, or work cut off by a failure and then recovery."""
-    if last_kind == "finished" or (span.failed_s is None and has_trained):
-        seconds["exit"] += pending_s + span.ended_s - at_s
+    if is_done or (span.failed_s is None and has_trained):
+        yield "exit", pending_s + span.ended_s - at_s
         return
     died_s = min(max(span.failed_s or span.ended_s, at_s), span.ended_s)
-    seconds["lost" if has_trained else "startup"] += pending_s + died_s - at_s
-    seconds["recovery"] += span.ended_s - died_s
+    yield "lost" if has_trained else "startup", pending_s + died_s - at_s
+    yield "recovery", span.ended_s - died_s
 
 
 def account_of(directory: TrainDir, history: History, prices: Prices, *, until_s: float) -> dict[str, Any]:
