@@ -256,9 +256,10 @@ def evaluate(
     Fills the card, completes the model cards, applies the gate.
 
     Raises:
-        LoraFlowError: the gate failed and `evaluation.on_gate_failure` is `fail`.
+        LoraFlowError: the merge changed what the model computes, or the gate failed and `evaluation.on_gate_failure` is `fail`.
     """
     from steps.evaluate import stage as evaluate_stage
+    from steps.evaluate.handover import check_merged
     from steps.flow.cards.metaflow_cards import fill_evaluate_card
     from steps.flow.model_card import Made, title_of, write_cards
 
@@ -267,6 +268,7 @@ def evaluate(
     adapter, merged, run = Adapter.from_dict(raw_adapter), MergedModel.from_dict(raw_merged), RunDir(Path(run_dir))
     begun_s = time.time()
     with in_use(run.path, "evaluate"):
+        check_merged(plan, prepared, adapter, merged)
         report = evaluate_stage.evaluate(plan, base, prepared, adapter, merged, run, progress=StageProgress())
         told = Made(plan, base, adapter, merged, made_from, report, lineages.example_prompt(report))
         write_cards(told)

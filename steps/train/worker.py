@@ -29,6 +29,7 @@ from steps.protocol.checkpoints import Checkpoint, Writer
 from steps.protocol.events import EventWriter
 from steps.protocol.failure_class import EXIT_OK, FailureClass
 from steps.protocol.failure_record import record_of, write_record
+from steps.protocol.handover import HeldOutLoss
 from steps.protocol.records import digest_file
 from steps.protocol.rundir import AttemptDir, storage_errors, sync_tree, write_json
 from steps.train.loop.callbacks import Callbacks
@@ -200,11 +201,23 @@ class Worker:
             with storage_errors(f"writing {folder}"):
                 folder.mkdir()
         backend.export(folder, best=best)
+        expected = HeldOutLoss.from_dict(progress.best_head if best else progress.last_head)
+        if expected:
+            self.callbacks.check_begins()
+            backend.check_export(folder, expected)
         if self.ranks.rank:
             return {}
         step = progress.best_step if best else self.callbacks.step
         loss = progress.best_loss if best else progress.last_loss
-        write_json(folder / "training.json", {"step": step, "validation_loss": loss, "spec": self.spec.to_dict()})
+        write_json(
+            folder / "training.json",
+            {
+                "step": step,
+                "validation_loss": loss,
+                "head": expected.to_dict() if expected else None,
+                "spec": self.spec.to_dict(),
+            },
+        )
         with storage_errors(f"writing {folder}"):
             sync_tree(folder)
         files = {

@@ -13,6 +13,7 @@ from steps.protocol.checkpoints import choose, register_writer
 from steps.protocol.events import Event, EventTail, EventWriter
 from steps.protocol.failure_class import EXIT_DIVERGED
 from steps.protocol.failure_record import record_of
+from steps.protocol.handover import HeldOutLoss
 from steps.train.loop.backend import Listener, ModelSize, StepDone
 from steps.train.loop.callbacks import Callbacks, DivergedError
 from steps.train.spec import TrainSpec
@@ -43,6 +44,12 @@ class Counting:
     def validate(self) -> float:
         self._latest = self.losses.pop(0)
         return self._latest
+
+    def validation_head(self) -> HeldOutLoss | None:
+        return HeldOutLoss(4, self._latest)
+
+    def check_export(self, folder: Path, expected: HeldOutLoss) -> None:
+        raise AssertionError("not exported here")
 
     def remember_best(self) -> None:
         self.best.append(self._latest)

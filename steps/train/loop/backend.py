@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from steps.protocol.handover import HeldOutLoss
+
 
 @dataclass(frozen=True, slots=True)
 class ModelSize:
@@ -67,6 +69,9 @@ class Backend(Protocol):
     def validate(self) -> float:
         """Mean cross-entropy per target token of the held-out rows, nats."""
 
+    def validation_head(self) -> HeldOutLoss | None:
+        """Loss of the first rows in the last validation; None where it is not known."""
+
     def remember_best(self) -> None:
         """Keep the adapter as it is now; saves hold it from here on."""
 
@@ -75,3 +80,10 @@ class Backend(Protocol):
 
     def export(self, folder: Path, *, best: bool) -> None:
         """Write the adapter in PEFT's format into an existing directory: as it is now, or as it was remembered."""
+
+    def check_export(self, folder: Path, expected: HeldOutLoss) -> None:
+        """Load what `export` wrote independently and compare; the last call on a backend, whose model may be gone after it.
+
+        Raises:
+            HandoverError: it computes something else than was trained.
+        """

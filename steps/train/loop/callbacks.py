@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from steps.errors import LoraFlowError
 from steps.protocol.checkpoints import Writer, checkpoint_path, commit, prune
@@ -39,6 +40,9 @@ class Progress:
     best_step: int = 0
     last_loss: float | None = None
     """Latest validation loss."""
+    best_head: dict[str, Any] | None = None
+    last_head: dict[str, Any] | None = None
+    """`HeldOutLoss` of these two validations."""
     without_better: int = 0
     """Validations since the lowest."""
     ended: bool = False
@@ -137,8 +141,11 @@ class Callbacks:
         progress = self.progress
         is_better = progress.best_loss is None or loss < progress.best_loss
         progress.last_loss = loss
+        head = self._backend.validation_head()
+        progress.last_head = head.to_dict() if head else None
         if is_better:
             progress.best_loss, progress.best_step, progress.without_better = loss, step, 0
+            progress.best_head = progress.last_head
             if self._spec.keep == "best":
                 self._backend.remember_best()
         else:
@@ -148,6 +155,10 @@ class Callbacks:
             "validation", step, loss=loss, best=progress.best_loss, best_step=progress.best_step, seconds=seconds
         )
         return self._is_out_of_patience
+
+    def check_begins(self) -> None:
+        """The exported adapter is about to be looked at: the deadline is a validation's."""
+        self._emit("validation_begin", self.step)
 
     def _save(self, step: int) -> None:
         begun = self._clock()

@@ -6,10 +6,11 @@ Used by the backends. Every rank can read all rows and the order, so the counts 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from steps.errors import DataError
+from steps.protocol.handover import ROWS, HeldOutLoss
 from steps.protocol.prepared import PreparedRows
 from steps.train.loop.ranks import Ranks
 from steps.train.loop.rows import Batch, RowCounts, Slicing, collate
@@ -86,6 +87,14 @@ class Feed:
     def validation_count(self) -> int:
         """Batches of held-out rows, over all ranks, each counted once."""
         return math.ceil(self._validation_rows / self.slicing.micro_batch)
+
+    def head_of(self, sums: Sequence[tuple[float, int]]) -> HeldOutLoss | None:
+        """Of the first rows, from (summed loss, targets) of each validation batch."""
+        size = self.slicing.micro_batch
+        first = sums[: math.ceil(ROWS / size)]
+        targets = sum(count for _, count in first)
+        rows = min(len(first) * size, self._validation_rows)
+        return HeldOutLoss(rows, math.fsum(loss for loss, _ in first) / targets) if targets else None
 
 
 class MicroBatches:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from steps.protocol.handover import HeldOutLoss
 from steps.protocol.prepared import PreparedRows
 from steps.protocol.rundir import storage_errors, write_atomic, write_json
 from steps.train.loop.backend import Listener, ModelSize
@@ -135,6 +136,13 @@ class NeuronBackend:
         everyone = by_replica(self._ranks.gather(self._trainer.validation_sums()), self._spec)
         pairs: list[tuple[float, int]] = [pair for pairs in everyone for pair in pairs][: self._feed.validation_count]
         return math.fsum(loss for loss, _ in pairs) / max(sum(count for _, count in pairs), 1)
+
+    def validation_head(self) -> HeldOutLoss | None:
+        """Not kept."""
+        return None
+
+    def check_export(self, folder: Path, expected: HeldOutLoss) -> None:
+        """Nothing: no rank has the whole model; evaluation holds the merged one against the last validation."""
 
     def remember_best(self) -> None:
         """Copy this rank's weights to the CPU."""

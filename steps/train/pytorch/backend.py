@@ -6,12 +6,14 @@ which goes on only with as many processes as before.
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from steps.protocol.handover import HeldOutLoss
 from steps.protocol.rundir import storage_errors, write_json
 from steps.train.loop.backend import Listener, ModelSize
 from steps.train.loop.feed import Feed
@@ -34,6 +36,7 @@ class TorchBackend:
         self._spec, self._ranks, self._feed, self._stop_asked = spec, ranks, feed, stop_asked
         self._checkpoint: Path | None = None
         self._best: dict[str, Tensor] | None = None
+        self._head: HeldOutLoss | None = None
 
     @property
     def layout(self) -> dict[str, Any]:
@@ -112,7 +115,12 @@ class TorchBackend:
                 for batch in self._feed.validation_batches()
             ]
         everyone = [pair for pairs in self._ranks.gather(mine) for pair in pairs][: self._feed.validation_count]
+        self._head = self._feed.head_of(everyone)
         return math.fsum(loss for loss, _ in everyone) / max(sum(count for _, count in everyone), 1)
+
+    def validation_head(self) -> HeldOutLoss | None:
+        """Of the last validation."""
+        return self._head
 
     def remember_best(self) -> None:
         """Copy the adapter's weights to the CPU."""
@@ -147,6 +155,17 @@ class TorchBackend:
         if self._ranks.rank == 0:
             with storage_errors(f"writing {folder}"):
                 write_adapter(folder, self._model, weights, base_name=self._spec.base_name)
+
+    def check_export(self, folder: Path, expected: HeldOutLoss) -> None:
+        """Rank 0 loads the adapter as anyone would, in the memory of the model that was trained. A sharded one fits no device."""
+        from steps.train.pytorch.handover import check_adapter
+
+        if self._ranks.rank or self._spec.training.sharding == "fsdp":
+            return
+        del self._model, self._loss
+        self.__dict__.pop("_trainer", None)
+        gc.collect()
+        check_adapter(self._spec, folder, expected, place=self._device)
 
 
 def why_not(saved: Mapping[str, Any], ours: Mapping[str, Any]) -> str | None:

@@ -64,7 +64,7 @@ def _load_base(spec: TrainSpec, place: device) -> Any:
         "use_safetensors": True,
     }
     if spec.training.quantization == "4bit":
-        options |= {"quantization_config": _four_bits(spec), "device_map": {"": place}}
+        options |= {"quantization_config": four_bits(spec), "device_map": {"": place}}
     try:
         config = AutoConfig.from_pretrained(spec.base_path, local_files_only=True)
         attention = choose_attention(config, sequence_length=spec.sequence_length)
@@ -73,7 +73,12 @@ def _load_base(spec: TrainSpec, place: device) -> Any:
         raise ModelError(f"cannot load the base model in {spec.base_path}: {error}") from error
 
 
-def _four_bits(spec: TrainSpec) -> Any:
+def four_bits(spec: TrainSpec) -> Any:
+    """bitsandbytes' NF4, with double quantisation.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
     import importlib.util
 
     import torch
