@@ -119,6 +119,8 @@ def test_both_cards_are_pages_of_our_own_without_a_script(finished: tuple[Place,
     cards = [path for path in place.folder.rglob("*.html") if "mf.cards" in path.parts and "runtime" not in path.parts]
     texts = {path.parts[path.parts.index("steps") + 1]: path.read_text("utf-8") for path in cards}
     assert sorted(texts) == ["evaluate", "train"]
+    live = [json.loads(path.read_text()) for path in place.folder.rglob("*training*.data.json")]
+    assert [(item["reload_token"], "Where the time went" in item["data"]["body"]) for item in live] == [("final", True)]
     for text in texts.values():
         assert "<script" not in text
     for words in ("Training is over.", "Where the time went", f"LoraFlow/{run_id}", "12 / 12"):

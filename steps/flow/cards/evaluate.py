@@ -13,6 +13,8 @@ from steps.protocol.records import Report
 
 TEXT_LIMIT = 2000
 """Characters of one text; samples.jsonl has it whole."""
+FIGURES = re.compile(r": score [^()]*\([^()]* interval [^()]*\)")
+"""In a gate's words, what the headline says as well."""
 LEAST_PREFIX = 24
 """Shorter beginnings that all prompts share are not worth a box of their own."""
 
@@ -109,10 +111,13 @@ def tone(report: Report) -> str:
 
 
 def gate_words(report: Report) -> str:
-    """The gate's rule and outcome; where both models score nothing there is nothing that could be passed."""
+    """The gate's rule and outcome, without the figures of the headline.
+
+    Where both models score nothing there is nothing that could be passed.
+    """
     if report.gate_passed and report.tuned_score == report.base_score == 0:
         return "Gate: no better than the base model, since both score 0.0%."
-    return sentence(f"Gate {report.gate}")
+    return sentence(f"Gate {FIGURES.sub('', report.gate)}")
 
 
 def interval(report: Report) -> tuple[float, float] | None:
@@ -127,7 +132,7 @@ def notes(report: Report) -> list[str]:
     """What a reader of the score should know."""
     words = report.details.get("words")
     found = [sentence(words[:1].upper() + words[1:])] if isinstance(words, str) and words else []
-    return [*found, *cut_answers(report)]
+    return [*found, *(cut_answers(report) if "answers cut" not in str(words) else [])]
 
 
 def cut_answers(report: Report) -> list[str]:

@@ -17,6 +17,7 @@ from steps.flow.cards.evaluate import (
     groups,
     headline,
     interval_words,
+    notes,
     read_row,
     tone,
     verdict,
@@ -54,6 +55,14 @@ def test_nothing_against_nothing_is_never_passed() -> None:
     assert "passed" not in gate_words(report)
     assert tone(report) == "even"
     assert gate_words(replace(REPORT, gate="passed: yes")) == "Gate passed: yes."
+
+
+def test_what_the_headline_says_is_not_said_again() -> None:
+    figures = "score 1.8% → 96.9%, a difference of +95.1% (95 % interval +91.0% to +99.0%)"
+    report = replace(REPORT, gate=f"passed: the tuned model is better: {figures}; asked for is +5.0%")
+    assert gate_words(report) == "Gate passed: the tuned model is better; asked for is +5.0%."
+    counted = replace(REPORT, details={"words": "exact match 0/32 → 27/32, answers cut 3/32 → 0/32", "cut": [3, 0]})
+    assert notes(counted) == ["Exact match 0/32 → 27/32, answers cut 3/32 → 0/32."]
 
 
 def test_the_headline_has_its_interval_where_the_report_has_one() -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from steps.flow.cards import page
 from tests.flow.cards.samples import HOSTILE, UNSEEN, UNSEEN_SHOWN, evaluate_page, train_page
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -56,9 +57,9 @@ class Reader(HTMLParser):
             self.boxes[-1] += data
 
 
-def read(page: str) -> Reader:
+def read(text: str) -> Reader:
     reader = Reader()
-    reader.feed(page)
+    reader.feed(text)
     return reader
 
 
@@ -72,10 +73,10 @@ def test_a_finished_page_has_our_tags_only_and_no_handler(make: Callable[[list[s
 
 @PAGES
 def test_a_page_fetches_nothing_and_forbids_scripts(make: Callable[[list[str]], str]) -> None:
-    page = make(["plain"] * 4)
-    policy = html.unescape(re.search(r'Content-Security-Policy" content="([^"]*)"', page)[1])
+    text = make(["plain"] * 4)
+    policy = html.unescape(re.search(r'Content-Security-Policy" content="([^"]*)"', text)[1])
     assert policy == "default-src 'none'; style-src 'unsafe-inline'"
-    assert not re.search(r"https?:|url\(|@import|<script", page)
+    assert not re.search(r"https?:|url\(|@import|<script", text)
 
 
 def test_each_text_of_a_row_is_there_letter_by_letter() -> None:
@@ -92,10 +93,10 @@ def test_every_text_of_a_training_is_there() -> None:
 
 @PAGES
 def test_characters_that_nobody_sees_are_shown(make: Callable[[list[str]], str]) -> None:
-    page = make([UNSEEN] * 4)
-    page.encode("utf-8")
-    assert UNSEEN_SHOWN in read(page).text
-    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", page)
+    text = make([UNSEEN] * 4)
+    text.encode("utf-8")
+    assert UNSEEN_SHOWN in read(text).text
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", text)
 
 
 @pytest.mark.slow
@@ -104,25 +105,41 @@ def test_characters_that_nobody_sees_are_shown(make: Callable[[list[str]], str])
 @PAGES
 def test_nothing_runs_in_a_browser(make: Callable[[list[str]], str], without_policy: bool, tmp_path: Path) -> None:
     """Also without the page's own policy: then only escaping keeps the rows from running."""
-    page = make(HOSTILE)
+    text = make(HOSTILE)
     if without_policy:
-        page = re.sub(r"<meta http-equiv=[^>]*>", "", page)
+        text = re.sub(r"<meta http-equiv=[^>]*>", "", text)
     spy = "<script>window.onload=()=>setTimeout(()=>{document.body.innerHTML='<p id=seen></p>';" + (
         "document.getElementById('seen').textContent=JSON.stringify([document.title,window.boxes])},500);"
         "document.addEventListener('DOMContentLoaded',()=>{window.boxes=[...document.querySelectorAll('pre')]"
         ".map(e=>e.textContent)})</script>"
     )
     if not without_policy:  # the spy may run, a row's script may not
-        page = page.replace("style-src", "script-src &#39;nonce-spy&#39;; style-src")
+        text = text.replace("style-src", "script-src &#39;nonce-spy&#39;; style-src")
         spy = spy.replace("<script>", '<script nonce="spy">')
     source = tmp_path / "card.html"
-    source.write_text(page.replace("</head>", f"{spy}</head>"), "utf-8")
+    source.write_text(text.replace("</head>", f"{spy}</head>"), "utf-8")
     dom = dump(source, tmp_path / "profile")
     title, boxes = json.loads(html.unescape(re.search(r'<p id="seen">(.*?)</p>', dom, re.DOTALL)[1]))
     assert title == re.sub(r"\s+", " ", HOSTILE[0])
     if make is evaluate_page:
-        for text in HOSTILE:
-            assert boxes.count(text) == 4, text
+        for hostile in HOSTILE:
+            assert boxes.count(hostile) == 4, hostile
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (apt-get install chromium)")
+def test_nothing_of_a_new_body_runs_in_a_page_that_is_open(tmp_path: Path) -> None:
+    """Metaflow's viewer calls the page's one function with what the step sent."""
+    live = page.page("calm", "<p>before</p>", reload_token="never")
+    nonce = re.search(r'nonce="([^"]+)"', live)[1]
+    new = json.dumps({"body": evaluate_page(HOSTILE).split("<main", 1)[1]}).replace("<", "\\u003c")
+    viewer = f'<script nonce="{nonce}">window.onload=()=>metaflow_card_update({new})</script>'
+    source = tmp_path / "live.html"
+    source.write_text(live.replace("</head>", f"{viewer}</head>"), "utf-8")
+    dom = dump(source, tmp_path / "profile")
+    assert "<title>calm</title>" in dom
+    assert "<p>before</p>" not in dom
+    assert html.escape(HOSTILE[1], quote=False) in dom
 
 
 @pytest.mark.slow
