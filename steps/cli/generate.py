@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from steps.plain_text import visible
+
 
 @click.command()
 @click.argument("model", type=click.Path(exists=True, file_okay=False, path_type=Path))
@@ -27,6 +29,6 @@ def generate(model: Path, prompt: str, base: Path | None, system: str, max_new_t
         base=base,
         system=system,
         max_new_tokens=max_new_tokens,
-        stream=lambda text: click.echo(text, nl=False),
+        stream=lambda text: click.echo(visible(text), nl=False),
     )
     click.echo()

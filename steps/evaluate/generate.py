@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from steps.evaluate import quick
 from steps.evaluate.batch import pad
 from steps.evaluate.ways import greedy, way_of
+from steps.protocol.turn_end import end_of_turn
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,16 +23,15 @@ OnToken = Callable[[int, int], None]
 """(row, token)"""
 
 
-TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>", "<|end_of_turn|>")
-"""Tokens that end an assistant's turn in common chat templates, whatever the model calls its end of text."""
-
-
-def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
-    """Ids after which an answer is over."""
-    given = [tokenizer.eos_token_id, model.config.eos_token_id, model.generation_config.eos_token_id]
-    ids = {token for value in given for token in (value if isinstance(value, list) else [value]) if token is not None}
-    vocabulary = tokenizer.get_vocab()
-    return frozenset(ids | {vocabulary[end] for end in TURN_ENDS if end in vocabulary})
+def end_tokens(model: Any, tokenizer: Any, template: str | None = None) -> frozenset[int]:
+    """Ids after which an answer is over: of the tokenizer, the configs and the chat template (`template`, or its own)."""
+    ids = {
+        token
+        for value in (tokenizer.eos_token_id, model.config.eos_token_id, model.generation_config.eos_token_id)
+        for token in (value if isinstance(value, list) else [value])
+        if token is not None
+    }
+    return frozenset(ids | {*end_of_turn(tokenizer, template)})
 
 
 def context_length(model: Any) -> int:

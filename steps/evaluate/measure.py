@@ -6,33 +6,25 @@ Called by `stage`, once for the base model and once for the tuned one, so that o
 from __future__ import annotations
 
 import gc
-import itertools
+import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from steps.errors import ModelError
 from steps.evaluate.attention import quicken_steps
-from steps.evaluate.generate import end_tokens, generate
-from steps.evaluate.loss import Sample, mean_loss
+from steps.evaluate.generate import answer_limit, end_tokens, generate
+from steps.evaluate.loss import mean_loss
+from steps.evaluate.questions import Questions
+from steps.evaluate.reasoning import after_thinking, has_markers, is_part_of_a_marker, opened_by
 from steps.evaluate.scores import score_answer
 from steps.machine import has_fast_bf16
-from steps.protocol.prepared import HeldOut, PreparedRows
+from steps.protocol.prepared import HeldOut
 
 Progress = Callable[[str, int, int], None]
 """(what is being done, samples done, samples in all)"""
-
-
-@dataclass(frozen=True, slots=True)
-class Questions:
-    """What every model is asked."""
-
-    held_out: Sequence[HeldOut]
-    loss_samples: Sequence[Sample]
-    score: str
-    max_new_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +32,12 @@ class Answer:
     """One answer and its score, see `scores.Score`."""
 
     text: str
+    """As it was given, thinking included."""
     score: float
     exact: bool
     valid: bool | None
+    cut: bool = False
+    """It did not end by itself: at the length limit, or in the middle of its thinking."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +54,30 @@ class Measured:
     @property
     def score(self) -> float:
         """Mean over the answers, 0..1."""
-        return sum(answer.score for answer in self.answers) / len(self.answers)
+        return sum(self.scores) / len(self.answers)
+
+    @property
+    def scores(self) -> list[float]:
+        """Of each answer."""
+        return [answer.score for answer in self.answers]
+
+    @property
+    def cut(self) -> int:
+        """Answers that were cut."""
+        return sum(answer.cut for answer in self.answers)
+
+    def first(self, count: int) -> Measured:
+        """The same with the first `count` answers only."""
+        return replace(self, answers=self.answers[:count])
+
+    def and_more(self, more: Measured) -> Measured:
+        """The same with `more`'s answers behind its own; the loss stays."""
+        return replace(
+            self,
+            answers=(*self.answers, *more.answers),
+            tokens=self.tokens + more.tokens,
+            generate_s=round(self.generate_s + more.generate_s, 3),
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -75,48 +93,38 @@ class Measured:
         return cls(**{**raw, "answers": tuple(Answer(**answer) for answer in raw["answers"])})
 
 
-def read_questions(path: Path, *, score: str, max_rows: int, max_loss_rows: int, max_new_tokens: int) -> Questions:
-    """The first held-out samples of a prepared directory.
-
-    Raises:
-        StorageError: it is damaged.
-    """
-    data = PreparedRows.open(path)
-    rows = (data.validation.row(index) for index in range(min(len(data.validation), max_loss_rows)))
-    return Questions(
-        held_out=tuple(itertools.islice(data.held_out(), max_rows)),
-        loss_samples=tuple(Sample(row.input_ids.tolist(), row.labels.tolist()) for row in rows),
-        score=score,
-        max_new_tokens=max_new_tokens,
-    )
-
-
 def measure(
     folder: Path, questions: Questions, *, precision: str, batch_size: int, name: str, progress: Progress
 ) -> Measured:
     """Load the model, ask it everything, let it go. `name` (base, tuned) is for the progress line."""
     model, tokenizer = load_model(folder, precision=precision)
     started = time.monotonic()
-    samples = questions.loss_samples
-    loss = mean_loss(model, samples, on_samples=lambda done: progress(f"loss of the {name} model", done, len(samples)))
+    samples, most = questions.loss_samples, questions.max_new_tokens
+    loss = math.nan
+    if samples:
+        loss = mean_loss(
+            model, samples, on_samples=lambda done: progress(f"loss of the {name} model", done, len(samples))
+        )
     between = time.monotonic()
+    prompts = [sample.prompt_ids for sample in questions.held_out]
     found = generate(
         model,
-        [sample.prompt_ids for sample in questions.held_out],
-        ends=end_tokens(model, tokenizer),
-        max_new_tokens=questions.max_new_tokens,
+        prompts,
+        ends=end_tokens(model, tokenizer, questions.template),
+        max_new_tokens=most,
         batch_size=batch_size,
-        on_answers=lambda done: progress(f"answers of the {name} model", done, len(questions.held_out)),
+        on_answers=lambda done: progress(f"answers of the {name} model", done, len(prompts)),
     )
     ended = time.monotonic()
+    cut = [len(tokens) >= answer_limit(model, prompt, most) for prompt, tokens in zip(prompts, found, strict=True)]
     del model
     gc.collect()  # the next model is loaded only when this one's memory is free
-    texts = [tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in found]
+    texts = Texts(tokenizer)
     return Measured(
         loss=loss,
         answers=tuple(
-            _scored(questions.score, text, sample.reference)
-            for text, sample in zip(texts, questions.held_out, strict=True)
+            _answer(questions.score, texts, sample, tokens, is_cut)
+            for sample, tokens, is_cut in zip(questions.held_out, found, cut, strict=True)
         ),
         tokens=sum(map(len, found)),
         generate_s=round(ended - between, 3),
@@ -133,7 +141,7 @@ def load_model(folder: Path, *, precision: str) -> tuple[Any, Any]:
     """
     import torch
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     if not (folder / "config.json").is_file():  # transformers would take the path for a hub id and complain of that
         raise ModelError(f"no model in {folder}: it has no config.json; make it again, or look where it went")
@@ -142,14 +150,53 @@ def load_model(folder: Path, *, precision: str) -> tuple[Any, Any]:
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}.get(precision, "auto")
     try:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True, use_safetensors=True)
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, SafetensorError) as error:
         raise ModelError(f"cannot load the model in {folder}: {error}") from error
+    tokenizer = load_tokenizer(folder)
     model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
     quicken_steps(model)
     return model, tokenizer
 
 
-def _scored(name: str, text: str, reference: str) -> Answer:
-    score = score_answer(name, text, reference)
-    return Answer(text=text, score=score.value, exact=score.exact, valid=score.valid)
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer in a local folder.
+
+    Raises:
+        ModelError: there is none, or it is damaged.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"cannot load the tokenizer in {folder}: {error}") from error
+
+
+class Texts:
+    """What people read of a model's tokens: special tokens are left out, but for those that mark thinking."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        added = tokenizer.added_tokens_decoder.values()
+        special = {str(token) for token in added if token.special} | set(tokenizer.all_special_tokens)
+        self._left_out = sorted((token for token in special if not is_part_of_a_marker(token)), key=len, reverse=True)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The tokens' text."""
+        whole = str(self._tokenizer.decode(tokens, skip_special_tokens=False))
+        if has_markers(whole):
+            return self.without_special(whole)
+        return str(self._tokenizer.decode(tokens, skip_special_tokens=True)).strip()
+
+    def without_special(self, text: str) -> str:
+        """A text in which special tokens are written out, without them."""
+        for token in self._left_out:
+            text = text.replace(token, "")
+        return text.strip()
+
+
+def _answer(name: str, texts: Texts, sample: HeldOut, tokens: Sequence[int], is_cut: bool) -> Answer:
+    text = opened_by(sample.prompt) + texts.decode(tokens)
+    score = score_answer(name, text, texts.without_special(sample.reference))
+    is_cut = is_cut or after_thinking(text).is_thinking
+    return Answer(text=text, score=score.value, exact=score.exact, valid=score.valid, cut=is_cut)

@@ -55,6 +55,7 @@ def start(flow: Any, raw_settings: Mapping[str, Any]) -> tuple[Artifact, Artifac
 
     from steps.base import stage as base_stage
     from steps.base.vocabulary import check_vocabulary
+    from steps.evaluate import stage as evaluate_stage
     from steps.train import architecture
     from steps.train import stage as train_stage
 
@@ -63,6 +64,7 @@ def start(flow: Any, raw_settings: Mapping[str, Any]) -> tuple[Artifact, Artifac
     fast_bf16 = not settings.is_on_cluster and has_fast_bf16()
     plan = resolve(settings, options, fast_bf16=fast_bf16)
     check_libraries(plan, lambda name: importlib.util.find_spec(name) is not None)
+    evaluate_stage.check_score(plan)
     cache = cache_folder(plan)
     config = base_stage.describe(plan.model, cache=cache)
     check_model(plan, config)

@@ -14,6 +14,7 @@ import yaml
 from pydantic import Field
 
 from steps.errors import ConfigError, Problem
+from steps.settings.config import Score
 from steps.settings.options import Precision
 from steps.settings.section import Section, suggest, validate
 
@@ -45,7 +46,6 @@ Shape = Literal[
     "input_output",
     "text",
 ]
-Score = Literal["auto", "exact_match", "json_fields", "last_number", "rouge_l"]
 Count = Annotated[int, Field(ge=1)]
 CountOrUnset = Annotated[int, Field(ge=0)]
 
@@ -137,9 +137,10 @@ class DatasetPreset(Section):
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
     """Arguments for the template, as `enable_thinking: false`; each wins over the model preset's."""
     score: Score = "auto"
-    """auto: last_number where answers end in `#### number`, json_fields where they are JSON objects, else rouge_l."""
-    max_new_tokens: Count = 128
-    """Longest answer that evaluation generates."""
+    """auto: last_number where answers end in `#### number`, json_fields where they are JSON objects, else rouge_l;
+    `module:function`: one's own, see docs/evaluation.md."""
+    max_new_tokens: CountOrUnset = 0
+    """Tokens that an answer may have in evaluation; 0: from the references."""
     max_steps: CountOrUnset = 0
     epochs: float = Field(default=1.0, ge=0, le=1000)
     sequence_length: CountOrUnset = 0

@@ -6,15 +6,17 @@ Merging both with the presets is `presets.resolve`. Nothing here reads a file or
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from steps.errors import ConfigError, Problem
 from steps.settings.cluster import Cluster, cluster_problems
 from steps.settings.options import Dtype, Options
-from steps.settings.section import Section, validate
+from steps.settings.section import Section, suggest, validate
 
 
 class Storage(Section):
@@ -131,19 +133,37 @@ class Validation(Section):
     """Which adapter becomes the result: the last step's, or that of the lowest validation loss."""
 
 
+SCORES = ("exact_match", "json_fields", "last_number", "rouge_l")
+OWN_SCORE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
+
+
+def _known_score(name: str) -> str:
+    if name != "auto" and name not in SCORES and not OWN_SCORE.fullmatch(name):
+        near = suggest(name, list(SCORES))
+        raise PydanticCustomError("score", f"must be auto, {', '.join(SCORES)} or module:function{near}")
+    return name
+
+
+Score = Annotated[str, AfterValidator(_known_score)]
+
+
 class Evaluation(Section):
     """Base and tuned model compared after training."""
 
-    max_rows: int = Field(default=32, ge=1)
-    """Held-out rows that are generated and scored."""
+    score: Score = "auto"
+    """How an answer is scored; `auto`: as the data preset says, or as suits the answers; `module:function`: one's own."""
+    max_rows: int = Field(default=128, ge=1)
+    """Held-out samples that are generated and scored at most: 32, and twice as many as long as they cannot tell."""
     max_loss_rows: int = Field(default=64, ge=1)
     """Held-out rows whose loss is measured."""
     samples: int = Field(default=10, ge=0)
     """Answers shown side by side."""
     batch_size: int = Field(default=32, ge=1)
     """Prompts generated together."""
-    min_improvement: float = 0.0
-    """The gate: the tuned model's score must be at least the base's plus this (score in 0..1)."""
+    max_new_tokens: int = Field(default=0, ge=0)
+    """Tokens that an answer may have; 0: the data preset's, else half as many again as the references' 95th percentile."""
+    min_improvement: float = Field(default=0.0, ge=-1, le=1)
+    """The gate: the tuned model's score must be above the base's by this, with 95 % confidence (score in 0..1)."""
     on_gate_failure: Literal["tag", "fail"] = "tag"
     """`tag` marks the run `gate:failed`, `fail` fails the evaluate step."""
 

@@ -123,6 +123,21 @@ class Plan(HoldsTraining):
         return self.training.global_batch // (self.replicas * self.training.micro_batch)
 
     @property
+    def chooses_by_validation(self) -> bool:
+        """The validation loss decides which adapter becomes the result."""
+        validation = self.settings.validation
+        return validation.keep == "best" or validation.early_stopping_patience > 0
+
+    def validation_rows(self, held_out: int) -> int:
+        """Of so many held-out samples, those that validation looks at: the first ones, at most half where they decide."""
+        most = held_out // 2 or held_out if self.chooses_by_validation else held_out
+        return min(self.settings.validation.max_rows, most)
+
+    def evaluation_start(self, held_out: int) -> int:
+        """The first held-out sample that evaluation measures: none of those that decided, if there are two or more."""
+        return self.validation_rows(held_out) if self.chooses_by_validation and held_out > 1 else 0
+
+    @property
     def nodes(self) -> int:
         """Machines of the training."""
         return self.settings.cluster.nodes if self.settings.is_on_cluster else 1

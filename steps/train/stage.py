@@ -88,7 +88,7 @@ def build(plan: Plan, base: BaseModel, prepared: PreparedData, run: RunDir) -> t
         checkpoint_every=checkpoint_interval(settings.checkpoints.every_steps, prepared.steps),
         checkpoints_kept=settings.checkpoints.keep,
         validation_every=validation_interval(settings.validation.every_steps, prepared.steps),
-        validation_rows=min(settings.validation.max_rows, prepared.validation_samples),
+        validation_rows=plan.validation_rows(prepared.validation_samples),
         patience=settings.validation.early_stopping_patience,
         keep=settings.validation.keep,
         report_to=settings.reporting.report_to,

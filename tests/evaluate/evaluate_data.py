@@ -71,7 +71,7 @@ def plain_loss(model: Any, samples: list[Sample]) -> float:
     return total / count
 
 
-def write_prepared(folder: Path, tokenizer: Any, answers: Sequence[str]) -> PreparedData:
+def write_prepared(folder: Path, tokenizer: Any, answers: Sequence[str], *, score: str = "json_fields") -> PreparedData:
     """A prepared directory with one held-out sample per answer; no training rows that anyone reads."""
     folder.mkdir(parents=True)
     lines, ids, masks = [], [], []
@@ -95,8 +95,8 @@ def write_prepared(folder: Path, tokenizer: Any, answers: Sequence[str]) -> Prep
     )
     record = PreparedData(
         path=str(folder), identity="prepared", digest=digest_of(files), fingerprint="f", source="test", shape="test",
-        score="json_fields", target_tokens=1, sequence_length=64, packed=False, fill=1.0, steps=1, global_batch=1,
-        **dict.fromkeys(counts.split(), 1),
+        score=score, target_tokens=1, sequence_length=64, packed=False, fill=1.0, steps=1, global_batch=1,
+        **{**dict.fromkeys(counts.split(), 1), "validation_samples": len(answers)},
     )  # fmt: skip
     (folder / MANIFEST).write_text(json.dumps({"record": record.to_dict(), "files": files}))
     return record

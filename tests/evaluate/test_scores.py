@@ -2,13 +2,12 @@ from __future__ import annotations
 
 import json
 import math
-from decimal import Decimal
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steps.evaluate.scores import SCORES, VALID_FORMS, result_number, score_answer
+from steps.evaluate.scores import SCORES, VALID_FORMS, score_answer, words
 
 ORDER = '{"name": "Ann", "items": [{"n": 2}, {"n": 3}], "paid": true}'
 
@@ -41,30 +40,20 @@ def test_json_fields_counts_the_fields_that_agree(answer: str, value: float, exa
 
 
 @pytest.mark.parametrize(
-    ("text", "number"),
-    [
-        pytest.param("so 3 + 4 = 7\n#### 7", "7", id="marked"),
-        pytest.param("#### 1,234.50 dollars, or 9 boxes", "1234.5", id="marked, more behind it"),
-        pytest.param("#### 1\nno, wait\n#### 2", "2", id="the last mark counts"),
-        pytest.param("it is 12, then 30.", "30", id="the last number"),
-        pytest.param("$-5", "-5", id="negative"),
-        pytest.param("pages 10-20", "20", id="a range is no minus"),
-        pytest.param("5 apples #### none", "5", id="nothing behind the mark"),
-        pytest.param("a half is .5", "0.5", id="without a leading zero"),
-        pytest.param("no idea", None, id="none"),
-    ],
-)
-def test_result_number_is_what_the_text_ends_in(text: str, number: str | None) -> None:
-    assert result_number(text) == (None if number is None else Decimal(number))
-
-
-@pytest.mark.parametrize(
     ("name", "answer", "reference", "value", "exact", "valid"),
     [
         pytest.param("last_number", "I think 42.0", "6 * 7\n#### 42", 1.0, True, True, id="equal numbers"),
         pytest.param("last_number", "43", "#### 42", 0.0, False, True, id="another number"),
         pytest.param("last_number", "many", "#### 42", 0.0, False, False, id="no number"),
         pytest.param("last_number", "many", "none", 0.0, False, False, id="no number to compare with"),
+        pytest.param("last_number", "50 %", "0.5", 1.0, True, True, id="a share in percent"),
+        pytest.param("last_number", "50 %", "0.5 %", 0.0, False, True, id="both in percent"),
+        pytest.param("last_number", "\\boxed{\\frac{1}{2}}", "it is 0,5 €", 1.0, True, True, id="a box and a comma"),
+        pytest.param("json_fields", "[1, 2]", "[1, 3]", 0.5, False, True, id="a list of JSON"),
+        pytest.param("json_fields", "no JSON", "other words", 0.0, False, False, id="a reference that is no JSON"),
+        pytest.param("rouge_l", "我们去北京", "我们去上海", 0.6, False, None, id="rouge, Chinese by character"),
+        pytest.param("rouge_l", "東京へ行く", "大阪へ行く", 0.6, False, None, id="rouge, Japanese by character"),
+        pytest.param("rouge_l", "แมวกินปลา", "แมวกินนม", 2 / 3, False, None, id="rouge, Thai by character"),
         pytest.param("exact_match", " a  b\n", "a b", 1.0, True, None, id="white space does not count"),
         pytest.param("exact_match", "A b", "a b", 0.0, False, None, id="case counts"),
         pytest.param("rouge_l", "the cat sat", "the cat sat", 1.0, True, None, id="rouge, same"),
@@ -102,3 +91,23 @@ leaves = st.none() | st.booleans() | st.integers() | st.text()
 def test_every_json_object_agrees_with_itself(value: dict[str, object]) -> None:
     text = json.dumps(value)
     assert score_answer("json_fields", text, text).exact
+
+
+def test_words_keep_their_marks() -> None:
+    assert words("Привет, हिन्दी naïve über_x") == ["привет", "हिन्दी", "naïve", "über", "x"]
+    assert words("GPT4用中文") == ["gpt4", "用", "中", "文"]
+
+
+def test_json_nested_as_deep_as_can_be_read_is_compared() -> None:
+    deep = "[" * 900 + "1" + "]" * 900
+    assert score_answer("json_fields", deep, deep.replace("1", "2")).value == 0.0
+
+
+odd = st.sampled_from(["", "😀", "!!!", "{broken", "NaN", '{"a": NaN}', "<think>", "####", "many", "<think>a</think>"])
+
+
+@pytest.mark.parametrize("name", SCORES)
+@given(text=odd | st.text() | st.dictionaries(st.text(), st.integers()).map(json.dumps))
+def test_a_reference_scores_1_against_itself(name: str, text: str) -> None:
+    score = score_answer(name, text, text)
+    assert (score.value, score.exact) == (1.0, True)
