@@ -21,7 +21,7 @@ from steps.merge.outputs import merge_folders
 from steps.protocol.records import Adapter, BaseModel, MergedModel, digest_file, digest_of, identity_of
 from steps.protocol.rundir import RunDir, held_lock, new_directory, read_json, require_space, storage_errors, write_json
 from steps.protocol.set_aside import NAME, set_aside
-from steps.protocol.tokenizer_files import TEMPLATE, make_usable
+from steps.protocol.tokenizer_files import TEMPLATE, make_usable, template_arguments
 from steps.settings.options import DTYPES
 
 if TYPE_CHECKING:
@@ -103,7 +103,8 @@ def _make(
         )
         write_json(folder / "lineage.json", lineage)
         template = Path(adapter.path) / TEMPLATE
-        make_usable(folder, template.read_text("utf-8") if template.is_file() else "")
+        arguments = template_arguments(Path(adapter.path))
+        make_usable(folder, template.read_text("utf-8") if template.is_file() else "", arguments)
         files = _digests(folder)
         merged = MergedModel(
             path=str(final),

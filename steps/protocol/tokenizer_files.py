@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ NAMES = (
     "tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "merges.txt", "*.tiktoken",
     "special_tokens_map.json", "added_tokens.json", CONFIG, TEMPLATE,
 )  # fmt: skip
+ARGUMENTS = "chat_template_kwargs"
+"""In tokenizer_config.json: a key of this project's, which transformers passes over."""
 INPUTS = ("input_ids", "attention_mask")
 """What a tokenizer hands out for generation."""
 
@@ -37,10 +40,11 @@ def copy_tokenizer(base: Path, folder: Path) -> None:
                 beside.rename(to)
 
 
-def make_usable(folder: Path, template: str) -> None:
+def make_usable(folder: Path, template: str, arguments: Mapping[str, Any] | None = None) -> None:
     """Let the tokenizer in a folder give what generation takes, and bring the chat template that the model was trained with.
 
     A folder without a tokenizer_config.json is left alone, but for the template. An empty `template` is not known.
+    `arguments`: what the template was given beside the conversations; kept for `template_arguments`.
 
     Raises:
         OSError: the disk refused.
@@ -48,15 +52,20 @@ def make_usable(folder: Path, template: str) -> None:
     config = _read(folder / CONFIG)
     if config is not None:
         names = [name for name in config.get("model_input_names") or INPUTS if name != "token_type_ids"]
-        if names != config.get("model_input_names"):
-            _write(
-                folder / CONFIG, json.dumps({**config, "model_input_names": names}, indent=2, ensure_ascii=False) + "\n"
-            )
+        changed = {**config, "model_input_names": names} | ({ARGUMENTS: dict(arguments)} if arguments else {})
+        if changed != config:
+            _write(folder / CONFIG, json.dumps(changed, indent=2, ensure_ascii=False) + "\n")
     own = (config or {}).get("chat_template")
     if template and not (isinstance(own, list) and _is_among(template, own)):  # a list's other templates would be lost
         path = folder / TEMPLATE
         if not path.is_file() or path.read_text("utf-8") != template:
             _write(path, template)
+
+
+def template_arguments(folder: Path) -> dict[str, Any]:
+    """What the chat template in a folder was given in training beside the conversations: `apply_chat_template(…, **these)`."""
+    found = (_read(folder / CONFIG) or {}).get(ARGUMENTS)
+    return found if isinstance(found, dict) else {}
 
 
 def _is_among(template: str, named: list[Any]) -> bool:

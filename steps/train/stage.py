@@ -14,7 +14,7 @@ from steps.protocol.events import Event, EventTail
 from steps.protocol.prepared import MANIFEST, verify
 from steps.protocol.records import Adapter, BaseModel, PreparedData, digest_file, digest_of, identity_of
 from steps.protocol.rundir import RunDir, TrainDir, read_json, storage_errors
-from steps.protocol.tokenizer_files import copy_tokenizer, make_usable
+from steps.protocol.tokenizer_files import ARGUMENTS, copy_tokenizer, make_usable
 from steps.settings.plan import LoraSettings, Plan
 from steps.train.neuron.planning import plan as neuron_plan
 from steps.train.neuron.planning.refusals import check_training
@@ -165,7 +165,8 @@ def collect(
     training = read_json(adapter_dir / "training.json")
     with storage_errors(f"writing {adapter_dir}"):
         copy_tokenizer(Path(spec.base_path), adapter_dir)
-        make_usable(adapter_dir, str(read_json(Path(spec.prepared_path) / MANIFEST).get("chat_template") or ""))
+        prepared = read_json(Path(spec.prepared_path) / MANIFEST)
+        make_usable(adapter_dir, str(prepared.get("chat_template") or ""), prepared.get(ARGUMENTS))
     losses = _losses(spec, attempts)
     return Adapter(
         path=str(adapter_dir),

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from steps.protocol.tokenizer_files import CONFIG, TEMPLATE, copy_tokenizer, make_usable
+from steps.protocol.tokenizer_files import CONFIG, TEMPLATE, copy_tokenizer, make_usable, template_arguments
 
 CHAT = "{% for message in messages %}{{ message['role'] + ': ' + message['content'] + '\n' }}{% endfor %}"
 
@@ -99,3 +99,18 @@ def test_a_damaged_tokenizer_is_left_for_its_reader(tmp_path: Path, text: str) -
     (tmp_path / CONFIG).write_text(text, "latin-1")
     make_usable(tmp_path, "t")
     assert (tmp_path / CONFIG).read_text("latin-1") == text
+
+
+def test_arguments_of_the_template_are_kept_beside_it_and_transformers_passes_over_them(
+    base: Path, tmp_path: Path
+) -> None:
+    from transformers import AutoTokenizer
+
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    copy_tokenizer(base, folder)
+    assert template_arguments(folder) == {}
+    make_usable(folder, CHAT, {"enable_thinking": False})
+    assert template_arguments(folder) == {"enable_thinking": False}
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False) == "user: hi\n"

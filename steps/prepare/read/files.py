@@ -125,8 +125,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, int, str]]:
         DataError: not UTF-8 and not UTF-16 with a byte order mark, or NUL bytes; with line and column.
     """
     with open_bytes(path) as file:
-        mark = file.read(2)
-        file.seek(0)
+        mark = first_bytes(file, 2)
         lines = _utf16_lines(path, file, UTF16_MARKS[mark]) if mark in UTF16_MARKS else _utf8_lines(path, file)
         for number, done, text in lines:
             if "\0" in text:
@@ -135,6 +134,12 @@ def read_lines(path: Path) -> Iterator[tuple[int, int, str]]:
                     f"{path}:{number}: holds NUL bytes (column {column}): a damaged file, or one that is not text"
                 )
             yield number, done, text
+
+
+def first_bytes(file: BinaryIO, count: int) -> bytes:
+    """The next bytes, which stay to be read."""
+    peeked: bytes = file.peek(count)[:count]  # type: ignore[attr-defined]  # all that open_bytes gives have it
+    return peeked
 
 
 def _utf8_lines(path: Path, file: BinaryIO) -> Iterator[tuple[int, int, str]]:

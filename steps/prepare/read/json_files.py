@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from steps.errors import DataError
-from steps.prepare.read.files import UTF8_MARK, UTF16_MARKS, Row, open_bytes, read_lines
+from steps.prepare.read.files import UTF8_MARK, UTF16_MARKS, Row, first_bytes, open_bytes, read_lines
 
 PEEKED_BYTES = 64 * 1024
 """Enough to tell an array from lines of objects."""
@@ -102,7 +102,7 @@ def _stream(path: Path, prefix: str) -> Iterator[Row]:
         try:
             for values in ijson.items(_as_utf8(file), prefix, use_float=True, multiple_values=not prefix):
                 number += 1
-                yield _row(path, number, values, file.tell())
+                yield _row(path, number, values, file.tell() if file.seekable() else 0)
             return
         except (ijson.JSONError, UnicodeDecodeError) as error:
             whole = _read_whole(path, prefix, error)
@@ -120,10 +120,9 @@ def _as_utf8(file: BinaryIO) -> Any:
     """For ijson, which knows no byte order marks."""
     import codecs
 
-    mark = file.read(3)
+    mark = first_bytes(file, 3)
     if mark == UTF8_MARK:
-        return file
-    file.seek(0)
+        file.read(3)
     if mark[:2] in UTF16_MARKS:
         return codecs.EncodedFile(file, "utf-8", "utf-16")
     return file
