@@ -115,11 +115,11 @@ def find_run(plan: Plan, flow_name: str) -> RunDir:
     given = plan.continue_from
     by_id = run_directory(plan.settings.storage.root, project_root(), flow_name, given)
     for candidate in (by_id.path, Path(given).expanduser().resolve()):
-        if any(candidate.glob("train-*/spec.json")):
+        if any(any(candidate.glob(name)) for name in ("train-*/spec.json", "prepared-*", "plan.json")):
             return RunDir(candidate)
     known = sorted(path.name for path in by_id.path.parent.glob("*") if any(path.glob("train-*")))
     names = ", ".join(known[-5:]) or "none"
-    message = f"no training found in {by_id.path} or {Path(given).resolve()}; the newest runs there: {names}"
+    message = f"no run found in {by_id.path} or {Path(given).resolve()}; the newest runs there: {names}"
     raise ConfigError([Problem("--continue-from", message)])
 
 
@@ -160,6 +160,8 @@ def check_continuation(spec: TrainSpec, run: RunDir) -> None:
     if spec.place.spec.is_file():
         return
     trainings = sorted(run.path.glob("train-*/spec.json"), key=lambda path: path.stat().st_mtime)
+    if not trainings:  # it had prepared data at most: that is taken over, and nothing contradicts it
+        return
     before = read_spec(trainings[-1]).identity_values()
     differing = [
         Problem(f"--continue-from ({key})", f"that run has {before.get(key)!r}, this one {value!r}: use the same")

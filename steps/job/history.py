@@ -130,6 +130,25 @@ class History:
         return cls(str(raw["identity"]), attempts, int(raw[NOT_COUNTED]), verdict, dict(raw.get("result") or {}))
 
 
+def how_to_begin_anew(path: Path) -> str:
+    """What to do about a damaged history."""
+    return f"`mv {path} {path}.damaged`, then `resume`: what was saved is used, and the count of attempts begins anew"
+
+
+def read(path: Path) -> History:
+    """The history in a file.
+
+    Raises:
+        StorageError: it is damaged, or cannot be read.
+    """
+    try:
+        return History.from_dict(read_json(path))
+    except (ValueError, KeyError, TypeError, StorageError) as error:
+        if isinstance(error.__cause__, OSError):  # the disk, not the file
+            raise
+        raise StorageError(f"{path} cannot be read ({error}); {how_to_begin_anew(path)}") from error
+
+
 def load(path: Path, identity: str) -> History:
     """The history in a file; a new one if there is none.
 
@@ -138,12 +157,7 @@ def load(path: Path, identity: str) -> History:
     """
     if not path.exists():
         return History(identity)
-    try:
-        history = History.from_dict(read_json(path))
-    except (ValueError, KeyError, TypeError) as error:
-        raise StorageError(
-            f"{path} cannot be read ({error}); move it away to start the count of attempts anew"
-        ) from error
+    history = read(path)
     if history.identity != identity:
         raise StorageError(f"{path} belongs to training {history.identity}, expected {identity}: remove the directory")
     return history

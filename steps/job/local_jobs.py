@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from steps.errors import StorageError
+from steps.job import history as memory
 from steps.job import progress as deadlines
 from steps.job.agent import processes
 from steps.job.agent.agent import DETACHED, read_or_empty
@@ -23,7 +24,7 @@ from steps.job.goodput import account_of
 from steps.job.history import History
 from steps.protocol import checkpoints
 from steps.protocol.events import EventTail
-from steps.protocol.rundir import TrainDir, read_json, write_json
+from steps.protocol.rundir import TrainDir, write_json
 from steps.protocol.set_aside import NAME
 from steps.settings.config import Prices
 
@@ -192,12 +193,7 @@ def size_of(folder: Path) -> int:
 
 
 def _history(paths: TrainDir) -> History:
-    if not paths.history.is_file():
-        return History("")
-    try:
-        return History.from_dict(read_json(paths.history))
-    except (ValueError, KeyError, TypeError) as error:
-        raise StorageError(f"{paths.history} cannot be read: {error}; move it away to start its count anew") from error
+    return memory.read(paths.history) if paths.history.is_file() else History("")
 
 
 def _end_s(history: History) -> float:

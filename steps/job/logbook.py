@@ -40,14 +40,19 @@ class Logbook:
 
     def begin(self, job: Job, image: str = "") -> int:
         """Name the next attempt before it exists, so that none can exist without a name; its number."""
-        last = self.history.last
-        number = last.number + 1 if last else 1
+        number = 1 + max(self._newest_number(), self.history.last.number if self.history.last else 0)
         begun = Attempt(
             number, self.wall(), job.spec_digest, begins_session=not self.has_begun, nodes=job.nodes, image=image
         )
         self.has_begun = True
         self._remember(replace(self.history, attempts=(*self.history.attempts, begun)))
         return number
+
+    def _newest_number(self) -> int:
+        """Of the attempts that have left anything, whether the history knows them or was moved away."""
+        folders = (path.name for path in self.job.directory.attempt(1).parent.glob("[0-9]*"))
+        writers = (path.name.partition("-")[0] for path in self.job.directory.writers.glob("[0-9]*-*"))
+        return max((int(name) for name in (*folders, *writers) if name.isdigit()), default=0)
 
     def admit(self) -> None:
         """The newest attempt has left the queue."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from steps.errors import JobCancelled, JobError, JobPermanentError, JobRetriesExhausted, JobTimeout
@@ -10,6 +11,7 @@ from steps.job.classify import Failure
 from steps.job.history import Verdict
 from steps.job.job import Job
 from steps.job.retry import GiveUp, Resubmit
+from steps.protocol.failure_class import FailureClass
 
 ERRORS: dict[str, type[JobError]] = {
     "permanent": JobPermanentError,
@@ -45,9 +47,25 @@ def final_message(job: Job, attempt: int, failure: Failure, decision: GiveUp, re
         f"No further attempt: {decision.reason}.",
         *(f"    {line}" for line in failure.traceback),
         f"Evidence: {folder / 'evidence'}; logs: rank-0.log and its like in {folder}.",
-        f"What to do: {failure.failure_class.meaning.advice}. Then `resume` goes on ({kept}).",
+        f"What to do: {what_to_do(failure.failure_class, job.directory.path.parent, kept)}",
     ]
     return "\n".join(lines)
+
+
+def what_to_do(failure_class: FailureClass, run: Path, kept: str) -> str:
+    """The remedy for a class of failure, with a command that works as it is printed; `run`: the run's directory."""
+    row = failure_class.meaning
+    words = f"{row.advice}. Then `resume` goes on ({kept})."
+    if row.options:
+        options = " or ".join(row.options)
+        words = (
+            f"{row.advice}: give the same command as before (`resume` takes no options) with `--continue-from {run}` and "
+            f"{options}; it goes on ({kept}), or names what makes it another training."
+        )
+    other = ", ".join(row.other_training)
+    return words + (
+        f" With a lower {other} it is another training: a new run, without --continue-from." if other else ""
+    )
 
 
 def error_of(verdict: Verdict, *, remembered: bool = False) -> JobError:

@@ -19,7 +19,7 @@ class Meaning:
     """What a class of failure means for the worker, for the next attempt, and for a person."""
 
     advice: str
-    """What a person can do, to be read after "What to do:"."""
+    """What a person can do, to be read after "What to do:"; `messages` adds how to go on."""
     exit_codes: tuple[int, ...]
     """The worker's exit code; further ones mean this class too. Empty: no worker runs that could leave one."""
     is_permanent: bool = False
@@ -36,6 +36,10 @@ class Meaning:
     """A healthy worker reports it too when another one has died: any other record speaks first."""
     hides_hardware: bool = False
     """A broken accelerator may be behind it: it ends as a time-out or a lost collective, often of a healthy peer first."""
+    options: tuple[str, ...] = ()
+    """Options that help, and that the same training may change: it is continued with them, since `resume` takes none."""
+    other_training: tuple[str, ...] = ()
+    """Options that help, and make another training: nothing of this one is used."""
     exceptions: tuple[str, ...] = ()
     """Names of exception types, or of bases of theirs, that are of this class. By name, so that torch need not be imported."""
 
@@ -88,8 +92,10 @@ MEANINGS: dict[FailureClass, Meaning] = {
         blames_node=True,
     ),
     FailureClass.OUT_OF_MEMORY: Meaning(
-        "lower --micro-batch, turn on --gradient-checkpointing, or lower --sequence-length",
+        "lower --micro-batch, or turn on --gradient-checkpointing",
         exit_codes=(71,),
+        options=("--micro-batch N", "--gradient-checkpointing on"),
+        other_training=("--sequence-length",),
         is_permanent_at_same_step=True,
         exceptions=("OutOfMemoryError", "MemoryError"),  # torch's, for every accelerator; Python's
     ),
@@ -101,11 +107,13 @@ MEANINGS: dict[FailureClass, Meaning] = {
     FailureClass.CONFIG: Meaning(
         "correct the setting or the data that the message names",
         exit_codes=(65,),
+        options=("the corrected option",),
         is_permanent=True,
     ),
     FailureClass.USER: Meaning(
-        "mend what the traceback names; if the loss ran away, lower --learning-rate",
+        "mend what the traceback names",
         exit_codes=(64, EXIT_DIVERGED),
+        other_training=("--learning-rate",),
         is_permanent=True,
     ),
     FailureClass.STORAGE: Meaning(

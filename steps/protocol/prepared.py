@@ -78,7 +78,7 @@ class ArrowRows:
         try:
             self._file = pa.ipc.open_file(pa.memory_map(str(path)))
         except (pa.ArrowException, OSError) as error:
-            raise StorageError(f"cannot read {path} ({error}): remove its folder and run prepare again") from error
+            raise StorageError(f"cannot read {path} ({error}): {prepare_again(path.parent)}") from error
         self._batches = [self._file.get_batch(index) for index in range(self._file.num_record_batches)]
         self._ends: list[int] = []
         for batch in self._batches:
@@ -104,6 +104,11 @@ class ArrowRows:
         return PreparedRow(ids, np.where(mask != 0, ids, np.int32(IGNORED_LABEL)), lengths)
 
 
+def prepare_again(folder: Path) -> str:
+    """What to do about prepared data that cannot be used: `resume` would take over the step that made it."""
+    return f"give the same command as before with --continue-from {folder.parent}, which sets it aside and prepares it again"
+
+
 @dataclass(frozen=True, slots=True)
 class PreparedRows:
     """Everything in one prepared directory."""
@@ -127,9 +132,7 @@ class PreparedRows:
         try:
             order = np.load(path / ORDER, mmap_mode="r")
         except (OSError, ValueError) as error:
-            raise StorageError(
-                f"cannot read {path / ORDER} ({error}): remove its folder and run prepare again"
-            ) from error
+            raise StorageError(f"cannot read {path / ORDER} ({error}): {prepare_again(path)}") from error
         return cls(read_record(path), ArrowRows(path / ROWS), order, ArrowRows(path / VALIDATION), path)
 
     def __len__(self) -> int:
@@ -152,7 +155,7 @@ class PreparedRows:
                     raw: dict[str, Any] = json.loads(line)
                     yield HeldOut(tuple(raw["messages"]), raw["prompt"], tuple(raw["prompt_ids"]), raw["reference"])
         except (OSError, ValueError, KeyError) as error:
-            raise StorageError(f"cannot read {path} ({error}): remove its folder and run prepare again") from error
+            raise StorageError(f"cannot read {path} ({error}): {prepare_again(path.parent)}") from error
 
 
 def read_record(path: Path) -> PreparedData:
@@ -188,7 +191,7 @@ def verify(path: Path) -> PreparedData:
     manifest = read_json(path / MANIFEST)
     seal, expected = manifest.pop("seal", None), manifest.get("files", {})
     if seal != digest_of(manifest) or digest_of(expected) != record.digest:
-        raise StorageError(f"{path / MANIFEST} was changed: its values do not give its digest; run prepare again")
+        raise StorageError(f"{path / MANIFEST} was changed: its values do not give its digest; {prepare_again(path)}")
     damaged = []
     for name in DATA_FILES:
         if not (path / name).is_file():
@@ -198,5 +201,5 @@ def verify(path: Path) -> PreparedData:
             if digest_file(path / name) != expected.get(name):
                 damaged.append(f"{name} was changed ({(path / name).stat().st_size} bytes)")
     if damaged:
-        raise StorageError(f"prepared data in {path} is damaged: {'; '.join(damaged)}; run prepare again")
+        raise StorageError(f"prepared data in {path} is damaged: {'; '.join(damaged)}; {prepare_again(path)}")
     return record

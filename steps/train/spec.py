@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from steps.errors import ConfigError, Problem, StorageError
-from steps.protocol.prepared import verify
+from steps.protocol.prepared import prepare_again, verify
 from steps.protocol.rundir import TrainDir, read_json
 from steps.settings.plan import HoldsTraining
 from steps.settings.section import validate
@@ -125,4 +125,6 @@ def require_data(spec: TrainSpec) -> None:
     found = verify(Path(spec.prepared_path))
     if found.digest != spec.prepared_digest:
         expected = f"the spec was made for {spec.prepared_digest}, found {found.digest}"
-        raise StorageError(f"{spec.prepared_path} holds other data: {expected}; run prepare again")
+        raise StorageError(
+            f"{spec.prepared_path} holds other data: {expected}; {prepare_again(Path(spec.prepared_path))}"
+        )

@@ -40,7 +40,7 @@ def test_status_of_a_damaged_history_names_the_file(tmp_path: Path) -> None:
     result = call("status", "--root", tmp_path)
     assert result.exit_code == 1
     assert f"{train.history} cannot be read" in result.output
-    assert "move it away" in result.output
+    assert f"`mv {train.history} {train.history}.damaged`, then `resume`" in result.output
 
 
 def test_status_from_a_laptop_tells_what_labels_and_logs_tell() -> None:

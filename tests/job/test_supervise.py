@@ -492,7 +492,7 @@ def test_time_in_a_queue_counts_against_no_other_deadline(tmp_path: Path) -> Non
 
 
 def test_second_supervisor_follows_and_does_not_act(tmp_path: Path) -> None:
-    stage = Stage(tmp_path, succeed)
+    stage = Stage(tmp_path, succeed, succeed)
     lock = FileLock(stage.job.directory.lock)
     stage.job.directory.path.mkdir()
     lock.acquire()
@@ -590,7 +590,7 @@ def test_damaged_history_says_what_to_do(tmp_path: Path) -> None:
     stage = Stage(tmp_path, succeed)
     stage.job.directory.path.mkdir()
     stage.job.directory.history.write_text('{"schema": "other"}')
-    with pytest.raises(StorageError, match="move it away"):
+    with pytest.raises(StorageError, match=r"`mv .*history\.json .*then `resume`"):
         stage.run()
 
 

@@ -92,14 +92,14 @@ def test_a_manifest_that_was_edited_or_is_of_another_kind_is_refused(folder: Pat
 @pytest.mark.parametrize("name", [prepared.ROWS, prepared.ORDER, prepared.VALIDATION])
 def test_opening_a_damaged_file_says_what_to_do(folder: Path, name: str) -> None:
     (folder / name).write_bytes(b"no")
-    with pytest.raises(StorageError, match="run prepare again"):
+    with pytest.raises(StorageError, match=r"--continue-from .* prepares it again"):
         PreparedRows.open(folder)
 
 
 def test_held_out_lines_that_are_damaged_are_an_error(folder: Path) -> None:
     found = PreparedRows.open(folder)
     (folder / prepared.HELD_OUT).write_text("{")
-    with pytest.raises(StorageError, match="run prepare again"):
+    with pytest.raises(StorageError, match=r"--continue-from .* prepares it again"):
         list(found.held_out())
 
 

@@ -106,6 +106,6 @@ def test_data_that_changes_between_two_attempts_is_refused_before_a_step(trainin
     (record,) = read_records(training.spec.place.attempt(2))
     assert record.failure_class == "storage"
     assert f"{name} was changed" in record.message
-    assert "prepare again" in record.message
+    assert "prepares it again" in record.message
     assert not training.events(2)
     assert digests_below(training.spec.place.checkpoints) == before

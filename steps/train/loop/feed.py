@@ -8,10 +8,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from steps.errors import DataError
 from steps.protocol.handover import ROWS, HeldOutLoss
-from steps.protocol.prepared import PreparedRows
+from steps.protocol.prepared import PreparedRows, prepare_again
 from steps.train.loop.ranks import Ranks
 from steps.train.loop.rows import Batch, RowCounts, Slicing, collate
 from steps.train.spec import TrainSpec
@@ -50,7 +51,7 @@ class Feed:
         if len(self._order) < needed:
             raise DataError(
                 f"{spec.prepared_path}: the order holds {len(self._order)} rows, {spec.steps} steps of "
-                f"{spec.training.global_batch} need {needed}; remove the directory and prepare again"
+                f"{spec.training.global_batch} need {needed}; {prepare_again(Path(spec.prepared_path))}"
             )
 
     def counts(self, step: int) -> tuple[int, int]:
