@@ -27,7 +27,7 @@ QUICK_POLL_S = 0.1
 PEER_WORD_S = 30.0
 """An ending that names another node's failure waits so long for that node's own word, before it is judged."""
 HANG_GRACE_S = 5.0
-"""For workers that missed a deadline: they have nothing to save, or cannot."""
+"""Grace of workers that missed a deadline: they have nothing to save, or cannot."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Ending:
     is_out_of_time: bool = False
     """The total deadline has passed."""
     queued_s: float = 0.0
-    """That it spent in a queue."""
+    """Seconds that it spent in a queue."""
     contradiction: str = ""
     """Its workers began where they cannot have meant to."""
 

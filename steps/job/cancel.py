@@ -1,7 +1,7 @@
-"""A person's wish that a training ends, left in its directory: it holds between two attempts too, when there is no job.
+"""The request that a training ends: a file in its directory, so that it holds between two attempts too, when there is no job.
 
-`hyperpod-lora cancel` leaves it while a supervisor acts; `attempt` and `supervise` look for it, and who fulfils it removes it.
-One that nobody came to fulfil binds an automatic retry, and is forgotten when a person resumes.
+`hyperpod-lora cancel` writes it while a supervisor acts. `attempt` and `supervise` look for it, and the supervisor that acts on
+it removes it. A request that no supervisor acted on still binds an automatic retry; a person who resumes clears it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from steps.protocol.rundir import TrainDir, storage_errors, write_json
 
 
 def request(directory: TrainDir) -> None:
-    """Leave the wish for the supervisor that acts on this training.
+    """Ask the supervisor of this training to end it.
 
     Raises:
         StorageError: the directory cannot be written.
@@ -23,7 +23,7 @@ def request(directory: TrainDir) -> None:
 
 
 def is_requested(directory: TrainDir) -> bool:
-    """Does somebody wish that it ends?"""
+    """Whether somebody asked that it ends."""
     try:
         return directory.cancel.is_file()
     except OSError:  # a mount that is away: it is looked for again
@@ -31,7 +31,7 @@ def is_requested(directory: TrainDir) -> bool:
 
 
 def clear(directory: TrainDir) -> None:
-    """It was acted on, or is from before.
+    """Remove the request: it was acted on, or is from an earlier supervisor.
 
     Raises:
         StorageError: the file cannot be removed.

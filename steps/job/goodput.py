@@ -58,7 +58,7 @@ class Span:
     idle_s: float = 0.0
     """Before it was created, when nothing ran."""
     nodes: int = 1
-    """That it held."""
+    """Nodes that it held."""
 
 
 @dataclass(slots=True)
@@ -73,7 +73,7 @@ class AttemptAccount:
 
     @property
     def total_s(self) -> float:
-        """Of all pieces."""
+        """The sum of all pieces."""
         return sum(self.seconds.values())
 
     @property

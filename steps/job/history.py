@@ -43,9 +43,9 @@ class Attempt:
     complete_step: int = 0
     """Step of the newest complete checkpoint at its end."""
     nodes: int = 0
-    """That it asked for; 0: as the job says."""
+    """Nodes that it asked for; 0: as the job says."""
     image: str = ""
-    """Of its workers; empty where there is none."""
+    """The image of its workers; empty where there is none."""
     is_at_start: bool = False
     """It failed because its workers did not all start in time."""
     ready_s: float | None = None

@@ -34,7 +34,7 @@ class Job:
     node_choices: tuple[int, ...] = ()
     """Numbers of nodes to go on with when not all could start, the largest first; empty: `nodes` alone."""
     label: str = "training"
-    """For people: model and data set."""
+    """What people read: model and data set."""
     step: str = ""
     """Names the job where a step runs several; empty: by the step alone."""
     wrapper: str = ""

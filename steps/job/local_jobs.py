@@ -1,6 +1,6 @@
-"""What runs have left on this machine: processes that nobody watches over, and directories with their sizes and stories.
+"""What runs have left on this machine: processes that nobody watches, and directories with their sizes and histories.
 
-For `hyperpod-lora status`, `cancel` and `clean`. It only looks, but for `end_running` and `cancel_running`.
+Used by `hyperpod-lora status`, `cancel` and `clean`. `end_running` and `cancel_running` end processes; the rest only reads.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from steps.protocol.set_aside import NAME
 from steps.settings.config import Prices
 
 WORD_S = 10.0
-"""For the keeper to kill what did not end in its grace, and to write its last word."""
+"""Time in which the agent kills what did not end in its grace, and writes how everything ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,10 +90,10 @@ def unseen_attempt(directory: Path) -> str:
 
 
 def end_running(job: RunningJob, *, grace_s: float, sleep: Callable[[float], None] = time.sleep) -> int:
-    """End a job's processes: the keeper lets the ranks save; what is left after `grace_s` is killed. Returns how many were."""
+    """End a job's processes: the agent lets the ranks save; what is left after `grace_s` is killed. Returns how many were."""
     marker = processes.marker_of(job.directory, job.attempt)
-    keeper = read_or_empty(TrainDir(job.directory).files(job.attempt).agent.state)
-    first = [int(keeper["pid"])] if keeper and processes.is_alive(keeper) else processes.marked_with(marker)
+    agent = read_or_empty(TrainDir(job.directory).files(job.attempt).agent.state)
+    first = [int(agent["pid"])] if agent and processes.is_alive(agent) else processes.marked_with(marker)
     for pid in first:
         processes.send(pid, signal.SIGTERM)
     until_s = time.monotonic() + grace_s
@@ -109,7 +109,7 @@ def cancel_running(job: RunningJob, *, grace_s: float, sleep: Callable[[float], 
     """End a job because a person wants it: a supervisor that watches starts no further attempt. Returns how many were killed.
 
     Raises:
-        StorageError: the wish cannot be written down.
+        StorageError: the request cannot be written.
     """
     if job.is_watched:
         write_json(TrainDir(job.directory).files(job.attempt).stop, {"grace_s": grace_s, "reason": "cancelled"})

@@ -1,8 +1,8 @@
-"""The local launcher: an attempt is a keeper process on this machine, which runs torchrun. Satisfies `launcher.Launcher`.
+"""The local launcher: an attempt is an agent process on this machine, which runs torchrun. Satisfies `snapshot.Launcher`.
 
-All that it knows lies in the attempt's directory, so another launcher, in another process, sees the same:
+Everything that it knows lies in the attempt's directory, so another launcher, in another process, sees the same:
 keeper.json (what to run), keeper-state.json and rank-<r>.json (who runs: pid, start time, boot), exit.json (how it ended).
-The environment of the workers is this process's own plus the job's; it is handed over, never written.
+The workers get this process's environment and the job's; it is handed over, never written.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class LocalLauncher:
         self._ranks: dict[Path, dict[int, int]] = {}
 
     def create(self, job: Job, attempt: int, *, avoid_nodes: Sequence[str] = ()) -> None:
-        """Start the attempt's keeper, unless it has been started. There is one node, so none can be avoided.
+        """Start the attempt's agent, unless it has been started. There is one node, so none can be avoided.
 
         Raises:
             StorageError: the run directory cannot be written.
@@ -71,7 +71,7 @@ class LocalLauncher:
             )
 
     def read(self, job: Job, attempt: int) -> JobSnapshot:
-        """Look at the attempt's files and its keeper; all of /proc is searched only when it is over."""
+        """Look at the attempt's files and its agent; all of /proc is searched only when it is over."""
         folder = job.directory.attempt(attempt)
         is_alive, was_rebooted = self._agent(job, attempt)
         ended = read_or_empty(AgentDir(folder).exit)
@@ -88,7 +88,7 @@ class LocalLauncher:
         return snapshot_of_local(raw)
 
     def delete(self, job: Job, attempt: int, *, grace_s: float) -> None:
-        """Ask the keeper to end its workers; without one, or at once, signal them directly."""
+        """Ask the agent to end its workers; without one, or at once, signal them directly."""
         folder = job.directory.attempt(attempt)
         state = read_or_empty(AgentDir(folder).state)
         if grace_s > 0 and state and processes.is_alive(state):
@@ -109,12 +109,12 @@ class LocalLauncher:
         return ""
 
     def evidence(self, job: Job, attempt: int) -> Mapping[str, str]:
-        """The ends of torchrun's own log and of the keeper's."""
+        """The ends of torchrun's own log and of the agent's."""
         agent = job.directory.files(attempt).agent
         return {log.name: text for log in (agent.torchrun_log, agent.log) if (text := tail(log, 400))}
 
     def _agent(self, job: Job, attempt: int) -> tuple[bool, bool]:
-        """(whether the keeper lives, whether the machine was restarted since it did)."""
+        """(whether the agent lives, whether the machine was restarted since it did)."""
         folder = job.directory.attempt(attempt)
         ours = self._agents.get(folder)
         if ours:

@@ -81,7 +81,7 @@ class Logbook:
         self._remember(self.history.with_last(**changes))
 
     def give_up(self, number: int, failure: Failure, decision: GiveUp) -> JobError:
-        """Remember the verdict, by which a wish to cancel is fulfilled; the error that tells it."""
+        """Remember the verdict, clear a cancel request, and return the error that tells it."""
         text = messages.final_message(self.job, number, failure, decision, self.kept_step())
         verdict = Verdict(decision.kind, failure.failure_class.value, number, text)
         self._remember(replace(self.history, verdict=verdict))
@@ -98,7 +98,7 @@ class Logbook:
         return checkpoints.newest_step(self.job.directory.checkpoints)
 
     def finish(self, result: dict[str, Any]) -> None:
-        """It brought a result: a wish to cancel came too late."""
+        """Remember the result; a cancel request came too late, and is cleared."""
         self._remember(replace(self.history, result=result))
         cancel.clear(self.job.directory)
 

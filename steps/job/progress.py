@@ -72,7 +72,7 @@ class Progress:
     trained_at_s: float | None = None
     """When the first step of this attempt was seen, on the supervisor's monotonic clock."""
     durations_s: tuple[float, ...] = ()
-    """Of the latest steps."""
+    """Seconds that each of the latest steps took."""
     complete_step: int = 0
     """Step of the newest checkpoint whose completion was seen."""
     started: dict[str, Any] | None = None

@@ -85,7 +85,7 @@ REASONS: dict[str, Reason] = {
     "DeletionByTaintManager": Reason.NODE,
     "DeletionByPodGC": Reason.NODE,
     "TerminationByKubelet": Reason.NODE,
-    # The local keeper.
+    # The agent on this machine.
     "oom_kill": Reason.OUT_OF_MEMORY,  # the cgroup's counter rose
     "stopped": Reason.STOPPED,
     "cancelled": Reason.CANCELLED,
@@ -93,7 +93,7 @@ REASONS: dict[str, Reason] = {
     "reboot": Reason.NODE,
     "keeper": Reason.AGENT,
     "peer": Reason.PEER,
-    "recreated": Reason.RECREATED,  # `node`, in a termination message
+    "recreated": Reason.RECREATED,  # `pod_main`, in a termination message
 }
 
 
@@ -154,7 +154,7 @@ class JobSnapshot:
     phase: Phase
     workers: tuple[WorkerState, ...] = ()
     reason: Reason = Reason.NONE
-    """Of the job as a whole."""
+    """Why the job as a whole ended."""
     message: str = ""
     remaining: int = 0
     """Processes or pods that could still write, and the job itself."""
@@ -215,7 +215,7 @@ def snapshot_of_local(raw: Mapping[str, Any]) -> JobSnapshot:
     """Translate what the local launcher found.
 
     `created`: the attempt was begun · `agent_alive` · `rebooted`: the machine has been restarted since ·
-    `exit`: the keeper's exit.json or None · `pids`: of the ranks by rank · `remaining`: processes left · `processes`: expected.
+    `exit`: the agent's exit.json or None · `pids`: of the ranks by rank · `remaining`: processes left · `processes`: expected.
     """
     remaining, ended = int(raw["remaining"]), raw.get("exit")
     pids = {int(rank): int(pid) for rank, pid in raw.get("pids", {}).items()}
@@ -231,7 +231,7 @@ def snapshot_of_local(raw: Mapping[str, Any]) -> JobSnapshot:
     if raw["rebooted"]:
         return JobSnapshot(Phase.FAILED, running, Reason.NODE, "the machine was restarted", remaining)
     if not raw["agent_alive"]:
-        return JobSnapshot(Phase.FAILED, running, Reason.AGENT, "the keeper process ended without a word", remaining)
+        return JobSnapshot(Phase.FAILED, running, Reason.AGENT, "the agent process ended without a word", remaining)
     phase = Phase.RUNNING if len(pids) >= int(raw["processes"]) else Phase.STARTING
     return JobSnapshot(phase, running, remaining=remaining)
 

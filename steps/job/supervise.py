@@ -103,7 +103,7 @@ class _Supervisor:
     ended_unwatched: int = field(init=False, default=0)
     """The attempt that was over already when it was adopted; 0: none."""
     expected_step: int = field(init=False, default=0)
-    """Of the checkpoint that the attempt's workers have to begin with; 0: it was not made by us."""
+    """Step of the checkpoint that the attempt's workers have to begin with; 0: the attempt was not made by us."""
 
     @property
     def history(self) -> History:

@@ -27,11 +27,11 @@ class Datastore:
     root: str = ""
     """`s3://bucket/prefix`."""
     endpoint: str = ""
-    """Of an S3 that is not AWS's."""
+    """Address of an S3 that is not AWS's."""
 
     @property
     def bucket(self) -> str:
-        """Of an S3 datastore."""
+        """Bucket of an S3 datastore; empty for another."""
         return self.root.removeprefix("s3://").partition("/")[0] if self.kind == "s3" else ""
 
 

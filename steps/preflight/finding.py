@@ -44,7 +44,7 @@ def error(check: str, message: str, fix: str) -> Finding:
 
 
 def errors(findings: Sequence[Finding]) -> tuple[Finding, ...]:
-    """Those that forbid to start."""
+    """The findings that forbid to start."""
     return tuple(item for item in findings if item.severity == "error")
 
 

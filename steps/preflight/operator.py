@@ -105,7 +105,7 @@ def _containers(deployment: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _version(deployments: Answer) -> tuple[int, ...]:
-    """Of the running image's tag; empty if unknown."""
+    """The version in the running image's tag; empty if unknown."""
     for deployment in deployments.items:
         for container in _containers(deployment):
             tag = str(container.get("image", "")).partition("@")[0].rpartition(":")[2]

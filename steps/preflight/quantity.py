@@ -56,7 +56,7 @@ def times(number: int, given: Amounts) -> Amounts:
 
 
 def show(name: str, value: Decimal) -> str:
-    """For people: `cpu 120`, `memory 460Gi`."""
+    """The quantity as people read it: `cpu 120`, `memory 460Gi`."""
     if name.endswith(("memory", "storage")):
         return f"{name} {float(value / 2**30):.4g}Gi"
     return f"{name} {float(value):.4g}"

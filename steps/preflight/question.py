@@ -57,7 +57,7 @@ class Answer:
 
     @property
     def items(self) -> list[dict[str, Any]]:
-        """Of a list."""
+        """Items of a list."""
         return list(self.body.get("items") or ())
 
 

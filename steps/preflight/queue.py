@@ -188,7 +188,7 @@ def _limits(known: Answers, flavor: Mapping[str, Any], *, borrowed: bool) -> Amo
 
 
 def _left(known: Answers, flavor: Mapping[str, Any]) -> Amounts:
-    """Of its own quota, what nobody has reserved."""
+    """What nobody has reserved of its own quota."""
     left = _limits(known, flavor, borrowed=False)
     reserved = (known["clusterqueue"].body.get("status") or {}).get("flavorsReservation") or ()
     for item in (part for used in reserved if used["name"] == flavor["name"] for part in used.get("resources") or ()):

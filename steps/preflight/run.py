@@ -1,8 +1,8 @@
-"""The preflight: asks the cluster everything that `checks` judges, all at once, and changes nothing.
+"""The preflight: asks the cluster everything that the checks judge, all at once, and changes nothing.
 
 Called by `stages.start` (`require`) and by `hyperpod-lora preflight` (`findings`), from a laptop as from a pod. Each question
 has a time limit, and all of them together; a question without an answer becomes a finding, never a crash. What the answers mean
-is decided in `checks`, without a cluster.
+is decided in `survey` and the modules that it asks, without a cluster.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The claims, the mount path, and whatever else the pods name: secrets, config maps, service accounts. Pure."""
+"""The volume claims, the mount path, and whatever else the pods name: secrets, config maps, service accounts. Pure."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Named:
     """Something in the namespace that the pods refer to, and the setting that names it."""
 
     kind: str
-    """As kubectl calls it: `secret`, `configmap`, `serviceaccount`."""
+    """The kind as kubectl calls it: `secret`, `configmap`, `serviceaccount`."""
     name: str
     setting: str
     key: str = ""

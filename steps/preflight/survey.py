@@ -1,4 +1,4 @@
-"""All questions to the API server, and all findings of its answers: what `preflight` asks with, and judges with. Pure."""
+"""All questions to the API server, and all findings from its answers; `run` asks and judges with it. Pure."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Target:
 
     settings: Settings
     processes: int = 0
-    """Of one worker pod; 0: one for each NeuronCore."""
+    """Processes in one worker pod; 0: one for each NeuronCore."""
     datastore: Datastore = LOCAL
     is_inside: bool = False
     """We are in a pod of the cluster."""

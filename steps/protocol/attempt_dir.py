@@ -36,12 +36,12 @@ class AgentDir:
 
     @property
     def torchrun_log(self) -> Path:
-        """Of torchrun itself."""
+        """The log of torchrun itself."""
         return self.path / "torchrun.log"
 
     @property
     def log(self) -> Path:
-        """Of a local agent itself."""
+        """The log of a local agent itself."""
         return self.path / "keeper.log"
 
     def rank(self, rank: int) -> Path:
@@ -120,18 +120,18 @@ class AttemptDir:
         return self.path / f"failure-{rank:05d}.json"
 
     def failures(self) -> Iterator[Path]:
-        """Those of all ranks that left one."""
+        """The records of all ranks that left one."""
         return self.path.glob("failure-*.json")
 
     def agents(self) -> list[AgentDir]:
-        """Of this machine's agent and of the pods'; which of them there are, their files tell."""
+        """Directories of this machine's agent and of the pods' agents; their files tell which of them there are."""
         return [self.agent, *(AgentDir(path) for path in self.nodes.glob("*"))]
 
     @property
     def agent(self) -> AgentDir:
-        """Of the agent on this machine, where there are no pods."""
+        """Directory of the agent on this machine, where there are no pods."""
         return AgentDir(self.path)
 
     def node(self, rank: int, incarnation: int = 0) -> AgentDir:
-        """Of the agent of a pod; `incarnation` counts pods that were made anew."""
+        """Directory of a pod's agent; `incarnation` counts pods that were made anew."""
         return AgentDir(self.nodes / (f"{rank:03d}.{incarnation}" if incarnation else f"{rank:03d}"))

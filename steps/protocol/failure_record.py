@@ -1,4 +1,4 @@
-"""How a worker tells why it failed: `failure.json` beside its log, and its exit code. Never by text search.
+"""How a worker tells why it failed: `failure-<rank>.json` beside its log, and its exit code. Never by text search.
 
 Written by workers, read by the job room. The exit codes are below 128, so they read as "decided"; above are signals.
 """
@@ -170,7 +170,7 @@ def read_records(folder: Path) -> list[FailureRecord]:
 
 
 _TYPES: dict[str, Any] = {"rank": int, "step": int, "exit_code": int, "time_s": int | float}
-"""Of the fields that hold no text."""
+"""Types of the fields that hold no text."""
 
 
 def parse_record(text: str) -> FailureRecord | None:

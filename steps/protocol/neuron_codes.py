@@ -1,7 +1,7 @@
 """The Neuron runtime's words: its status codes (nrt_status.h), where they stand in messages and logs, and what each means.
 
-Pure. Used by `failure_record` for exceptions, and by `job/runtime_log` for processes that died without one. The names are AWS's;
-the class is our reading of their documentation: nobody here has seen these errors on a device.
+Pure. Used by `failure_record` for exceptions, and by `agent.runtime_log` for processes that died without one. The names are
+AWS's; the class is our reading of their documentation: nobody here has seen these errors on a device.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ _PHRASES: tuple[tuple[re.Pattern[str], int], ...] = tuple(
         (r"NEURON_HW_ERR=HANG_ON_COLLECTIVES", 1200),
     )
 )
-"""Of the runtime's and the driver's log."""
+"""What the runtime and the driver write to their logs."""
 
 
 def find_neuron_code(text: str) -> NeuronCode | None:

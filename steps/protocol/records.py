@@ -76,7 +76,7 @@ class BaseModel(Record):
     revision: str
     """Commit on the hub, or the digest of what it was made from."""
     digest: str
-    """Of every file's name, size and SHA-256."""
+    """Digest of every file's name, size and SHA-256."""
     model_type: str
     parameters: int
     bytes: int
@@ -92,9 +92,9 @@ class PreparedData(Record):
     path: str
     identity: str
     digest: str
-    """Of the rows, the order and the held-out samples."""
+    """Digest of the rows, the order and the held-out samples."""
     fingerprint: str
-    """Of the source data, independent of row order."""
+    """Digest of the source data, independent of row order."""
     source: str
     """File, s3:// address, hub id with revision, or builtin name."""
     shape: str
@@ -115,7 +115,7 @@ class PreparedData(Record):
     tokens: int
     """Tokens in all training rows, no padding counted."""
     target_tokens: int
-    """Of these, tokens with a loss (the assistant's)."""
+    """Those tokens that have a loss (the assistant's)."""
     sequence_length: int
     packed: bool
     fill: float
@@ -124,7 +124,7 @@ class PreparedData(Record):
     """Optimizer steps of the whole run."""
     global_batch: int
     too_long: int = 0
-    """Of the skipped rows, those no token of whose answer lies within the sequence length."""
+    """Skipped rows whose answer has no token within the sequence length."""
     files: list[str] = field(default_factory=list)
     """SHA-256 and name of each data file, as `sha256sum` prints them; empty for what is no file."""
     notes: list[str] = field(default_factory=list)

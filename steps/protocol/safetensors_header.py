@@ -1,6 +1,6 @@
 """Where tensors lie in safetensors files: headers read and written, no tensor's bytes touched.
 
-Used by the rest of this room, for the base's shards and for the adapter. The format is a little-endian header length (8 bytes),
+Used by `base` and `merge`, for the base's shards and for the adapter. The format is a little-endian header length (8 bytes),
 a JSON header and the tensors' bytes without holes: https://huggingface.co/docs/safetensors. Needs neither torch nor numpy.
 """
 

@@ -1,6 +1,6 @@
-"""What an answer of the Kubernetes API means: whether to try again, when, and the words for a person. Pure; used by `kube`.
+"""What an answer of the Kubernetes API means: whether to try again, when, and the words for a person. Pure; used by `client`.
 
-It takes status, text and headers, never a request: so no credential can get into a message.
+It takes status, text and headers, never a request, so that no credential can get into a message.
 """
 
 from __future__ import annotations

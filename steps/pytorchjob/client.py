@@ -1,7 +1,7 @@
-"""The Kubernetes shell: the few calls we make, on plain dicts. Knows no job's meaning.
+"""The few calls that we make to Kubernetes, on plain dicts. It does not know what a job means.
 
-Used by `kube_launcher` and the command line; besides `kube_link` and `preflight` the only file that imports `kubernetes`. It
-creates, gets, lists, deletes, and watches where that is allowed; it never patches.
+Used by `launcher` and the command line. It creates, gets, lists and deletes, and watches where that is allowed; it never
+patches. Besides `connection` and `preflight` it is the only code that imports `kubernetes`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ LONGEST_LOG = 2**20
 LOG_PATIENCE_S = 0.0
 """A log is worth having, and no reason to hold a recovery back: a dead node's answers 500, slowly, until the node is back."""
 LONGEST_SILENCE_S = 86400.0
-"""Of a log that is followed: a queue, a compilation. (The client takes no None here.)"""
+"""How long a log that is followed may be silent: a queue, a compilation. (The client takes no None here.)"""
 Kind = Literal["pytorchjobs", "pods"]
 
 

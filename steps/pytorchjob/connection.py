@@ -1,6 +1,6 @@
 """The connection to a Kubernetes API: credentials, patience while it is away, its errors as ClusterError, without any credential.
 
-Used by `kube`, which knows the calls; knows none itself.
+Used by `client`, which knows the calls.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from steps.errors import ClusterError
 from steps.pytorchjob.api_errors import LONGEST_MESSAGE, delay_s, is_denied, may_pass, refused, unreachable
 
 TIMEOUT_S = (10, 30)
-"""To connect, and to read."""
+"""Limits to connect, and to read."""
 DENIED_S = 300.0
 """A refused credential is tried again for so long, from the first refusal on: tokens are renewed behind our back."""
 
@@ -148,7 +148,7 @@ def lines_of(response: Any) -> Iterator[bytes]:
 
 
 def _status(error: Exception) -> int:
-    """Of an answer; 0 if there was none."""
+    """HTTP status of the answer; 0 if there was none."""
     return int(getattr(error, "status", None) or 0)
 
 

@@ -1,6 +1,6 @@
 """What is known of one attempt on the cluster, kept up to date by a watch, so that a look costs no call.
 
-Used by `kube_launcher`. Two threads, one for the job and one for its pods: list, then watch after watch; list again when a watch
+Used by `launcher`. Two threads, one for the job and one for its pods: list, then watch after watch; list again when a watch
 breaks. Where watching is not allowed they list every quarter of a minute. An API that is away leaves what was known, and
 `silent_s` grows.
 """
@@ -26,7 +26,7 @@ KINDS: tuple[Kind, ...] = ("pytorchjobs", "pods")
 
 
 class ListerWatcher(Protocol):
-    """The part of `kube.Kube` that this needs."""
+    """The part of `client.Kube` that this needs."""
 
     def list(self, kind: Kind, *, patience_s: float | None = None, **selector: str) -> Any:
         """Objects of a kind."""
@@ -53,7 +53,7 @@ class Informer:
         self._over = threading.Event()
         self._broken: Exception | None = None
         self.error = ""
-        """Of the last call that failed; empty while the API answers."""
+        """Why the last call failed; empty while the API answers."""
 
     def start(self) -> None:
         """Look once, then keep looking from threads.

@@ -3,7 +3,7 @@
 Worker-only, without elasticPolicy, `restartPolicy: Never`, with a static rendezvous: operator 1.7.0 never restarts a whole job,
 a single recreated rank can only hang, and with elasticPolicy any worker that exits 0 makes the job succeed. So an attempt is one
 fresh job, and the retry is the supervisor's (`recovery: hyperpod` gives it to HyperPod instead). What runs inside the pods is
-`node`; how the code gets there is `bootstrap`. The parts of the pod are in `pod`.
+`agent.pod_main`; `agent.bootstrap` brings the code there. The parts of the pod are in `pod_template`.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def name_of(spec: JobSpec, job: Job, attempt: int) -> str:
 
 
 def labels_of(spec: JobSpec, job: Job, attempt: int) -> dict[str, str]:
-    """Of job and pods: by these they are found again."""
+    """Labels of job and pods, by which they are found again."""
     cluster = spec.cluster
     found = {
         MANAGED_BY: "hyperpod-lora",

@@ -1,6 +1,6 @@
-"""What a person is told while an attempt is watched and nothing is to be done: each thing once. Used by `kube_launcher`.
+"""What a person is told while an attempt is watched and nothing is to be done: each thing once. Used by `launcher`.
 
-It decides nothing: deadlines and the account of failures do that.
+It decides nothing: that is for deadlines, `classify` and `retry`.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ class Onlooker:
     """Tells of one attempt."""
 
     name: str
-    """Of its PyTorchJob."""
+    """Name of its PyTorchJob."""
     api_patience_s: float
     startup_s: float
     notice: Callable[[str], None]
     is_api_away: bool = False
     is_ignored: bool = False
     uids: dict[str, str] = field(default_factory=dict)
-    """Of the pods seen last, by name."""
+    """UIDs of the pods seen last, by name."""
     troubles: set[tuple[str, str]] = field(default_factory=set)
     """(pod, reason) that were told."""
 
     def hear(self, silent_s: float, error: str) -> None:
-        """For how long the API has said nothing."""
+        """Take note for how long the API has said nothing."""
         if silent_s > AWAY_S and not self.is_api_away:
             self.is_api_away = True
             self.notice(

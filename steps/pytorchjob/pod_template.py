@@ -1,4 +1,4 @@
-"""The worker pod's parts: container, environment, resources, volumes, where it may run. Pure; used by `pytorchjob`."""
+"""The worker pod's parts: container, environment, resources, volumes, where it may run. Pure; used by `manifest`."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def _container(spec: JobSpec, job: Job, attempt: int, name: str) -> dict[str, An
 
 
 def _arguments(spec: JobSpec, job: Job, attempt: int) -> list[str]:
-    """Of `node`: all that it needs but for its own rank, which the pod's label tells."""
+    """Arguments of `pod_main`: all that it needs except its own rank, which the pod's label tells."""
     given: dict[str, object] = {
         "directory": job.directory.path,
         "module": job.module,

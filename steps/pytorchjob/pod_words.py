@@ -41,7 +41,7 @@ OWN_LIMIT = re.compile(r"exceed\S* (?:the|its) .*limit", re.I)
 USED = re.compile(rf"Container {CONTAINER} was using (\d+)([KMGT]?i?)\b.*?ephemeral-storage", re.I | re.S)
 """In the kubelet's words about an eviction."""
 MUCH_BYTES = 2**30
-"""Of a worker on its node's disk: our own programs write a few kilobytes there."""
+"""A worker that wrote so much to its node's disk did it itself: our own programs write a few kilobytes there."""
 POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
 

@@ -1,4 +1,4 @@
-"""`JobSpec`: what every PyTorchJob of a training is made of, for all its attempts. Written out by `pytorchjob` and `pod`."""
+"""`JobSpec`: what every PyTorchJob of a training is made of, for all its attempts. `manifest` and `pod_template` write it out."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class JobSpec:
     step: str
     code: Code
     grace_s: float
-    """Between SIGTERM and SIGKILL."""
+    """Time between SIGTERM and SIGKILL."""
     total_s: float
     """After so long the kubelet ends the pods, whoever lives."""
     owner: Mapping[str, Any] | None = None

@@ -43,9 +43,9 @@ class Question:
 
     ask: Ask
     name: str
-    """Of the job, or of the node."""
+    """Name of the job, or of the node."""
     uid: str = ""
-    """Of the pod on that node."""
+    """UID of the pod on that node."""
     is_given_up: bool = False
     """The cluster itself has given this pod up."""
 

@@ -1,4 +1,4 @@
-"""The small parts around a job: what the keeper reads, what is published, what a training's story looks like."""
+"""The small parts around a job: what the agent reads, what is published, what a training's story looks like."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""The keeper: a small process that outlives the supervisor, starts torchrun for one attempt, and records how it ended.
+"""The agent: a small process that outlives the supervisor, starts torchrun for one attempt, and records how it ended.
 
     python -m steps.job.agent.agent <attempt directory>
 
-Started by `local`; in a pod, `node` is the same keeper, one on each node, with a directory of its own. It is the workers'
-subreaper: a rank whose torchrun is killed becomes its child, so none is ever lost from sight. It sends SIGTERM to the ranks
-themselves (torchrun would kill them after a time-out of its own), and kills what is left after the grace period. If the keeper
+Started by `local_launcher`; in a pod `pod_main` runs it, one on each node, with a directory of its own. It is the workers'
+subreaper: a rank whose torchrun is killed becomes its child, so that none is ever lost. It sends SIGTERM to the ranks
+themselves (torchrun would kill them after a time-out of its own), and kills what is left after the grace period. If the agent
 itself is killed, the kernel sends torchrun a SIGTERM, which stops the ranks; what survives even that is found by its marker. It
 ends the workers when the supervisor's lease no longer moves. It decides nothing else.
 """
@@ -42,9 +42,9 @@ DETACHED = "detached\n"
 
 
 class Agent:
-    """One attempt's keeper on one machine.
+    """One attempt's agent on one machine.
 
-    `folder`: what only this keeper writes. `plan`: module, spec, attempt, processes, grace_s, lease_s; `wrapper`, the module that
+    `folder`: what only this agent writes. `plan`: module, spec, attempt, processes, grace_s, lease_s; `wrapper`, the module that
     runs torchrun, if there is one; where there are several nodes also nodes, node_rank, master_addr, master_port and tells_peers;
     and `shared`, the attempt's directory, if that is another.
     """
@@ -97,7 +97,7 @@ class Agent:
     def _record_silent_deaths(self, report: Mapping[str, Any]) -> None:
         if not report["exit_code"] or report["reason"]:
             return
-        from steps.errors import StorageError  # imported here, since a keeper that sees no failure needs neither
+        from steps.errors import StorageError  # imported here, since an agent that sees no failure needs neither
         from steps.job.agent.runtime_log import record_silent_deaths
 
         try:
@@ -122,7 +122,7 @@ class Agent:
             ),
         ]
         with (self._own.torchrun_log).open("ab") as log:
-            # start_new_session: the keeper's process group can then be signalled without torchrun.
+            # start_new_session: the agent's process group can then be signalled without torchrun.
             started = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
@@ -150,7 +150,7 @@ class Agent:
                 os.utime(self._own.state)
 
     def _look_at_shared(self) -> None:
-        """What the supervisor says: its lease, a wish for stacks, a wish to stop."""
+        """What the supervisor says: its lease, a request for stacks, a request to stop."""
         self._watch_lease()
         if not self._stacks_sent and (self._shared.stacks_wanted).exists():
             self._stacks_sent = True
@@ -168,7 +168,7 @@ class Agent:
                 self._ended_s[rank] = time.time()
 
     def _watch_lease(self) -> None:
-        """By our own clock: the supervisor's is never looked at."""
+        """End the workers when the lease has not moved for too long, by our own clock; the supervisor's is never looked at."""
         try:
             content = (self._shared.lease).read_text()
         except OSError:

@@ -11,7 +11,7 @@ from typing import Any
 from steps.protocol.failure_class import CLASS_OF_EXIT
 
 SYMPTOM_EXITS = frozenset(code for code, kind in CLASS_OF_EXIT.items() if kind.meaning.is_symptom)
-"""Of a rank that lost its peers (network, hang, stopped)."""
+"""Exit codes of a rank that lost its peers (network, hang, stopped)."""
 TORCHRUN_EVENT = '{"name": "torchelastic.worker.status.'
 OOM_COUNTERS = (Path("/sys/fs/cgroup/memory.events"), Path("/sys/fs/cgroup/memory/memory.oom_control"))
 

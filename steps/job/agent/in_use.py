@@ -1,6 +1,6 @@
 """Who uses a run directory: told by files that every machine which sees the directory can judge.
 
-A stage holds a file in `<run>/.in-use/`, a supervisor `<training>/supervisor.json`, a keeper the `keeper-state.json` of its
+A stage holds a file in `<run>/.in-use/`, a supervisor `<training>/supervisor.json`, an agent the `keeper-state.json` of its
 attempt. Each holds its owner's identity, and its owner touches it every `BEAT_S`. Where the owner's processes can be seen
 (same boot, same PID namespace), the process itself is the answer; elsewhere a file untouched for `SILENT_S` has no owner any
 more, by the file system's own clock. A supervisor's lock is looked at as well. Nothing here needs more than permission to read.
@@ -99,7 +99,7 @@ def _sweep(folder: Path) -> None:
 
 
 def users_of(run: Path) -> list[User]:
-    """Every living user of a run directory: stages, supervisors, and the workers' keepers."""
+    """Every living user of a run directory: stages, supervisors, and the workers' agents."""
     now_s = _now_s(run)
     files = [*run.glob(f"{FOLDER}/*.json"), *_agents(run)]
     found = [user for path in sorted(files) if (user := _user(path, now_s))]
@@ -121,7 +121,7 @@ def is_supervised(training: Path) -> bool:
 
 
 def _agents(run: Path) -> list[Path]:
-    """Of the attempts that have not ended, on this machine and in pods."""
+    """State files of the agents whose attempts have not ended, on this machine and in pods."""
     agents = (agent for path in run.glob("*/attempts/*") for agent in AttemptDir(path).agents())
     return [agent.state for agent in agents if agent.state.exists() and not agent.exit.exists()]
 

@@ -1,4 +1,4 @@
-"""Copies the ranks' logs to this process's output while they grow, so that `kubectl logs` shows them. Used by `node`.
+"""Copies the ranks' logs to this process's output while they grow, so that `kubectl logs` shows them. Used by `pod_main`.
 
 The lines of a node's first rank come as they are, those of the others behind `[rank N] `.
 """

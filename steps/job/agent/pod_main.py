@@ -1,9 +1,10 @@
-"""The entry program of a pod (its PID 1): a keeper for this node of the job, with what only a pod needs around it.
+"""The entry program of a pod (its PID 1): the agent of this node, with what only a pod needs around it.
 
     python -m steps.job.agent.pod_main --directory DIRECTORY --module steps.train.worker --attempt 1 --nodes 2 --processes 32 …
 
-Started by `bootstrap` with the arguments of `pod`. It waits for worker 0's name, copies the ranks' logs to the pod's log, and
-ends with the failing rank's exit code and a termination message that says why. Of other nodes and attempts it knows nothing.
+Started by `bootstrap` with the arguments that `pytorchjob.pod_template` writes. It waits for worker 0's name, copies the ranks'
+logs to the pod's log, and ends with the failing rank's exit code and a termination message that says why. It knows nothing of
+other nodes and attempts.
 """
 
 from __future__ import annotations
@@ -48,13 +49,13 @@ class Node:
     pod: str
     uid: str
     name: str
-    """Of the machine."""
+    """The machine's name."""
     master: str
     port: int
 
     @classmethod
     def of(cls, environment: dict[str, str]) -> Node:
-        """From the variables that `pod` sets."""
+        """From the variables that the pod template sets."""
         return cls(
             int(environment["NODE_RANK"]),
             environment["POD_NAME"],
@@ -89,7 +90,7 @@ def run(given: argparse.Namespace, node: Node, termination: Path) -> int:
     Raises:
         StorageError: the shared directory cannot be used.
     """
-    signal.signal(signal.SIGTERM, _leave)  # PID 1 would ignore it until the keeper takes it over
+    signal.signal(signal.SIGTERM, _leave)  # PID 1 would ignore it until the agent takes it over
     shared = TrainDir(given.directory).attempt(given.attempt)
     folder = claim_folder(shared, node.rank)
     if given.recovery == "client" and folder.name != f"{node.rank:03d}":
@@ -98,9 +99,9 @@ def run(given: argparse.Namespace, node: Node, termination: Path) -> int:
         return _end(FailureClass.NETWORK.exit_code, unresolved(node, given.name_wait_s), termination)
     os.environ.update(processes_environment(given, shared))
     machine.quiet_threads(os.environ)
-    keeper = Agent(folder, _plan(given, node, shared))
+    agent = Agent(folder, _plan(given, node, shared))
     with LogForwarder(shared, ranks=range(node.rank * given.processes, (node.rank + 1) * given.processes)):
-        keeper.run()
+        agent.run()
     code, words = last_words(read_or_empty(AgentDir(folder).exit), shared, node)
     return _end(code, words, termination)
 
@@ -145,7 +146,7 @@ def _plan(given: argparse.Namespace, node: Node, shared: Path) -> dict[str, Any]
 
 
 def claim_folder(shared: Path, rank: int) -> Path:
-    """This keeper's own directory, by an exclusive mkdir: `nodes/<rank>`, or `nodes/<rank>.<n>` for a pod that was recreated."""
+    """This agent's own directory, by an exclusive mkdir: `nodes/<rank>`, or `nodes/<rank>.<n>` for a pod that was recreated."""
     place = AttemptDir(shared)
     place.nodes.mkdir(parents=True, exist_ok=True)
     incarnation = 0
@@ -182,7 +183,7 @@ def wait_for_name(node: Node, *, limit_s: float) -> bool:
 
 
 def processes_environment(given: argparse.Namespace, shared: Path) -> dict[str, str]:
-    """Of torchrun and the ranks: threads, and the marker by which they are found."""
+    """Environment of torchrun and the ranks: threads, and the marker by which they are found."""
     threads = machine.threads_of(given.threads, given.processes)
     return {"OMP_NUM_THREADS": str(threads), processes.MARKER: processes.marker_of(given.directory, given.attempt)}
 

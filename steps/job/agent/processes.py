@@ -1,6 +1,6 @@
 """Processes by an identity that survives reuse of their number: pid, start time and boot. Linux only (it reads /proc).
 
-Used by the keeper, the local launcher and `leftovers`. Workers and all that they start carry a marker in their environment, so
+Used by the agent, the local launcher and `local_jobs`. Workers and all that they start carry a marker in their environment, so
 that they are found even when everyone who knew their number is dead.
 """
 

@@ -1,6 +1,6 @@
 """What torchrun starts on every rank: takes the rank's log and stack file in hand, then becomes the module.
 
-    python -m steps.job.agent.rank <keeper's directory> <attempt directory> <module> <arguments of the module…>
+    python -m steps.job.agent.rank <agent's directory> <attempt directory> <module> <arguments of the module…>
 
 Light on purpose: the module's imports are the first heavy ones, and a hang in them can be seen in the stack already.
 """

@@ -1,8 +1,8 @@
-"""The Neuron runtime's words in the logs of ranks.
+"""What the Neuron runtime said in the logs of ranks.
 
-Two ask. `keeper`, when all its ranks have ended, about those that the runtime aborted: nothing in them could write a failure
-record; what others wrote themselves is better than any search in a log. And `attempt`, about all ranks of an attempt that looks
-like a hang or a lost connection: broken hardware ends as a time-out of its own rank or of a peer's, and only the log tells.
+Used by the agent when all its ranks have ended: a rank that the runtime aborted could not write a failure record. A record that
+a rank did write is better than any search in a log. Used by `attempt` when an attempt looks like a hang or a lost connection:
+broken hardware ends as a time-out of its own rank or of a peer's, and only the log tells.
 """
 
 from __future__ import annotations
