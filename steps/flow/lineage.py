@@ -55,6 +55,7 @@ def build(
             "dropout": plan.training.lora.dropout,
             "targets": list(plan.training.lora.targets),
             "init_adapter": plan.training.lora.init_adapter,
+            "init_adapter_digest": adapter.parents.get("init_adapter", ""),
             "steps": adapter.step,
             "sequence_length": prepared.sequence_length,
             "packed": prepared.packed,

@@ -45,6 +45,12 @@ def _in_launcher(plan: Plan) -> Iterator[Problem]:
             "launcher.precompile",
             "is for the neuron backend, and needs launcher.compile_cache, where other nodes find what it compiled",
         )
+    if launcher.backend == "neuron" and plan.settings.reporting.report_to:
+        names = ", ".join(plan.settings.reporting.report_to)
+        yield Problem(
+            "reporting.report_to",
+            f"is for the torch backend, got {names} with neuron; every step is in the run directory's events.jsonl",
+        )
     if plan.is_laid_out and (plan.world % size or plan.processes % max(plan.tensor_parallel, 1)):
         whose = "launcher.tensor_parallel" + (" × launcher.pipeline_parallel" if plan.pipeline_parallel > 1 else "")
         yield Problem("--processes", f"must be a multiple of {whose}, {size}, got {plan.processes}")

@@ -71,7 +71,7 @@ class Options:
     sequence_length: Annotated[int, Ge(0), doc("Tokens in a row; 0: from the preset.")] = 0
     packing: Annotated[
         Literal["auto", "on", "off"],
-        doc("Several samples in one row that never see each other; auto: from the data preset, else on."),
+        doc("Several samples in one row; auto: from the data preset, else on where the model keeps them apart."),
     ] = "auto"
     global_batch: Annotated[int, Ge(0), doc("Rows per optimizer step, over all processes; 0: from the preset.")] = 0
     micro_batch: Annotated[int, Ge(0), doc("Rows per forward pass on one process; 0: from the preset.")] = 0

@@ -183,8 +183,15 @@ def collect(
         bytes=sum(file.stat().st_size for file in adapter_dir.iterdir() if file.is_file()),
         layout=layout,
         account=account,
-        parents={"base": spec.base_digest, "prepared": spec.prepared_digest},
+        parents={"base": spec.base_digest, "prepared": spec.prepared_digest, **_start_of(spec.training.lora)},
     )
+
+
+def _start_of(lora: LoraSettings) -> dict[str, str]:
+    """The adapter that training went on from, if it is still there."""
+    if not lora.init_adapter or not all(Path(lora.init_adapter, name).is_file() for name in ADAPTER_FILES):
+        return {}
+    return {"init_adapter": _digest_of_start(lora)}
 
 
 def _losses(spec: TrainSpec, attempts: int) -> dict[int, float]:

@@ -227,6 +227,9 @@ def test_a_published_adapter_becomes_a_record(prepared: Path, tmp_path: Path) ->
     record = collect(spec, adapter, attempts=2, account={"goodput": 1}, layout={"world": 2})
     assert (record.first_loss, record.last_loss, record.validation_loss, record.step) == (9.0, 16.0, 1.5, 4)
     assert record.parents == {"base": BASE.digest, "prepared": spec.prepared_digest}
+    lora = spec.training.lora.model_copy(update={"init_adapter": str(adapter)})
+    started = spec.model_copy(update={"training": spec.training.model_copy(update={"lora": lora})})
+    assert "init_adapter" in collect(started, adapter, attempts=2, account={}, layout={}).parents
 
 
 def test_half_an_adapter_is_no_adapter(prepared: Path, tmp_path: Path) -> None:
