@@ -7,7 +7,7 @@ INSTALL := UV_PYTHON_DOWNLOADS=never $(BIN)/uv pip install --quiet --compile-byt
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all test-neuron e2e coverage soak lint format bench lock clean
+.PHONY: help run test test-all test-neuron e2e coverage soak lint docs format bench lock clean
 
 help:  ## what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +36,9 @@ soak: .venv/installed-dev  ## kill a small training again and again and compare 
 
 lint: .venv/installed-dev  ## ruff, mypy strict, import-linter
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports --no-logo
+
+docs: .venv/installed  ## docs/settings.md from the settings' own docstrings
+	$(BIN)/python -m steps.settings.document > docs/settings.md.new && mv docs/settings.md.new docs/settings.md
 
 format: .venv/installed-dev  ## let ruff put the code in form
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .

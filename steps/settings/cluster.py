@@ -29,13 +29,17 @@ class Volume(Section):
     """One more volume of the workers' pods: give exactly one of `claim`, `host_path`, `config_map`, `secret`."""
 
     name: Name
+    """In the pod's own list of volumes."""
     mount_path: str = Field(pattern="^/")
+    """Where the workers see it."""
     read_only: bool = True
+    """Nothing can be written there."""
     claim: Name = ""
     """A PersistentVolumeClaim."""
     host_path: str = Field(default="", pattern="^$|^/")
     """A folder of the node itself."""
     config_map: Name = ""
+    """A ConfigMap, mounted as files."""
     secret: Name = ""
     """A Secret, mounted as files."""
 

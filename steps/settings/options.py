@@ -111,7 +111,7 @@ OPTIONS = tuple(field.name for field in fields(Options))
 
 GROUPS = {
     "Data": ("dataset", "columns", "max_rows", "validation_fraction", "sequence_length", "packing"),
-    "Model": ("model", "precision", "quantization", "merge_dtype"),
+    "Model": ("model", "chat_template", "chat_template_kwargs", "precision", "quantization", "merge_dtype"),
     "LoRA": ("method", "lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "init_adapter"),
     "Training": (
         *("max_steps", "epochs", "global_batch", "learning_rate", "scheduler", "warmup_ratio", "weight_decay"),
