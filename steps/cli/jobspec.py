@@ -38,15 +38,14 @@ class Jobspec(click.Command):
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Where and how to run; config/hyperpod.yaml if not given.",
 )
-@click.option(
-    "--run", "run", default="", help="A prepared run: its id, `Flow/run id`, or its folder. The job is then real."
-)
+@click.option("--run", "run", default="", help="A prepared run: its id, `Flow/run id`, or its folder.")
+@click.option("--write", is_flag=True, help="With --run: write what the job's pods need, so that it can be applied.")
 @click.option("--root", help="With --run: another storage.root than the config's.")
-def jobspec(config: Path | None, run: str, root: str | None, **options: str | None) -> None:
+def jobspec(config: Path | None, run: str, write: bool, root: str | None, **options: str | None) -> None:
     """Print the manifest of a training's PyTorchJob, with what it needs in its comments.
 
-    Without --run nothing is asked of anybody, and paths of the run are placeholders. With --run it is the job that the flow would
-    submit, and works by hand: hyperpod-lora jobspec --run RUN | kubectl apply -f -
+    Without --run, paths of the run are placeholders. With --run it is the job that the flow would submit. Nothing is written,
+    unless --write is given too; then it works by hand: hyperpod-lora jobspec --run RUN --write | kubectl apply -f -
     """
     from steps.cli.manifest_text import by_hand, planned, text_of
     from steps.cli.run_folders import find_run, storage_root
@@ -60,8 +59,10 @@ def jobspec(config: Path | None, run: str, root: str | None, **options: str | No
     given = {name: value for name, value in options.items() if value is not None}
     if run:
         refuse_options(given)
-        made = by_hand(RunDir(find_run(storage_root(root or settings.storage.root), run)))
+        made = by_hand(RunDir(find_run(storage_root(root or settings.storage.root), run)), write=write)
     else:
+        if write:
+            raise ConfigError([Problem("--write", "needs --run: there is no run directory to write into")])
         if not settings.is_on_cluster:
             what = f"is {settings.launcher.kind!r} in {config}: that runs on this machine, without a manifest"
             raise ConfigError([Problem("launcher.kind", what)])

@@ -1,8 +1,8 @@
 """The PyTorchJob of a training as text, with what it needs and why it looks as it does; for `jobspec`.
 
 `planned` needs nothing but settings and options: paths and digests are then placeholders. `by_hand` reads a prepared run and
-makes the very job that the flow would submit, ready for `kubectl apply`: it writes spec.json, the code archive, the attempt and
-a lease that does not end, so that the workers do without a supervisor and a later `resume` adopts them.
+makes the very job that the flow would submit. It writes nothing unless it is told to. Then it writes spec.json, the code archive,
+the attempt and a lease that does not end: with these, the workers do without a supervisor and a later `resume` adopts them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from steps.errors import ConfigError, Problem, StorageError
 from steps.flow.launchers import spec_of
 from steps.flow.training import read_inputs
 from steps.job import history as memory
-from steps.job.history import Attempt
+from steps.job.history import Attempt, History
 from steps.job.job import Job
 from steps.job.lease import detach, holder_of
 from steps.plain_text import counted
@@ -48,7 +48,7 @@ class Printable:
     job: Job
     attempt: int
     is_real: bool
-    """It can be applied; else paths and digests are placeholders."""
+    """It can be applied: all that its pods need is on disk."""
 
     @property
     def manifest(self) -> dict[str, Any]:
@@ -77,8 +77,8 @@ def planned(plan: Plan) -> Printable:
     return Printable(plan, spec, job, 1, is_real=False)
 
 
-def by_hand(run: RunDir) -> Printable:
-    """The job of a prepared run, with everything on disk that its pods need.
+def by_hand(run: RunDir, *, write: bool) -> Printable:
+    """The job of a prepared run. `write`: put on disk what its pods need, so that it can be applied.
 
     Raises:
         ConfigError: the run was planned for one machine.
@@ -93,13 +93,16 @@ def by_hand(run: RunDir) -> Printable:
     if job.directory.adapter.is_dir():
         raise StorageError(f"{job.directory.adapter} is there: this run was trained already; nothing is left to submit")
     _require_nobody_acts(job.directory)
-    code = newest_code(run) or archive_sources(run)
-    attempt = _note_attempt(job)
-    write_json(job.directory.spec, dict(job.spec))
-    detach(job.directory, attempt)
+    code = newest_code(run) or archive_sources(run, write=write)
+    history = _with_next_attempt(job)
+    attempt = history.attempts[-1].number
+    if write:
+        memory.save(job.directory.history, history)
+        write_json(job.directory.spec, dict(job.spec))
+        detach(job.directory, attempt)
     # The directory keeps its name through `resume`, whose runs have ids of their own.
     spec = spec_of(settings, run="/".join(run.path.parts[-2:]), step="train", code=code)
-    return Printable(inputs.plan, spec, job, attempt, is_real=True)
+    return Printable(inputs.plan, spec, job, attempt, is_real=write)
 
 
 def _require_nobody_acts(directory: TrainDir) -> None:
@@ -113,8 +116,8 @@ def _require_nobody_acts(directory: TrainDir) -> None:
         return
 
 
-def _note_attempt(job: Job) -> int:
-    """The number of the attempt to submit; the history names it before it exists, as the supervisor does.
+def _with_next_attempt(job: Job) -> History:
+    """The history with the attempt to submit, which it names before it exists, as the supervisor does.
 
     Raises:
         StorageError: an attempt has begun, and nobody has seen its end.
@@ -130,8 +133,7 @@ def _note_attempt(job: Job) -> int:
         history = replace(history, attempts=history.attempts[:-1])
     number = history.last.number + 1 if history.last else 1
     begun = Attempt(number, time.time(), job.spec_digest, begins_session=True, nodes=job.nodes)
-    memory.save(job.directory.history, replace(history.reset_retry_count(), attempts=(*history.attempts, begun)))
-    return number
+    return replace(history.reset_retry_count(), attempts=(*history.attempts, begun))
 
 
 def newest_code(run: RunDir) -> Code | None:
@@ -140,8 +142,8 @@ def newest_code(run: RunDir) -> Code | None:
     return Code(str(found[-1]), hashlib.sha256(found[-1].read_bytes()).hexdigest()) if found else None
 
 
-def archive_sources(run: RunDir) -> Code:
-    """An archive of the sources that this command runs from; the same sources give the same bytes.
+def archive_sources(run: RunDir, *, write: bool) -> Code:
+    """An archive of the sources that this command runs from, written only if `write`; the same sources give the same bytes.
 
     Raises:
         StorageError: the disk refused.
@@ -157,7 +159,8 @@ def archive_sources(run: RunDir) -> Code:
     data = packed.getvalue()
     digest = hashlib.sha256(data).hexdigest()
     path = run.path / "code" / f"{digest[:16]}.tgz"
-    write_atomic(path, data)
+    if write:
+        write_atomic(path, data)
     return Code(str(path), digest)
 
 
@@ -218,12 +221,17 @@ def _needs(made: Printable) -> list[str]:
 
 def _how_to_use(made: Printable) -> list[str]:
     namespace, name = made.spec.cluster.namespace, made.manifest["metadata"]["name"]
+    if not made.is_real and made.job.spec:
+        return [
+            "Not to be applied as it stands: nothing was written. Its pods need spec.json and code in the run directory:",
+            "  hyperpod-lora jobspec --run RUN --write --config FILE | kubectl apply -f -",
+        ]
     if not made.is_real:
         return [
             "Not to be applied as it stands: RUN-ID, IDENTITY and CODE are placeholders until a run has prepared its data.",
             "  python flows/lora_flow.py --config config FILE run …                   prepares and submits it, watches, recovers",
             "  python flows/lora_flow.py --config config FILE run … --dry-run True    prepares only; then, by hand:",
-            "  hyperpod-lora jobspec --run RUN-ID --config FILE | kubectl apply -f -",
+            "  hyperpod-lora jobspec --run RUN-ID --write --config FILE | kubectl apply -f -",
         ]
     go_on = (
         f"run --continue-from {made.job.directory.path.parent} (and the same options)"

@@ -93,7 +93,7 @@ def test_it_is_printed_without_a_cluster_and_says_what_it_needs() -> None:
         "Layout: tensor parallel 8: the smallest that fits, leaves 1.9 GiB of bf16 weights to a core of 16 GiB",
         "Layout: data parallel 8: 2 × 32 processes / 8; ZeRO-1 shards the optimizer over it",
         "Not to be applied as it stands: RUN-ID",
-        "hyperpod-lora jobspec --run RUN-ID --config FILE | kubectl apply -f -",
+        "hyperpod-lora jobspec --run RUN-ID --write --config FILE | kubectl apply -f -",
     ):
         assert words in comments
 
@@ -118,6 +118,7 @@ def test_it_needs_neither_torch_nor_metaflow_nor_kubernetes() -> None:
             ["--model", "llama3", "--global-batch", "9"], "must be a multiple of replicas", id="contradiction"
         ),
         pytest.param(["--config", "config/local.yaml"], "launcher.kind: is 'local' in", id="no-cluster"),
+        pytest.param(["--write"], "--write: needs --run", id="nowhere-to-write"),
         pytest.param(["--run", "17", "--root", "/nowhere"], "no run '17' below /nowhere: there is none", id="no-run"),
         pytest.param(
             ["--run", "17", "--seed", "3"], "--seed: is decided already by the run", id="option-of-a-decided-run"
@@ -133,7 +134,7 @@ def test_a_mistake_is_said(words: list[str], said: str, monkeypatch: pytest.Monk
 
 def test_by_hand_it_is_the_job_that_the_flow_would_submit(run: RunDir) -> None:
     inputs = make_inputs(run)
-    made = by_hand(run)
+    made = by_hand(run, write=True)
     _, job = inputs.job(run)
     spec = launchers.spec_of(inputs.plan.settings, run="LoraFlow/17", step="train", code=made.spec.code)
     assert made.manifest == pytorchjob.build(spec, job, 1)
@@ -144,26 +145,37 @@ def test_by_hand_it_is_the_job_that_the_flow_would_submit(run: RunDir) -> None:
     assert (last.number, last.is_open, last.spec_digest) == (1, True, job.spec_digest)
 
 
+def test_without_write_it_is_the_same_job_and_nothing_is_written(run: RunDir) -> None:
+    make_inputs(run)
+    before = sorted(run.path.rglob("*"))
+    looked = by_hand(run, write=False)
+    text = text_of(looked, reasons=[])
+    assert sorted(run.path.rglob("*")) == before
+    assert "nothing was written" in text
+    assert "jobspec --run RUN --write" in text
+    assert by_hand(run, write=True).manifest == looked.manifest
+
+
 def test_its_code_is_the_newest_archive_of_the_run_or_made_of_the_sources(run: RunDir) -> None:
     make_inputs(run)
-    code = by_hand(run).spec.code
+    code = by_hand(run, write=True).spec.code
     with tarfile.open(code.path) as packed:
         names = packed.getnames()
     assert {"steps/job/agent/pod_main.py", "config/hyperpod.yaml"} < set(names)
-    assert archive_sources(run) == code
+    assert archive_sources(run, write=True) == code
     newer = run.path / "code" / "newer.tgz"
     newer.write_bytes(b"an archive")
     os.utime(newer, (2e9, 2e9))
-    assert by_hand(run).spec.code.path == str(newer)
+    assert by_hand(run, write=True).spec.code.path == str(newer)
 
 
 def test_said_twice_it_is_the_same_until_it_has_begun(run: RunDir) -> None:
     make_inputs(run)
-    first = by_hand(run)
-    assert by_hand(run).manifest == first.manifest
+    first = by_hand(run, write=True)
+    assert by_hand(run, write=True).manifest == first.manifest
     (first.job.directory.attempt(1) / "nodes").mkdir(parents=True)
     with pytest.raises(StorageError, match=r"attempt 1 of .* has begun: `hyperpod-lora status` tells"):
-        by_hand(run)
+        by_hand(run, write=True)
 
 
 def test_after_a_training_that_was_given_up_it_is_the_next_attempt(run: RunDir) -> None:
@@ -171,7 +183,7 @@ def test_after_a_training_that_was_given_up_it_is_the_next_attempt(run: RunDir) 
     ended = Attempt(3, 1.0, finished_s=2.0, failure_class="user")
     history = memory.History(job.identity, (ended,), verdict=Verdict("permanent", "user", 3, "it broke"))
     memory.save(job.directory.history, history)
-    made = by_hand(run)
+    made = by_hand(run, write=True)
     assert made.attempt == 4
     assert made.manifest["metadata"]["name"].endswith("-a4")
     assert memory.load(job.directory.history, job.identity).verdict is None
@@ -179,24 +191,24 @@ def test_after_a_training_that_was_given_up_it_is_the_next_attempt(run: RunDir) 
 
 def test_it_is_refused_where_it_could_only_harm(run: RunDir) -> None:
     with pytest.raises(StorageError, match=r"plan\.json is not there: that run has prepared no data; prepare again"):
-        by_hand(run)
+        by_hand(run, write=True)
     _, job = make_inputs(run).job(run)
     job.directory.path.mkdir()
     with (
         held_lock(job.directory.lock, timeout_s=1.0, what="the test"),
         pytest.raises(StorageError, match="watched over by"),
     ):
-        by_hand(run)
+        by_hand(run, write=True)
     job.directory.adapter.mkdir()
     with pytest.raises(StorageError, match="trained already"):
-        by_hand(run)
+        by_hand(run, write=True)
 
 
 def test_a_run_that_was_planned_for_one_machine_is_no_job(run: RunDir) -> None:
     inputs = make_inputs(run)
     replace(inputs, plan=plan_of(global_batch=8, max_steps=30)).save(run)
     with pytest.raises(ConfigError, match=r"launcher\.kind: is 'local' in the plan of"):
-        by_hand(run)
+        by_hand(run, write=True)
 
 
 @pytest.mark.parametrize(
@@ -208,7 +220,7 @@ def test_a_run_that_was_planned_for_one_machine_is_no_job(run: RunDir) -> None:
 )
 def test_its_comments_say_how_it_is_adopted(run: RunDir, dry_run: bool, words: str) -> None:
     make_inputs(run, dry_run=dry_run)
-    text = text_of(by_hand(run), reasons=["because"], warnings=["take care"])
+    text = text_of(by_hand(run, write=True), reasons=["because"], warnings=["take care"])
     assert words in text
     assert "# Layout: because" in text
     assert "# WARNING: take care" in text

@@ -197,13 +197,13 @@ def test_a_manifest_applied_by_hand_trains_and_is_adopted(run: RunDir) -> None:
     inputs = Inputs(plan, base, prepare_stage.prepare(plan, base, run, cache=cache))
     inputs.save(run)
 
-    text = call(run, "jobspec", "--run", run.path.name)
-    assert call(run, "jobspec", "--run", run.path.name) == text  # not begun yet: the same once more
+    text = call(run, "jobspec", "--write", "--run", run.path.name)
+    assert call(run, "jobspec", "--write", "--run", run.path.name) == text  # not begun yet: the same once more
     applied = kubectl("apply", "-f", "-", given=text)
     assert "created" in applied
     _, job = inputs.job(run)
     wait_for(lambda: (job.directory.attempt(1) / "nodes").is_dir())
-    assert "has begun" in call(run, "jobspec", "--run", run.path.name, code=1)
+    assert "has begun" in call(run, "jobspec", "--write", "--run", run.path.name, code=1)
 
     notices: list[str] = []
     kube = launchers.connect(settings, notice=notices.append)
