@@ -41,6 +41,8 @@ FACTS = {
     "learning rate": "0.001, cosine, warm-up 10%",
     "precision": "bf16",
     "seed": "42",
+    "base model on the hub": "https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct",
+    "run directory": "/home/me/.lora/LoraFlow/1795532307910274",
 }
 
 
@@ -48,7 +50,6 @@ def sample_story(steps: int = 200) -> train.Story:
     """A training that was interrupted once."""
     chance = random.Random(1)
     story = train.Story("Training smollm2-135m-orders", FACTS, run="LoraFlow/1795532307910274")
-    story.links = {"base model": "https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct"}
 
     def attempt(number: int, first: int, last: int) -> None:
         story.observe(Event("started", 1795532307.0, number, first, {"of": steps, "world": 2}))

@@ -52,7 +52,7 @@ class JobHandle:
         from steps.flow.terminal import ProgressPrinter
         from steps.job.supervise import Outside, supervise
 
-        card = TrainCard(self._card, title=title, facts=facts)
+        card = TrainCard(self._card, title=title, facts=facts, folder=job.directory.path)
         printer = ProgressPrinter()
 
         def notice(sentence: str) -> None:

@@ -12,9 +12,11 @@ from typing import Any
 
 from steps.plain_text import counted
 from steps.protocol.records import Adapter, BaseModel, PreparedData, Report, digest_of
+from steps.settings.catalog import HUB_ID
 from steps.settings.plan import Plan
 
 SCHEMA = "hyperpod-lora/lineage/1"
+HUB = "https://huggingface.co"
 
 
 def build(
@@ -119,7 +121,14 @@ def plan_facts(plan: Plan, prepared: PreparedData) -> dict[str, object]:
         "precision": training.precision
         + (f", base in {training.quantization}" if training.quantization != "none" else ""),
         "seed": training.seed,
+        **{f"{what} on the hub": address for what, address in hub_pages(plan).items()},
     }
+
+
+def hub_pages(plan: Plan) -> dict[str, str]:
+    """Where the base model and the data set are on the hub, if they are."""
+    named = {"base model": ("", plan.model.hub), "data": ("datasets/", plan.dataset.hub)}
+    return {what: f"{HUB}/{kind}{name}" for what, (kind, name) in named.items() if HUB_ID.fullmatch(name)}
 
 
 def tags(plan: Plan, report: Report) -> list[str]:

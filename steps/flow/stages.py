@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 Artifact = dict[str, Any]
 
 NO_CARDS = (
-    "cards: without a metadata service the steps of this run cannot draw theirs (`Card render failed … does not exist`); the log "
-    "tells the progress, and evaluation-*/report.json in the run directory the result"
+    "cards: without a metadata service the steps of this run cannot draw theirs (`Card render failed … does not exist`); "
+    "they lie in the run directory as well: train-*/card.html (live) and evaluation-*/report.html"
 )
 
 

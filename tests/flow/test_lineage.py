@@ -62,6 +62,13 @@ def test_the_facts_that_a_reader_asks_for_first() -> None:
     assert plan_facts(untitled, prepared_of())["model"] == "tiny"
 
 
+def test_pages_on_the_hub_are_named_where_there_are_any() -> None:
+    facts = plan_facts(plan_of(model="smollm2-135m", dataset="alpaca"), prepared_of())
+    assert facts["base model on the hub"] == "https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert facts["data on the hub"] == "https://huggingface.co/datasets/tatsu-lab/alpaca"
+    assert not [key for key in plan_facts(plan_of(), prepared_of()) if "hub" in key]
+
+
 def test_tags_make_a_run_findable() -> None:
     assert tags(plan_of(), REPORT) == ["model:tiny", "dataset:orders", "method:lora", "score:0.938", "gate:passed"]
     assert "gate:failed" in tags(plan_of(), replace(REPORT, gate_passed=False))

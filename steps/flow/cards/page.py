@@ -26,12 +26,21 @@ def body(template: str, view: Mapping[str, Any]) -> str:
     return _environment().get_template(template).render(view)
 
 
-def page(title: str, content: str, *, reload_token: str = "") -> str:
-    """A whole page around `content` (of `body`); with a token it can be renewed by Metaflow's viewer while it is open."""
+def page(title: str, content: str, *, reload_token: str = "", reload_every_s: int = 0) -> str:
+    """A whole page around `content` (of `body`).
+
+    While a step is at work: with a token the open page is renewed by Metaflow's viewer, with seconds by the browser itself.
+    """
     return (
         _environment()
         .get_template("page.html")
-        .render(title=title, content=_safe(content), reload_token=reload_token, nonce=secrets.token_urlsafe(16))
+        .render(
+            title=title,
+            content=_safe(content),
+            reload_token=reload_token,
+            reload_every_s=reload_every_s,
+            nonce=secrets.token_urlsafe(16),
+        )
     )
 
 

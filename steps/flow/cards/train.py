@@ -6,6 +6,7 @@ points is kept.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -18,6 +19,7 @@ from steps.protocol.events import Event
 
 KEPT_POINTS = 4000
 """Of one curve; twice as far apart when there are more."""
+LINK = re.compile(r"https?://[\w.-]+(:\d+)?(/[\w./@=~%+-]*)?", re.ASCII)
 SHOWN_SENTENCES = 40
 SHOWN_MARKS = 300
 CURVES = {"loss": "loss", "lr": "learning rate", "grad_norm": "gradient norm", "tokens_per_s": "tokens/s"}
@@ -59,9 +61,8 @@ class Story:
 
     title: str
     facts: Mapping[str, object]
+    """Settings in words; a value that is a web address becomes a link."""
     run: str = ""
-    links: Mapping[str, str] = field(default_factory=dict)
-    """What a reader may want to open: words → address."""
     status: str = "Waiting for the workers."
     is_over: bool = False
     step: int = 0
@@ -93,8 +94,8 @@ class Story:
         handler = getattr(self, f"_on_{event.kind}", None)
         if handler is None:
             return False
-        if self.started_s is None and event.time_s:
-            self.started_s = event.time_s
+        if self.started_s is None:
+            self.started_s = number(event.time_s) or None
         handler(event)
         return True
 
@@ -167,8 +168,7 @@ def view(story: Story) -> dict[str, Any]:
         "mark_styles": {mark.style for mark in story.marks},
         "pieces": time_spent.pieces(story.account),
         "sentences": story.sentences[-SHOWN_SENTENCES:],
-        "facts": {key: str(value) for key, value in run_facts(story).items() if str(value)},
-        "links": story.links,
+        "facts": [(key, str(value), is_link(str(value))) for key, value in run_facts(story).items() if str(value)],
     }
 
 
@@ -200,6 +200,11 @@ def run_facts(story: Story) -> dict[str, object]:
         else datetime.fromtimestamp(min(max(started, 0), 2**34), UTC).strftime("%Y-%m-%d %H:%M UTC")
     )
     return {"run": story.run, "started": date, **story.facts}
+
+
+def is_link(text: str) -> bool:
+    """Whether the text is a web address and nothing else."""
+    return LINK.fullmatch(text) is not None
 
 
 def _finite(value: object) -> float | None:

@@ -8,12 +8,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from metaflow import plugins
 from metaflow.plugins.cards.card_cli import update_card
 
 from steps.flow.cards.metaflow_cards import (
     CARD_TYPE,
     REPORT_PAGE,
+    TRAIN_PAGE,
     Body,
     LoraCard,
     TrainCard,
@@ -67,6 +69,32 @@ def test_a_training_is_one_body_that_follows_the_events() -> None:
     assert "Training is over." in text
     assert "a checkpoint was set aside &lt;b&gt;." in text
     json.dumps(text)
+
+
+def test_the_training_is_a_file_too_which_is_reloaded_until_its_end(tmp_path: Path) -> None:
+    now_s = [0.0]
+    train = TrainCard(FakeCard(), title="tiny <b>", facts={}, folder=tmp_path, clock=lambda: now_s[0])
+    file = tmp_path / TRAIN_PAGE
+    train.observe(event("step", 1, of=4, loss=2.0))
+    assert '<meta http-equiv="refresh" content="15">' in file.read_text("utf-8")
+    train.observe(event("step", 2, of=4, loss=1.0))
+    assert "1 / 4" in file.read_text("utf-8"), "not more often than every ten seconds"
+    now_s[0] = 11.0
+    train.observe(event("step", 3, of=4, loss=1.0))
+    assert "3 / 4" in file.read_text("utf-8")
+    train.close({"productive_s": 3.0})
+    text = file.read_text("utf-8")
+    assert "Training is over." in text
+    assert "refresh" not in text
+    assert "<script" not in text
+    assert str(tmp_path.parent) in text
+
+
+def test_a_disk_that_refuses_the_file_ends_no_training(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / TRAIN_PAGE).mkdir()
+    train = TrainCard(FakeCard(), title="tiny", facts={}, folder=tmp_path)
+    train.notice("hello")
+    assert "card.html is not written" in caplog.text
 
 
 def test_the_evaluation_is_a_card_and_a_file(tmp_path: Path) -> None:

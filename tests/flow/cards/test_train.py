@@ -121,6 +121,24 @@ def test_a_long_training_keeps_few_points_and_its_newest() -> None:
 def test_the_date_is_that_of_the_first_event() -> None:
     assert run_facts(told(*STEPS))["started"] == "2001-09-09 01:46 UTC"
     assert run_facts(told())["started"] == ""
+    for damaged in (float("nan"), float("inf"), -1e300, 1e300):
+        assert drawn(told(Event("started", damaged, 1, 0)))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("https://huggingface.co/datasets/tatsu-lab/alpaca", True),
+        ("http://localhost:8083/LoraFlow/7", True),
+        ("javascript:alert(1)", False),
+        ("https://x.y/' onclick='z", False),
+        ("see https://x.y", False),
+        ("https://user:word@x.y/", False),
+        ("/home/me", False),
+    ],
+)
+def test_only_a_plain_web_address_becomes_a_link(text: str, expected: bool) -> None:
+    assert ('<a href="' in page.body("train.html", view(Story("t", {"where": text})))) == expected
 
 
 data = st.dictionaries(
