@@ -5,7 +5,7 @@ Keys: steps, step_s (later_step_s from the second attempt on), save_every, and b
 together (no rank goes on without the others, as with a collective; one that is to stop waits `meet_s` for them). An error
 leaves a failure record, as the real worker does.
 Acts: crash, exit <code>, record <class> <code>, hang, deaf (hangs and ignores SIGTERM), no_result, eat (all memory),
-abort <a word of the Neuron runtime>, fill <MiB> (of the machine's own disk, then hangs).
+abort <a word of the Neuron runtime>, talk <MiB> (into its log, then hangs).
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import json
 import os
 import signal
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -65,11 +64,10 @@ def act(what: str, folder: Path, rank: int, step: int) -> None:
             ),
         )
         sys.exit(int(code))
-    if what.startswith("fill"):
-        with tempfile.TemporaryFile() as file:
-            for _ in range(int(what.split()[1])):
-                file.write(os.urandom(2**20))
-            sleep_for_ever()
+    if what.startswith("talk"):
+        for _ in range(int(what.split()[1]) * 1024):
+            print("-" * 1023)
+        sleep_for_ever()
     if what == "deaf":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         sleep_for_ever()

@@ -107,10 +107,11 @@ def test_a_secret_that_comes_late_is_waited_for(trial: MakeTrial, expect: Expect
 def test_a_worker_that_fills_its_nodes_disk_does_not_blame_the_node(
     trial: MakeTrial, expect: Expect, shared: Path
 ) -> None:
+    """Its pod's log lies on the node's disk, and counts."""
     narrow = f"{NAMESPACE}-narrow"
     make_namespace(narrow, shared.parent)
     limit_range(narrow, default={"ephemeral-storage": "20Mi"})
-    acts: dict[str, Any] = {"1": {"rank": 1, "step": 5, "act": "fill 60"}}
+    acts: dict[str, Any] = {"1": {"rank": 1, "step": 5, "act": "talk 40"}}
     training = trial("fills", settings={"cluster": {"namespace": narrow}}, acts=acts)
     training.namespace = narrow
     training.start()
