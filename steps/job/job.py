@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from steps.protocol.events import Event
@@ -68,3 +68,8 @@ class Outside:
     wall: Callable[[], float] = time.time
     """Unix time, for what people read."""
     sleep: Callable[[float], None] = time.sleep
+
+    def steadied(self) -> Outside:
+        """With Unix time as it is now, moved on by the monotonic clock: a wall clock that is set makes no long attempt."""
+        offset_s = self.wall() - self.clock()
+        return replace(self, wall=lambda: self.clock() + offset_s)

@@ -20,8 +20,8 @@ from steps.job.agent import processes
 from steps.job.agent.agent import read_or_empty
 from steps.job.job import Job
 from steps.job.snapshot import JobSnapshot, snapshot_of_local
-from steps.protocol.attempt_dir import AgentDir, AttemptDir
 from steps.protocol.rundir import storage_errors, write_json
+from steps.protocol.train_dir import AgentDir, AttemptDir
 
 TORCHRUN_SHUTDOWN_S = 10
 """How long torchrun waits for the peers of a failed rank: they have lost a partner, so there is nothing left to save."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,22 @@ from steps.protocol.rundir import TrainDir, new_directory, storage_errors, write
 
 STACKS_WAIT_S = 3.0
 LOG_LINES = 400
+
+
+@dataclass(frozen=True, slots=True)
+class JobResult:
+    """A finished job."""
+
+    result_dir: Path
+    attempts: int
+    account: dict[str, Any]
+    """See `goodput.account`."""
+    layout: dict[str, Any]
+    """Data of the last attempt's `started` event: world, processes and so on."""
+    step: int
+    """Steps done."""
+    is_reused: bool = False
+    """It had been published before; nothing ran."""
 
 
 def collect_stacks(job: Job, attempt: int, *, sleep: Callable[[float], None]) -> None:

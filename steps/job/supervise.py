@@ -8,8 +8,6 @@ torch, Kubernetes or Metaflow.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any
 
 from steps.errors import JobError
 from steps.job import cancel, messages
@@ -20,7 +18,7 @@ from steps.job.history import History
 from steps.job.job import Job, Outside
 from steps.job.lease import Lease, Patience, acting
 from steps.job.logbook import Logbook
-from steps.job.outcome import publish
+from steps.job.outcome import JobResult, publish
 from steps.job.progress import Spent
 from steps.job.retry import GiveUp, Resubmit, avoided_nodes, decide, fewer_nodes
 from steps.job.snapshot import Launcher, Phase, Reason
@@ -35,22 +33,6 @@ LOOK_S = 1.0
 """Between two looks, in the delay before an attempt, for a person's request that there is none."""
 SETTLE_S = 1.0
 """For a request to the platform that Ctrl-C interrupted: Metaflow gives a step five seconds in all."""
-
-
-@dataclass(frozen=True, slots=True)
-class JobResult:
-    """A finished job."""
-
-    result_dir: Path
-    attempts: int
-    account: dict[str, Any]
-    """See `goodput.account`."""
-    layout: dict[str, Any]
-    """Data of the last attempt's `started` event: world, processes and so on."""
-    step: int
-    """Steps done."""
-    is_reused: bool = False
-    """It had been published before; nothing ran."""
 
 
 def supervise(
@@ -73,7 +55,7 @@ def supervise(
         JobPermanentError, JobRetriesExhausted, JobTimeout: it failed for good; the message says what to do.
         StorageError: the run directory cannot be used.
     """
-    outside = _steady(outside or Outside())
+    outside = (outside or Outside()).steadied()
     patience = Patience(lease_s / 2, outside)
     lease, spent = Lease(job, lease_s, outside, patience, is_detached), Spent(outside.clock())
     limits = settings.deadlines
@@ -82,12 +64,6 @@ def supervise(
         spent.at_s = outside.clock()  # the time of following is another supervisor's
         book = Logbook.open(job, outside.wall, patience)
         return _Supervisor(job, launcher, settings, outside, watch, book).run(retry_permanent)
-
-
-def _steady(outside: Outside) -> Outside:
-    """Unix time as it is now, moved on by the monotonic clock: a wall clock that is set makes no long attempt."""
-    offset_s = outside.wall() - outside.clock()
-    return replace(outside, wall=lambda: outside.clock() + offset_s)
 
 
 @dataclass(slots=True)

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from steps.errors import CheckpointError, ConfigError, DataError, LoraFlowError, ModelError, StorageError
-from steps.protocol.attempt_dir import AttemptDir
 from steps.protocol.failure_class import CLASS_OF_EXCEPTION, FailureClass
 from steps.protocol.neuron_codes import NeuronCode, find_neuron_code
 from steps.protocol.rundir import errnos, write_json
+from steps.protocol.train_dir import AttemptDir
 
 SCHEMA = "hyperpod-lora/failure/1"
 TERMINATION_MESSAGE_LIMIT = 4096

@@ -22,9 +22,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from steps.errors import StorageError
-from steps.protocol.attempt_dir import AttemptDir
+from steps.protocol.train_dir import AttemptDir, TrainDir
 
-__all__ = ["AttemptDir"]  # used from here by whoever knows a run directory
+__all__ = ["AttemptDir", "TrainDir"]  # used from here by whoever knows a run directory
 
 GIB = 1024**3
 
@@ -38,70 +38,6 @@ AWAY = errnos("ENOTCONN", "ETIMEDOUT", "EHOSTDOWN", "EHOSTUNREACH", "EREMOTEIO")
 """What a network file system says whose server does not answer; a socket says the same of its peer."""
 MAY_PASS = AWAY | errnos("EIO", "ESTALE", "EROFS")
 """A mount that failed over, or that the kernel turned read-only for a while: worth waiting for."""
-
-
-@dataclass(frozen=True, slots=True)
-class TrainDir:
-    """Paths inside `train-<identity>/`."""
-
-    path: Path
-
-    @property
-    def spec(self) -> Path:
-        """All that a rank needs to know; holds no secret."""
-        return self.path / "spec.json"
-
-    @property
-    def writers(self) -> Path:
-        """One directory per writer (attempt, incarnation)."""
-        return self.path / "writers"
-
-    @property
-    def checkpoints(self) -> Path:
-        """`step-<step>.<writer>/` each."""
-        return self.path / "checkpoints"
-
-    @property
-    def adapter(self) -> Path:
-        """The final adapter, published by the supervisor."""
-        return self.path / "adapter"
-
-    @property
-    def history(self) -> Path:
-        """The supervisor's own record of attempts."""
-        return self.path / "history.json"
-
-    @property
-    def lock(self) -> Path:
-        """Held by the one supervisor that acts."""
-        return self.path / "supervisor.lock"
-
-    @property
-    def cancel(self) -> Path:
-        """A person's request that it ends, until a supervisor has acted on it."""
-        return self.path / "cancel.json"
-
-    @property
-    def holder(self) -> Path:
-        """Who the supervisor is that acts."""
-        return self.path / "supervisor.json"
-
-    @property
-    def attempts(self) -> Path:
-        """`<number>/` each, from 001."""
-        return self.path / "attempts"
-
-    def attempt(self, number: int) -> Path:
-        """Directory of one attempt's events, logs and evidence (numbers start at 1)."""
-        return self.attempts / f"{number:03d}"
-
-    def files(self, number: int) -> AttemptDir:
-        """The paths in an attempt's directory."""
-        return AttemptDir(self.attempt(number))
-
-    def events(self, number: int) -> Path:
-        """Rank 0's event file of an attempt."""
-        return self.files(number).events
 
 
 @dataclass(frozen=True, slots=True)

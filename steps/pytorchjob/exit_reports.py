@@ -14,7 +14,7 @@ from typing import Any
 from steps.job.agent.agent import read_or_empty
 from steps.job.agent.endings import first_failure
 from steps.job.snapshot import JobSnapshot, WorkerState, reason_of
-from steps.protocol.attempt_dir import AttemptDir
+from steps.protocol.train_dir import AttemptDir
 
 
 def read_reports(attempt: Path, nodes: int) -> dict[int, dict[str, Any]]:

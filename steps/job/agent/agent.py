@@ -27,7 +27,7 @@ import psutil
 
 from steps.job.agent import processes
 from steps.job.agent.endings import SYMPTOM_EXITS, oom_kills, ranks_of_log
-from steps.protocol.attempt_dir import AgentDir, AttemptDir
+from steps.protocol.train_dir import AgentDir, AttemptDir
 
 POLL_S = 0.1
 BEAT_S = 15.0

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO
 
-from steps.protocol.attempt_dir import AttemptDir
+from steps.protocol.train_dir import AttemptDir
 
 POLL_S = 0.25
 LONGEST_LINE = 2**16

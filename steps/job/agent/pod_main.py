@@ -27,11 +27,11 @@ from steps.job.agent import processes
 from steps.job.agent.agent import PEER, Agent, read_or_empty
 from steps.job.agent.endings import first_failure
 from steps.job.agent.log_forwarder import LogForwarder
-from steps.protocol.attempt_dir import AgentDir, AttemptDir
 from steps.protocol.events import PREFIX
 from steps.protocol.failure_class import FailureClass
 from steps.protocol.failure_record import FailureRecord, read_records, record_of
 from steps.protocol.rundir import TrainDir, storage_errors
+from steps.protocol.train_dir import AgentDir, AttemptDir
 
 SHARED_POLL_S = 1.0
 """Between two looks at the shared file system: it serves many nodes."""

@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 from steps.job.agent.processes import identify
-from steps.protocol.attempt_dir import AgentDir, AttemptDir
+from steps.protocol.train_dir import AgentDir, AttemptDir
 
 
 def main(argv: list[str]) -> None:

@@ -14,10 +14,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from steps.protocol.attempt_dir import AttemptDir
 from steps.protocol.failure_class import FailureClass
 from steps.protocol.failure_record import FailureRecord, read_records, write_record
 from steps.protocol.neuron_codes import NeuronCode, find_neuron_code
+from steps.protocol.train_dir import AttemptDir
 
 LAST_BYTES = 65536
 """Of a rank's log: the runtime's words are followed by the stack of the abort and a dump of its state."""

@@ -14,7 +14,7 @@ from steps.job.agent import agent as module
 from steps.job.agent import processes
 from steps.job.agent.agent import PEER, Agent
 from steps.job.agent.endings import TORCHRUN_EVENT, first_failure
-from steps.protocol.attempt_dir import AttemptDir
+from steps.protocol.train_dir import AttemptDir
 
 PLAN = {"module": "m", "spec": "s", "attempt": 1, "processes": 2, "grace_s": 5, "lease_s": 600, "node_name": "node-7"}
 

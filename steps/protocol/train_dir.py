@@ -1,7 +1,8 @@
-"""The names of the files that an attempt leaves. Pure, and light: every rank imports it before anything else.
+"""The names of the files that a training and its attempts leave. Pure, and light: every rank imports it before anything else.
 
-    attempts/003/           AttemptDir: what supervisor, agents, ranks and people share
-    attempts/003/nodes/001/ AgentDir: what the agent of one node writes; on this machine it is the attempt's directory itself
+    train-<identity>/                        TrainDir
+    train-<identity>/attempts/003/           AttemptDir: what supervisor, agents, ranks and people share
+    train-<identity>/attempts/003/nodes/001/ AgentDir: what the agent of one node writes; here it is the attempt's directory
 
 The names are a protocol between versions: a run begun before is resumed, cancelled and read after.
 """
@@ -135,3 +136,67 @@ class AttemptDir:
     def node(self, rank: int, incarnation: int = 0) -> AgentDir:
         """Directory of a pod's agent; `incarnation` counts pods that were made anew."""
         return AgentDir(self.nodes / (f"{rank:03d}.{incarnation}" if incarnation else f"{rank:03d}"))
+
+
+@dataclass(frozen=True, slots=True)
+class TrainDir:
+    """Paths inside `train-<identity>/`."""
+
+    path: Path
+
+    @property
+    def spec(self) -> Path:
+        """All that a rank needs to know; holds no secret."""
+        return self.path / "spec.json"
+
+    @property
+    def writers(self) -> Path:
+        """One directory per writer (attempt, incarnation)."""
+        return self.path / "writers"
+
+    @property
+    def checkpoints(self) -> Path:
+        """`step-<step>.<writer>/` each."""
+        return self.path / "checkpoints"
+
+    @property
+    def adapter(self) -> Path:
+        """The final adapter, published by the supervisor."""
+        return self.path / "adapter"
+
+    @property
+    def history(self) -> Path:
+        """The supervisor's own record of attempts."""
+        return self.path / "history.json"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the one supervisor that acts."""
+        return self.path / "supervisor.lock"
+
+    @property
+    def cancel(self) -> Path:
+        """A person's request that it ends, until a supervisor has acted on it."""
+        return self.path / "cancel.json"
+
+    @property
+    def holder(self) -> Path:
+        """Who the supervisor is that acts."""
+        return self.path / "supervisor.json"
+
+    @property
+    def attempts(self) -> Path:
+        """`<number>/` each, from 001."""
+        return self.path / "attempts"
+
+    def attempt(self, number: int) -> Path:
+        """Directory of one attempt's events, logs and evidence (numbers start at 1)."""
+        return self.attempts / f"{number:03d}"
+
+    def files(self, number: int) -> AttemptDir:
+        """The paths in an attempt's directory."""
+        return AttemptDir(self.attempt(number))
+
+    def events(self, number: int) -> Path:
+        """Rank 0's event file of an attempt."""
+        return self.files(number).events

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from steps.protocol.attempt_dir import AgentDir
 from steps.protocol.rundir import TrainDir
+from steps.protocol.train_dir import AgentDir
 
 TRAIN = TrainDir(Path("/run/train-abc"))
 ATTEMPT = TRAIN.files(3)
