@@ -93,6 +93,6 @@ def test_a_dry_run_with_options_from_a_config_of_ones_own(tmp_path: Path, clean_
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "3 steps of 1 rows" in done.stdout
-    assert "rows of up to 128 tokens" in done.stdout
+    assert "of up to 128 tokens" in done.stdout
     assert "pid" not in done.stdout
     assert done.stdout.splitlines()[-1].startswith("dry run: nothing was trained")

@@ -31,7 +31,7 @@ def test_a_run_says_what_was_learned_and_what_to_type_next(finished: tuple[Place
         "step 12/12 | loss",
         "loss on held-out samples",
         "adapter  ",
-        "card view evaluate",
+        "/evaluate --id evaluation",
         "generate",
     ):
         assert words in output

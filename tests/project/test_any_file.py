@@ -22,7 +22,7 @@ from steps.errors import CheckpointError, LoraFlowError, ModelError
 from steps.flow.parameters import read_config
 from steps.job.history import load
 from steps.merge.inputs import read_adapter, read_base
-from steps.prepare.chat.template import read_template
+from steps.prepare.chat.template import read_templates
 from steps.protocol.failure_record import read_records
 from steps.protocol.prepared import verify
 from steps.protocol.safetensors_header import read_header
@@ -75,7 +75,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def template_of(folder: Path) -> object:
-    return read_template(folder, [])
+    return read_templates(folder, own="", arguments={}, adds_bos=False)
 
 
 READERS: dict[str, tuple[str, Callable[[Path], object]]] = {
