@@ -12,7 +12,8 @@ from typing import Any
 
 from steps.errors import ModelError
 from steps.evaluate.generate import context_length, end_tokens, generate_batch
-from steps.evaluate.measure import load_model
+from steps.evaluate.measure import load_model, load_tokenizer
+from steps.protocol.tokenizer_files import CONFIG, template_arguments
 
 PLAIN_TEMPLATE = (
     "{% for message in messages %}{% if message['role'] == 'system' %}{{ message['content'] + '\n\n' }}"
@@ -44,6 +45,7 @@ def answer(
         chat_template=None if tokenizer.chat_template else PLAIN_TEMPLATE,
         add_generation_prompt=True,
         tokenize=False,
+        **template_arguments(model_dir),
     )
     tokens = tokenizer(text, add_special_tokens=False).input_ids  # the template has written them already
     if len(tokens) >= context_length(model):
@@ -100,6 +102,8 @@ def _load_adapter(folder: Path, base: Path) -> tuple[Any, Any]:
     from safetensors import SafetensorError
 
     model, tokenizer = load_model(base, precision="auto")
+    if (folder / CONFIG).is_file():  # with the template that it was trained with
+        tokenizer = load_tokenizer(folder)
     try:
         return PeftModel.from_pretrained(model, str(folder)).eval(), tokenizer
     except (

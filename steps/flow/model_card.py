@@ -26,6 +26,8 @@ VALUE_LIMIT = 200
 """Characters of one lineage value; lineage.json has it whole."""
 PROMPT_LIMIT = 400
 """Characters of the example's prompt."""
+DEFAULT_TOKENS = 256
+"""Of the example's answer, where nothing else is known."""
 LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]{1,40}")
 """A licence's identifier on the hub."""
 README, LINEAGE = "README.md", "lineage.json"
@@ -50,7 +52,7 @@ model = AutoPeftModelForCausalLM.from_pretrained(folder, dtype="auto")
 }
 CHAT = """\
 messages = [{{"role": "user", "content": {prompt}}}]
-inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors="pt")
+inputs = tokenizer.apply_chat_template(messages, {arguments}add_generation_prompt=True, return_dict=True, return_tensors="pt")
 answer = model.generate(**inputs, max_new_tokens={tokens})
 print(tokenizer.decode(answer[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
 """
@@ -162,7 +164,6 @@ def _body(kind: Kind, made: Made) -> list[str]:
         else f"{name} ({source}) with a {what} merged in, {made.merged.dtype}."
     )
     validation = "" if adapter.validation_loss is None else f", validation loss {adapter.validation_loss:.4f}"
-    prompt = json.dumps(visible(made.prompt if len(made.prompt) <= PROMPT_LIMIT else "Hello"), ensure_ascii=False)
     return [
         f"# {markdown(title_of(made))}",
         "",
@@ -170,11 +171,20 @@ def _body(kind: Kind, made: Made) -> list[str]:
         f"training loss {adapter.first_loss:.4f} → {adapter.last_loss:.4f}{validation}.",
         "",
         "```python",
-        f"{USE[kind]}\n{CHAT.format(prompt=prompt, tokens=made.plan.dataset.max_new_tokens)}```",
+        f"{USE[kind]}\n{_chat(made)}```",
         "",
         "The base model's licence applies to this model as well.",
         "",
     ]
+
+
+def _chat(made: Made) -> str:
+    """The example: a prompt, the template's arguments and the length of an answer as in training and evaluation."""
+    prompt = json.dumps(visible(made.prompt if len(made.prompt) <= PROMPT_LIMIT else "Hello"), ensure_ascii=False)
+    given = made.plan.chat_template_kwargs
+    measured = made.report.details.get("max_new_tokens") if made.report else None
+    tokens = made.plan.dataset.max_new_tokens or (measured if isinstance(measured, int) else 0) or DEFAULT_TOKENS
+    return CHAT.format(prompt=prompt, arguments=f"**{visible(repr(given))}, " if given else "", tokens=tokens)
 
 
 def _line(text: str) -> str:

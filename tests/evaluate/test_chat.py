@@ -11,6 +11,7 @@ from steps.errors import ModelError
 from steps.evaluate.chat import PLAIN_TEMPLATE, answer
 from steps.evaluate.measure import load_model
 from steps.prepare.chat.template import FALLBACK
+from steps.protocol.tokenizer_files import copy_tokenizer, make_usable
 from tests.evaluate.evaluate_data import write_model
 
 
@@ -47,6 +48,15 @@ def test_an_adapter_on_its_base_answers_as_the_merged_model_does(tiny: Path, ada
     text, _ = ask(adapter, base=tiny)
     assert text == ask(adapter.parent / "merged")[0]
     assert text != ask(tiny)[0]
+
+
+def test_an_adapter_is_asked_with_the_template_that_lies_beside_it(tiny: Path, adapter: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "adapter"
+    shutil.copytree(adapter, folder)
+    copy_tokenizer(tiny, folder)
+    assert ask(folder, base=tiny) == ask(adapter, base=tiny)
+    make_usable(folder, "{{ word }} {{ messages[0]['content'] }}", {"word": "Say:"})
+    assert ask(folder, base=tiny) != ask(adapter, base=tiny)
 
 
 def test_a_character_in_several_tokens_is_shown_whole(loaded: tuple[Any, Any]) -> None:

@@ -100,6 +100,18 @@ def test_the_example_asks_the_samples_prompt_as_a_string() -> None:
     assert '"content": "Hello"' in model_card("merged", made(prompt="x" * 5000))
 
 
+def test_the_example_generates_as_the_evaluation_did() -> None:
+    unset = {"max_new_tokens": 0}
+    assert "max_new_tokens=256)" in model_card("merged", made(dataset=unset, report=None))
+    assert "max_new_tokens=99)" in model_card("merged", made(dataset={"max_new_tokens": 99}, report=None))
+    measured = replace(REPORT, details={"max_new_tokens": 77})
+    assert "max_new_tokens=77)" in model_card("merged", made(dataset=unset, report=measured))
+    plan = made().plan.model_copy(update={"chat_template_kwargs": {"enable_thinking": False}})
+    card = model_card("adapter", made(report=measured, plan=plan))
+    assert "apply_chat_template(messages, **{'enable_thinking': False}, add_generation_prompt=True" in card
+    ast.parse(code_of(card))
+
+
 def test_scores_come_with_the_report(tmp_path: Path) -> None:
     folders = {"adapter": tmp_path / "adapter", "merged": tmp_path / "merged"}
     for folder in folders.values():
