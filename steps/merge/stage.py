@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from steps import machine
 from steps.errors import CheckpointError, StorageError
+from steps.merge.ends import write_ends
 from steps.merge.inputs import bytes_in, read_base
 from steps.merge.outputs import merge_folders
 from steps.protocol.records import Adapter, BaseModel, MergedModel, digest_file, digest_of, identity_of
@@ -105,6 +106,7 @@ def _make(
         template = Path(adapter.path) / TEMPLATE
         arguments = template_arguments(Path(adapter.path))
         make_usable(folder, template.read_text("utf-8") if template.is_file() else "", arguments)
+        write_ends(folder)
         files = _digests(folder)
         merged = MergedModel(
             path=str(final),
