@@ -95,6 +95,7 @@ def by_hand(run: RunDir, *, write: bool) -> Printable:
     _require_nobody_acts(job.directory)
     code = newest_code(run) or archive_sources(run, write=write)
     history = _with_next_attempt(job)
+    job = history.rename(job)
     attempt = history.attempts[-1].number
     if write:
         memory.save(job.directory.history, history)
@@ -133,7 +134,8 @@ def _with_next_attempt(job: Job) -> History:
         history = replace(history, attempts=history.attempts[:-1])
     number = history.last.number + 1 if history.last else 1
     begun = Attempt(number, time.time(), job.spec_digest, begins_session=True, nodes=job.nodes)
-    return replace(history.reset_retry_count(), attempts=(*history.attempts, begun))
+    label, attempts = history.label or job.label, (*history.attempts, begun)
+    return replace(history.reset_retry_count(), label=label, attempts=attempts)
 
 
 def newest_code(run: RunDir) -> Code | None:

@@ -45,7 +45,7 @@ def precompile(handle: JobHandle, training: Job, settings: Settings, facts: Mapp
 
 def precompile_job(training: Job) -> Job:
     """The job that collects and compiles the graphs of `training`: the same workers, in a directory of its own."""
-    spec = neuron_precompile.precompile_spec(TrainSpec.from_dict(training.spec))
+    spec = neuron_precompile.precompile_spec(TrainSpec.from_dict(training.spec), world=training.world)
     return replace(
         training,
         spec=spec.to_dict(),

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from steps.errors import StorageError
+from steps.job.job import Job
 from steps.protocol.failure_class import FailureClass
 from steps.protocol.rundir import read_json, write_json
 
@@ -84,6 +85,9 @@ class History:
     not_counted: int = 0
     """Attempts before a person last reset the retry count: they count against no limit."""
     verdict: Verdict | None = None
+    label: str = ""
+    """The job's at its first attempt: the same training under another name of its model or data keeps it, since a cluster's jobs
+    are found by it. Empty: an older version's."""
     result: dict[str, Any] = field(default_factory=dict)
     """What the published result was made by: account, layout, step."""
 
@@ -106,6 +110,10 @@ class History:
         is_open = self.last is not None and self.last.is_open
         return replace(self, verdict=None, not_counted=len(self.attempts) - is_open)
 
+    def rename(self, job: Job) -> Job:
+        """The job under the name that its first attempt got."""
+        return replace(job, label=self.label or job.label)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         values = asdict(self)
@@ -127,7 +135,8 @@ class History:
         for attempt in attempts:
             FailureClass(attempt.failure_class or FailureClass.UNKNOWN)
         verdict = Verdict(**raw["verdict"]) if raw.get("verdict") else None
-        return cls(str(raw["identity"]), attempts, int(raw[NOT_COUNTED]), verdict, dict(raw.get("result") or {}))
+        label, result = str(raw.get("label") or ""), dict(raw.get("result") or {})
+        return cls(str(raw["identity"]), attempts, int(raw[NOT_COUNTED]), verdict, label, result)
 
 
 def how_to_begin_anew(path: Path) -> str:

@@ -45,7 +45,8 @@ class Logbook:
             number, self.wall(), job.spec_digest, begins_session=not self.has_begun, nodes=job.nodes, image=image
         )
         self.has_begun = True
-        self._remember(replace(self.history, attempts=(*self.history.attempts, begun)))
+        label = self.history.label or job.label
+        self._remember(replace(self.history, label=label, attempts=(*self.history.attempts, begun)))
         return number
 
     def _newest_number(self) -> int:

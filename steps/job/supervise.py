@@ -56,13 +56,12 @@ def supervise(
         StorageError: the run directory cannot be used.
     """
     outside = (outside or Outside()).steadied()
-    patience = Patience(lease_s / 2, outside)
-    lease, spent = Lease(job, lease_s, outside, patience, is_detached), Spent(outside.clock())
-    limits = settings.deadlines
-    watch = Watch(job, launcher, limits, lease, spent, outside, settings.recovery_is_foreign)
+    patience, limits = Patience(lease_s / 2, outside), settings.deadlines
     with acting(job, limits.total_s + limits.queue_s, outside):
-        spent.at_s = outside.clock()  # the time of following is another supervisor's
         book = Logbook.open(job, outside.wall, patience)
+        job = book.history.rename(job)
+        lease, spent = Lease(job, lease_s, outside, patience, is_detached), Spent(outside.clock())
+        watch = Watch(job, launcher, limits, lease, spent, outside, settings.recovery_is_foreign)
         return _Supervisor(job, launcher, settings, outside, watch, book).run(retry_permanent)
 
 

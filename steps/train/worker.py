@@ -31,7 +31,7 @@ from steps.protocol.failure_class import EXIT_OK, FailureClass
 from steps.protocol.failure_record import record_of, write_record
 from steps.protocol.handover import HeldOutLoss
 from steps.protocol.records import digest_file
-from steps.protocol.rundir import AttemptDir, storage_errors, sync_tree, write_json
+from steps.protocol.rundir import AttemptDir, TrainDir, storage_errors, sync_tree, write_json
 from steps.train.loop.callbacks import Callbacks
 from steps.train.loop.ranks import Ranks
 from steps.train.spec import TrainSpec, read_spec, require_data
@@ -238,7 +238,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         format=f"%(asctime)s rank {ranks.rank} %(levelname)s %(message)s",
         stream=sys.stderr,
     )
-    folder = given.spec.resolve().parent
+    # Where the supervisor looks, whatever fails: the training's directory is the spec's own.
+    folder = TrainDir(given.spec.resolve().parent).attempt(given.attempt)
     worker: Worker | None = None
     try:
         spec = read_spec(given.spec)

@@ -614,3 +614,18 @@ def test_a_victims_end_waits_for_the_word_of_the_node_that_failed(tmp_path: Path
     first = made.history["attempts"][0]
     assert (first["failure_class"], first["node"]) == ("unknown", node)
     assert min(after_s, 30) <= seen_s[-1] - seen_s[0] < 40
+
+
+def test_a_training_keeps_the_name_of_its_first_attempt_whatever_its_model_is_called_later(tmp_path: Path) -> None:
+    """`llama3` and `llama3.1-8b` are one model: a second launcher has to find the cluster's job by its name."""
+    labels: list[str] = []
+
+    def script(attempt: Attempt, look: int) -> None:
+        labels.append(attempt.job.label)
+        fail_with("user", 64)(attempt, look)
+
+    stage = Stage(tmp_path, script, script)
+    for label in ("llama3-orders", "llama3.1-8b-orders"):
+        with pytest.raises(JobPermanentError):
+            stage.run(job=replace(stage.job, label=label), retry_permanent=True)
+    assert labels == ["llama3-orders", "llama3-orders"]

@@ -24,7 +24,7 @@ from steps.errors import ConfigError, LoraFlowError, ModelError, Problem
 from steps.protocol.events import EventWriter
 from steps.protocol.failure_class import FailureClass
 from steps.protocol.failure_record import record_of, write_record
-from steps.protocol.records import digest_file
+from steps.protocol.records import digest_file, identity_of
 from steps.protocol.rundir import write_json
 from steps.train.neuron.cache import VARIABLE, count_graphs, fetch_graphs, keep_graphs, local_cache
 from steps.train.spec import TrainSpec, read_spec
@@ -39,15 +39,18 @@ class CollectError(LoraFlowError):
     """The few steps of the training did not come to their end."""
 
 
-def precompile_spec(spec: TrainSpec) -> TrainSpec:
-    """The same graphs in few steps, in a directory of its own.
+def precompile_spec(spec: TrainSpec, *, world: int) -> TrainSpec:
+    """The same graphs in few steps on `world` processes, in a directory of its own.
 
-    Graphs depend on shapes, layout and the fused optimizer step, not on the number of steps. What it computes is zeros.
+    Graphs depend on shapes, layout and the fused optimizer step, not on the number of steps. What it computes is zeros. A
+    training that goes on with another layout (fewer nodes, another micro batch) has other graphs: the identity holds the layout.
     """
     steps = min(STEPS, spec.steps)
+    layout = [world, spec.tensor_parallel, spec.pipeline_parallel, spec.training.model_dump(mode="json")]
+    end = f"-precompile-{identity_of(layout)[:8]}"
     changes = {
-        "directory": f"{spec.directory}-precompile",
-        "identity": f"{spec.identity}-precompile",
+        "directory": f"{spec.directory}{end}",
+        "identity": f"{spec.identity}{end}",
         "steps": steps,
         "checkpoint_every": steps,
         "validation_every": steps,

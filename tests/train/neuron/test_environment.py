@@ -76,8 +76,9 @@ def test_only_a_shared_folder_is_copied(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_the_precompile_job_has_the_same_shapes_in_its_own_directory() -> None:
     spec = make_spec(tensor_parallel=8, gradient_checkpointing=True)
-    found = precompile_spec(spec)
-    assert (found.steps, found.directory, found.graphs_only) == (3, "/d-precompile", True)
+    found = precompile_spec(spec, world=8)
+    assert (found.steps, found.graphs_only) == (3, True)
+    assert found.directory.startswith("/d-precompile-")
     assert found.identity != spec.identity
     same = ("sequence_length", "tensor_parallel", "training")
     assert all(getattr(found, name) == getattr(spec, name) for name in same)

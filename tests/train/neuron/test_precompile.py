@@ -68,7 +68,9 @@ def spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainSpec:
     monkeypatch.setenv("PATH", f"{tools}:/usr/bin:/bin")
     monkeypatch.setenv("NEURON_COMPILE_CACHE_URL", str(tmp_path / "local"))
     monkeypatch.delenv("NODE_RANK", raising=False)
-    made = precompile_spec(make_spec(directory=str(tmp_path / "train-x"), compile_cache=str(tmp_path / "shared")))
+    made = precompile_spec(
+        make_spec(directory=str(tmp_path / "train-x"), compile_cache=str(tmp_path / "shared")), world=1
+    )
     made.place.attempt(1).mkdir(parents=True)
     made.place.spec.write_text(json.dumps(made.to_dict()))
     return made
@@ -148,11 +150,26 @@ def test_the_job_is_the_trainings_with_a_wrapper_and_a_place_of_its_own() -> Non
     )
     job = precompile_job(training)
     assert (job.step, job.wrapper) == ("precompile", "steps.train.neuron.precompile")
-    assert (job.identity, job.node_choices) == ("i-precompile", ())
+    assert re.fullmatch("i-precompile-[0-9a-f]{8}", job.identity)
+    assert job.node_choices == ()
     assert (job.processes, job.nodes, job.total_steps) == (32, 2, 3)
-    assert job.directory.path == Path("/d-precompile")
+    assert job.directory.path == Path(f"/d{job.identity[1:]}")
     assert job.spec["graphs_only"] is True
     assert job.spec_digest != training.spec_digest != replace(training, wrapper="x").spec_digest
+
+
+@pytest.mark.parametrize(
+    "other", [{"nodes": 1}, {"micro_batch": 2}, {"tensor_parallel": 4}, {"gradient_checkpointing": True}], ids=str
+)
+def test_another_layout_has_graphs_of_its_own(other: dict[str, Any]) -> None:
+    def job_of(nodes: int = 2, **changes: Any) -> Job:
+        spec = make_spec(**changes)
+        directory = TrainDir(Path("/d"))
+        return precompile_job(Job("worker", spec.to_dict(), directory, spec.identity, 10, processes=32, nodes=nodes))
+
+    assert job_of().identity == job_of().identity
+    assert job_of(**other).identity != job_of().identity
+    assert job_of(**other).directory != job_of().directory
 
 
 def test_what_came_of_it_is_told_in_a_sentence(spec: TrainSpec) -> None:
