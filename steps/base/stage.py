@@ -12,7 +12,7 @@ from typing import Any
 from steps.base import cache as store
 from steps.base.inspect import read_config
 from steps.base.progress import Say, silent
-from steps.base.sources.source import RandomSource, S3Source, Source, WheelSource, find_source
+from steps.base.sources.source import ModelSource, RandomSource, S3Source, WheelSource, find_source
 from steps.protocol.records import BaseModel, identity_of
 from steps.protocol.rundir import held_lock, require_space
 from steps.settings.catalog import ModelPreset
@@ -81,11 +81,11 @@ def fetch(
         return _fill(entry, source, min_free_gib, progress or silent)
 
 
-def _entry(model: ModelPreset, source: Source, cache: Path) -> store.Entry:
+def _entry(model: ModelPreset, source: ModelSource, cache: Path) -> store.Entry:
     return store.Entry(root=cache.expanduser().absolute(), name=model.name or "model", key=identity_of(source.key))
 
 
-def _fill(entry: store.Entry, source: Source, min_free_gib: float, say: Say) -> BaseModel:
+def _fill(entry: store.Entry, source: ModelSource, min_free_gib: float, say: Say) -> BaseModel:
     def room(needed_bytes: int) -> None:
         there = sum(path.stat().st_size for path in entry.partial.rglob("*") if path.is_file())
         require_space(

@@ -1,4 +1,4 @@
-"""`hyperpod-lora cancel`: end a run's job so that it saves, and have its launcher make no other. A command for `cli`."""
+"""`hyperpod-lora cancel`: end a run's job so that it saves, and have its launcher make no other."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def unfinished_of(trainings: Sequence[Path]) -> list[Path]:
 
 
 def leave_for_later(trainings: Sequence[Path], given: str, *, say: Callable[[str], object]) -> None:
-    """Nothing runs just now: a launcher that is being started anew (a moved pod, an automatic retry) must find the wish."""
+    """Nothing runs just now: a launcher that is being started anew (a moved pod, an automatic retry) must find the request."""
     say(f"nothing of run {given} runs just now, as far as this machine can see")
     asked = ask_all(unfinished_of(trainings), say=say)
     for path in asked:
@@ -144,7 +144,7 @@ def supervised_of(trainings: Sequence[Path]) -> list[Path]:
 
 
 def ask_all(trainings: Sequence[Path], *, say: Callable[[str], object]) -> list[Path]:
-    """Leave the wish to end for each one's launcher, before any job is deleted, so that no other is made. Returns those left."""
+    """Leave the request to end for each launcher, before any job is deleted, so that no other is made. Returns those left."""
     from steps.job.cancel import request
     from steps.protocol.rundir import TrainDir
 
@@ -153,7 +153,7 @@ def ask_all(trainings: Sequence[Path], *, say: Callable[[str], object]) -> list[
         try:
             request(TrainDir(path))
         except (StorageError, OSError) as error:  # another user's directory: its job can be ended all the same
-            say(f"{path}: the wish cannot be left there ({error}); a launcher takes the end of its job for one")
+            say(f"{path}: the request cannot be left there ({error}); a launcher takes the end of its job for one")
         else:
             left.append(path)
     return left
@@ -166,7 +166,7 @@ def wait_until_heard(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> None:
-    """Wait for the supervisors, and say what is kept; one that does not answer finds the wish before its next attempt."""
+    """Wait for the supervisors, and say what is kept; one that does not answer finds the request before its next attempt."""
     from steps.job.cancel import is_requested
     from steps.protocol.rundir import TrainDir
 

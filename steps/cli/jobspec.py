@@ -1,4 +1,4 @@
-"""`hyperpod-lora jobspec`: prints the PyTorchJob of a training, without a cluster. A command that `cli` adds to its group."""
+"""`hyperpod-lora jobspec`: prints the PyTorchJob of a training, without a cluster."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def layout_reasons(plan: Plan) -> list[str]:
     sizes = {"tensor": plan.tensor_parallel, "pipeline": plan.pipeline_parallel, "data": plan.replicas}
     chosen = ", ".join(f"{what} parallel {size}" for what, size in sizes.items() if what != "pipeline" or size > 1)
     chosen += f", {plan.processes} processes a node"
-    return list(plan.layout) or [f"{chosen}: as given; nothing was held against the model here, `start` does"]
+    return list(plan.layout) or [f"{chosen}: as given; the model was not looked at here, `start` does"]
 
 
 def owner_warnings(made: Printable) -> list[str]:

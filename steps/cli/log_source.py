@@ -26,8 +26,8 @@ START_S = 1800.0
 Say = Callable[[str], object]
 
 
-class Source(Protocol):
-    """The part of `kube.Kube` that this needs."""
+class PodLogs(Protocol):
+    """The part of `client.Kube` that this needs."""
 
     def log(self, pod: str, *, lines: int) -> str:
         """The end of a pod's log."""
@@ -49,14 +49,14 @@ def worded(lines: Iterable[str], *, is_raw: bool) -> Iterator[str]:
             yield sentence
 
 
-def pod_lines(source: Source, job: SeenJob, rank: int, *, lines: int) -> list[str]:
+def pod_lines(source: PodLogs, job: SeenJob, rank: int, *, lines: int) -> list[str]:
     """The last lines of a rank in its pod's log."""
     text = source.log(job.pod(rank), lines=lines * job.processes)
     return list(lines_of_rank(text.splitlines(), rank, job.processes))[-lines:]
 
 
 def follow_pods(
-    source: Source,
+    source: PodLogs,
     newest: Callable[[], SeenJob | None],
     rank: int,
     *,

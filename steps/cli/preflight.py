@@ -1,4 +1,4 @@
-"""`hyperpod-lora preflight`: what the cluster lacks, before anything runs. A command of its own that `cli` adds to its group."""
+"""`hyperpod-lora preflight`: what the cluster lacks, before anything runs."""
 
 from __future__ import annotations
 

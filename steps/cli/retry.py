@@ -1,4 +1,4 @@
-"""`hyperpod-lora retry`: let a run go on that was given up. A command for `cli`."""
+"""`hyperpod-lora retry`: let a run go on that was given up."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def retry(run: str, config: Path | None, root: str | None) -> None:
     if not trainings:
         raise StorageError(f"run {run} has no training yet: nothing was given up")
     for path in trainings:
-        click.echo(forgive(path))
+        click.echo(reset_retry_count(path))
     click.echo(f"to go on: {how_to_go_on(folder.name, config)}")
 
 
@@ -41,11 +41,11 @@ def elsewhere(place: Place, run: str, config: Path | None) -> str:
     return (
         f"What was decided about a run is kept in its directory, below {place.root}, which this machine does not see. Either "
         f"say `hyperpod-lora retry {run}` where it is mounted (a pod with the claim {place.settings.cluster.claim}), or go on "
-        f"from here with `{how_to_go_on(run.rpartition('/')[2], config)}`, which forgives by itself"
+        f"from here with `{how_to_go_on(run.rpartition('/')[2], config)}`, which does the same by itself"
     )
 
 
-def forgive(path: Path) -> str:
+def reset_retry_count(path: Path) -> str:
     """Clear the verdict of a training directory; says what was, and where it goes on.
 
     Raises:
@@ -57,15 +57,15 @@ def forgive(path: Path) -> str:
 
     training = TrainDir(path)
     if not training.history.is_file():
-        return f"{path.name}: no attempt has begun, nothing to forgive"
+        return f"{path.name}: no attempt has begun, nothing to reset"
     with held_lock(training.lock, timeout_s=0.0, what=f"{path}: a supervisor watches over it"):
         history = memory.load(training.history, path.name.removeprefix("train-"))
         if history.verdict is None:
-            return f"{path.name}: it was not given up, nothing to forgive"
+            return f"{path.name}: it was not given up, nothing to reset"
         memory.save(training.history, history.reset_retry_count())
     said = history.verdict.message.splitlines()[0]
     return (
-        f"{path.name}: forgiven ({history.verdict.kind}: {said}); {counted(len(history.attempts), 'attempt')} before this "
-        f"no longer {'counts' if len(history.attempts) == 1 else 'count'}, "
+        f"{path.name}: retry count reset ({history.verdict.kind}: {said}); {counted(len(history.attempts), 'attempt')} "
+        f"before this no longer {'counts' if len(history.attempts) == 1 else 'count'}, "
         f"it goes on from step {newest_step(training.checkpoints)}"
     )

@@ -92,7 +92,7 @@ def newest_trainings(root: Path) -> list[Path]:
 
 
 def story(facts: dict[str, Any]) -> list[str]:
-    """One training in a few lines, from `leftovers.describe`."""
+    """One training in a few lines, from `local_jobs.describe`."""
     account = facts["account"] or {}
     lines = [
         f"{facts['path']}",

@@ -1,4 +1,4 @@
-"""The flow's steps as plain functions: artifacts (dicts) in, the rooms' doors called, artifacts out.
+"""The flow's steps as plain functions: artifacts (dicts) in, one package's `stage` called, artifacts out.
 
 Called by `flows/lora_flow.py` only; the one place where all packages meet. The sentences of more than a line are in `summary`.
 """

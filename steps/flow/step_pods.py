@@ -2,7 +2,7 @@
 
 Used as a decorator of the flow. A static `@kubernetes` would refuse every run on a local datastore, so it is added from the
 Config, wherever the flow is read: run, resume, Argo, inside the pods. No accelerator is asked for here: preparing, merging
-and evaluating run on processors, and training asks for its own nodes (`job/pytorchjob`).
+and evaluating run on processors, and training asks for its own nodes (`steps/pytorchjob`).
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from steps.errors import DataError
 from steps.prepare.chat.conversations import detect_score
 from steps.prepare.chat.forms import PREFERENCE, Layout, find_layout, list_names
 from steps.prepare.read.files import Row
-from steps.prepare.read.sources import Source, sample
+from steps.prepare.read.sources import DataSource, sample
 from steps.prepare.split import Keys
 from steps.prepare.tokenize.samples import SCORED_ANSWERS, TOO_LONG, Chunk, Made, Recipe, SampleMaker, Text, Unusable
 from steps.prepare.tokenize.tokens import ChatTokenizer
@@ -67,7 +67,7 @@ class Samples:
 
 
 def collect(
-    source: Source, plan: Plan, model: Path, tokenizer: ChatTokenizer, scratch: Path, *, progress: Progress
+    source: DataSource, plan: Plan, model: Path, tokenizer: ChatTokenizer, scratch: Path, *, progress: Progress
 ) -> tuple[Samples, Keys]:
     """Read, render and tokenise everything; `tokenizer` is that of the folder `model`.
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from steps.errors import StorageError
 from steps.prepare.collect import Progress, SampleReader, Samples, collect
 from steps.prepare.pack import Packing, count_steps, one_each, pack, run_order
-from steps.prepare.read.sources import Source, open_source
+from steps.prepare.read.sources import DataSource, open_source
 from steps.prepare.split import Division, divide
 from steps.prepare.tokenize.samples import TOO_LONG
 from steps.prepare.tokenize.tokens import ChatTokenizer
@@ -67,7 +67,7 @@ def prepare(
     return _make(plan, base, source, final, progress or _silent)
 
 
-def _inputs(plan: Plan, base: BaseModel, source: Source) -> dict[str, object]:
+def _inputs(plan: Plan, base: BaseModel, source: DataSource) -> dict[str, object]:
     """All that changes the rows or their order."""
     data = plan.dataset
     return {
@@ -92,7 +92,7 @@ def _reuse(path: Path) -> PreparedData | None:
     return record
 
 
-def _make(plan: Plan, base: BaseModel, source: Source, final: Path, progress: Progress) -> PreparedData:
+def _make(plan: Plan, base: BaseModel, source: DataSource, final: Path, progress: Progress) -> PreparedData:
     keep_gib = plan.settings.storage.min_free_gib
     require_space(final.parent, ROOM_FACTOR * source.bytes, keep_gib=keep_gib, what="preparing the data")
     arguments = plan.chat_template_kwargs
@@ -112,7 +112,7 @@ def _make(plan: Plan, base: BaseModel, source: Source, final: Path, progress: Pr
 
 
 def _collect(
-    source: Source, plan: Plan, base: BaseModel, tokenizer: ChatTokenizer, scratch: Path, progress: Progress
+    source: DataSource, plan: Plan, base: BaseModel, tokenizer: ChatTokenizer, scratch: Path, progress: Progress
 ) -> tuple[Samples, Division]:
     samples, keys = collect(source, plan, Path(base.path), tokenizer, scratch, progress=progress)
     return samples, divide(keys, plan.validation_fraction)
@@ -127,7 +127,7 @@ def _pack(samples: Samples, train: npt.NDArray[np.int64], plan: Plan) -> Packing
 def _describe(
     plan: Plan,
     base: BaseModel,
-    source: Source,
+    source: DataSource,
     samples: Samples,
     division: Division,
     rows: Packing,

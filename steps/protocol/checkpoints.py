@@ -22,7 +22,7 @@ from steps.protocol.rundir import read_json, storage_errors, sync_directory, syn
 from steps.protocol.set_aside import set_aside
 from steps.protocol.writer import Writer, register_writer
 
-__all__ = ["Writer", "register_writer"]  # used from here by the rooms
+__all__ = ["Writer", "register_writer"]  # the stages use them from here
 
 SCHEMA = "hyperpod-lora/checkpoint/1"
 COMPLETE = "COMPLETE.json"

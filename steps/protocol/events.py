@@ -1,6 +1,6 @@
 """The worker's event protocol: rank 0 appends JSON lines to a file and prints the same lines behind a prefix.
 
-Written by `train/`, read by the job room, the cards and the command line. The events are the heartbeat, the progress line,
+Written by `steps/train`, read by `steps/job`, the cards and the command line. The events are the heartbeat, the progress line,
 the live card and the account at once. A line is one `write` on a descriptor opened for appending, so lines never mix.
 
 | kind | step | data |

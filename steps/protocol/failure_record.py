@@ -1,6 +1,6 @@
 """How a worker tells why it failed: `failure-<rank>.json` beside its log, and its exit code. Never by text search.
 
-Written by workers, read by the job room. The exit codes are below 128, so they read as "decided"; above are signals.
+Written by workers, read by `steps/job`. The exit codes are below 128, so they read as "decided"; above are signals.
 """
 
 from __future__ import annotations

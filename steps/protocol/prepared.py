@@ -182,7 +182,7 @@ def sealed(manifest: dict[str, Any]) -> dict[str, Any]:
 
 
 def verify(path: Path) -> PreparedData:
-    """Read every file and hold it against the manifest's digests.
+    """Read every file and compare it with the manifest's digests.
 
     Raises:
         StorageError: names each file that is missing or was changed.

@@ -66,7 +66,7 @@ class Header:
 
 
 def read_header(file: Path, *, error: type[LoraFlowError]) -> Header:
-    """Read a file's header and hold it against the file's size.
+    """Read a file's header and compare it with the file's size.
 
     Raises:
         LoraFlowError: of the type `error`: missing, truncated, or no safetensors file.

@@ -1,7 +1,7 @@
 """Models and data sets by name: what `--model` and `--dataset` may say, and what each name stands for.
 
 Presets are the YAML files in `config/models` and `config/datasets`; the file's name is the preset's name. What is no preset
-is taken for an s3:// prefix, a local path or a hub id, in this order. Used by `presets` and the rooms; fetches nothing.
+is taken for an s3:// prefix, a local path or a hub id, in this order. Used by `resolve` and the stages; fetches nothing.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Wheel(Section):
     file: str
     """GGUF file inside it."""
     sha256: str
-    """Of that file."""
+    """Digest of the file."""
 
 
 class RandomModel(Section):

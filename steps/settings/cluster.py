@@ -1,7 +1,7 @@
 """Settings of a cluster run: the workers' pods, the queue they wait in, and the pods of the flow's other steps.
 
-A part of `config.Settings`; the manifest is made from it by `job/pytorchjob`, the steps' pods by `step_pods`. Nothing here talks
-to a cluster.
+A part of `config.Settings`. `steps/pytorchjob` makes the manifest from it, `step_pods` the steps' pods. Nothing here talks to a
+cluster.
 """
 
 from __future__ import annotations

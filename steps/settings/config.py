@@ -1,7 +1,7 @@
 """Typed settings: *where and how* to run (`Settings`, from YAML). *What* to train is `options.Options`.
 
 `parse_settings` and `parse_options` turn untyped input into either, and raise one ConfigError with every mistake in it.
-Merging both with the presets is `presets.resolve`. Nothing here reads a file or the environment.
+`resolve.resolve` merges both with the presets. Nothing here reads a file or the environment.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Launcher(Section):
     tensor_parallel: int = Field(default=1, ge=0)
     """Processes that share each layer of one replica; neuron only. 0: chosen, by steps/train/neuron/planning/layout.py."""
     pipeline_parallel: int = Field(default=1, ge=1)
-    """Stages that one replica's layers are spread over; neuron only, Llama and Qwen 3 only. 1: none."""
+    """Pipeline stages that one replica's layers are spread over; neuron only, Llama and Qwen 3 only. 1: none."""
     compile_cache: str = ""
     """Compiled graphs: a shared folder, copied to each node and back, or an s3:// prefix; empty: none; neuron only."""
     precompile: bool = False

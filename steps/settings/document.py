@@ -1,6 +1,6 @@
 """The reference of all options and settings as Markdown, from their own docstrings: `python -m steps.settings.document`.
 
-`make docs` writes it to docs/settings.md; a test holds the file against what is printed here.
+`make docs` writes it to docs/settings.md; a test compares the file with what is printed here.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a Trainium instance has: cores, memory, devices, network adapters. Pure; used by `presets`, the manifest and the layout.
+"""What a Trainium instance has: cores, memory, devices, network adapters. Pure; used by `resolve`, the manifest and the layout.
 
 Sources: the tables of SageMaker HyperPod's own command line (vCPU, memory, devices, EFA) and the Neuron documentation (cores).
 """

@@ -93,7 +93,9 @@ class Options:
         Le(4096),
         doc("Worker processes per node; 0: every NeuronCore of the cluster's instance type, elsewhere 1."),
     ] = 0
-    seed: Annotated[int, Ge(0), Lt(2**31), doc("Of the split, the order, the adapter's start and dropout.")] = 42
+    seed: Annotated[
+        int, Ge(0), Lt(2**31), doc("Random seed of the split, the order, the adapter's start and dropout.")
+    ] = 42
     validation_fraction: Annotated[float, Gt(0), Lt(1), doc("Share of the samples held out, by content hash.")] = 0.1
     merge_dtype: Annotated[
         Literal["auto", Dtype],

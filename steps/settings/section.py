@@ -1,7 +1,7 @@
 """`Section`, the base of all settings, and `validate`: untyped input → a Section, or one ConfigError with every mistake.
 
 Pydantic does the checking; its complaints are turned into sentences that name the path, what was given and what is allowed.
-Used by `config`, `catalog`, `presets` and the worker's spec. Knows no setting by name.
+Used by `config`, `catalog`, `resolve` and the worker's spec. Knows no setting by name.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
-class Request:
+class StopRequest:
     """Set by a signal, read after every step."""
 
     stop: bool = False
@@ -56,7 +56,7 @@ class Worker:
     spec: TrainSpec
     attempt: int
     ranks: Ranks
-    request: Request = field(default_factory=Request)
+    request: StopRequest = field(default_factory=StopRequest)
     callbacks: Callbacks | None = None
     passed_over: list[str] = field(default_factory=list)
     """Why newer checkpoints than the one it begins with were not used; known to rank 0."""

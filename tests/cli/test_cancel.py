@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 from steps.cli.cancel import cancel_jobs, kept_in, wait_for_job, wait_until_heard
 from steps.cli.cluster_jobs import see_all
 from steps.cli.main import main
-from steps.cli.retry import forgive
+from steps.cli.retry import reset_retry_count
 from steps.errors import ClusterError, StorageError
 from steps.job import history as memory
 from steps.job.cancel import clear, is_requested, request
@@ -130,7 +130,7 @@ def test_where_the_wish_cannot_be_left_the_job_is_deleted_all_the_same(
     monkeypatch.setattr("steps.cli.cancel.open_cluster", lambda settings: cluster)
     monkeypatch.setattr("steps.job.cancel.request", refuse)
     said = call("cancel", "17", "--yes", "--config", config).output
-    assert "the wish cannot be left there (writing " in said
+    assert "the request cannot be left there (writing " in said
     assert cluster.deleted == [job["metadata"]["name"]]
     assert "and its pods are gone" in said
 
@@ -210,12 +210,12 @@ def test_retry_clears_the_verdict_and_says_what_to_type(tmp_path: Path) -> None:
     train = make_training(tmp_path, verdict=PERMANENT)
     result = call("retry", "17", "--root", tmp_path)
     assert result.exit_code == 0
-    assert "train-abc: forgiven (permanent: tiny-orders: attempt 1 failed, user: it broke)" in result.output
+    assert "train-abc: retry count reset (permanent: tiny-orders: attempt 1 failed, user: it broke)" in result.output
     assert "it goes on from step 40" in result.output
     assert "python flows/lora_flow.py resume --origin-run-id 17" in result.output
     history = memory.load(train.history, "abc")
     assert (history.verdict, history.not_counted, len(history.attempts)) == (None, 1, 1)
-    assert "it was not given up, nothing to forgive" in call("retry", "17", "--root", tmp_path).output
+    assert "it was not given up, nothing to reset" in call("retry", "17", "--root", tmp_path).output
 
 
 def test_retry_leaves_a_training_with_a_supervisor_alone(tmp_path: Path) -> None:
@@ -224,7 +224,7 @@ def test_retry_leaves_a_training_with_a_supervisor_alone(tmp_path: Path) -> None
         held_lock(train.lock, timeout_s=1.0, what="the test"),
         pytest.raises(StorageError, match="a supervisor watches over it"),
     ):
-        forgive(train.path)
+        reset_retry_count(train.path)
     assert memory.load(train.history, "abc").verdict == PERMANENT
 
 

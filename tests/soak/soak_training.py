@@ -1,6 +1,6 @@
 """One supervisor of a small training, as a program of its own: `python soak_training.py FOLDER PROCESSES STEPS [resume]`.
 
-Started, killed and started again by `soak`. Prints one JSON line at its end: the account. `resume` forgives an earlier verdict,
+Started, killed and started again by `soak`. Prints one JSON line at its end: the account. `resume` resets an earlier verdict,
 as a person's `resume` does.
 """
 

@@ -22,7 +22,7 @@ FORMAT = 1
 """Of what `wheel` and `tiny` write; another number makes cached copies be written anew."""
 
 
-class Source(Protocol):
+class ModelSource(Protocol):
     """One way to get a base model."""
 
     @property
@@ -166,7 +166,7 @@ class FolderSource:
         raise ModelError(f"{self.folder} is used in place")
 
 
-def find_source(model: ModelPreset) -> Source:
+def find_source(model: ModelPreset) -> ModelSource:
     """The source that serves this preset here: a wheel that is not installed gives way to the hub.
 
     Raises:

@@ -1,6 +1,6 @@
 """Where rows come from: a generator of ours, a file, a folder of files, objects in S3, or the hub. One stream of rows each.
 
-Called by `stage`. A `Source` knows what it is (for the identity of what is made from it) before any row is read.
+Called by `stage`. A `DataSource` knows what it is (for the identity of what is made from it) before any row is read.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ HUB_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class DataSource:
     """A data set that can be read, any number of times, in the same order."""
 
     name: str
@@ -52,7 +52,7 @@ class Source:
     """What a person should know of it: files that are not read, or not trained on."""
 
 
-def open_source(dataset: DatasetPreset, cache: Path) -> Source:
+def open_source(dataset: DatasetPreset, cache: Path) -> DataSource:
     """Find the data set that a preset names; what is far away is brought to `cache` first.
 
     Raises:
@@ -70,7 +70,7 @@ def open_source(dataset: DatasetPreset, cache: Path) -> Source:
     raise DataError(f"data set {dataset.name!r} has no source: its preset needs one of builtin, path, s3 or hub")
 
 
-def sample(source: Source, count: int, seed: int) -> Iterator[Row]:
+def sample(source: DataSource, count: int, seed: int) -> Iterator[Row]:
     """`count` of the source's rows, drawn by `seed`, in the source's order; of each side its share, and one at least.
 
     The source is read twice: nobody knows how many rows there are before.
@@ -88,7 +88,7 @@ def sample(source: Source, count: int, seed: int) -> Iterator[Row]:
         seen[row.side] += 1
 
 
-def _open_builtin(name: str) -> Source:
+def _open_builtin(name: str) -> DataSource:
     if name not in BUILTIN:
         raise DataError(f"there is no built-in data set {name!r}; there are {', '.join(BUILTIN)}")
     version, generate = BUILTIN[name]
@@ -99,10 +99,10 @@ def _open_builtin(name: str) -> Source:
             yield Row(values, f"builtin:{name}", index, index, side)
 
     count = sum(1 for _ in generate())
-    return Source(f"builtin:{name}", digest_of(["builtin", name, version]), count, rows)
+    return DataSource(f"builtin:{name}", digest_of(["builtin", name, version]), count, rows)
 
 
-def _open_files(name: str, path: Path) -> Source:
+def _open_files(name: str, path: Path) -> DataSource:
     files, ignored = _data_files(path)
     sides = [side_of(file.relative_to(path)) if path.is_dir() else "" for file in files]
     is_split = "validation" in sides
@@ -128,7 +128,7 @@ def _open_files(name: str, path: Path) -> Source:
     notes = [f"held out, never trained on: {_listed(held_out, path)}"] if held_out else []
     notes += [f"files that are not read: {_listed(ignored, path)}"] if ignored else []
     used = sum(file.stat().st_size for file in files)
-    return Source(name, fingerprint, sum(sizes), rows, bytes=used, files=listed, notes=tuple(notes))
+    return DataSource(name, fingerprint, sum(sizes), rows, bytes=used, files=listed, notes=tuple(notes))
 
 
 def _data_files(path: Path) -> tuple[list[Path], list[Path]]:
@@ -158,7 +158,7 @@ def _listed(files: Sequence[Path], root: Path) -> str:
     )
 
 
-def _open_s3(address: str, cache: Path) -> Source:
+def _open_s3(address: str, cache: Path) -> DataSource:
     folder = cache / "data" / hashlib.sha256(address.encode()).hexdigest()[:16]
     # An object that changed in place, keeping its size, has another ETag: the folder's name follows all of them.
     found = [(item["Key"], item["Size"], item["ETag"]) for item in s3.list_objects(address)]
@@ -167,7 +167,7 @@ def _open_s3(address: str, cache: Path) -> Source:
     return _open_files(address, paths[0] if len(paths) == 1 else folder)
 
 
-def _open_hub(dataset: DatasetPreset, cache: Path) -> Source:
+def _open_hub(dataset: DatasetPreset, cache: Path) -> DataSource:
     import datasets
 
     datasets.disable_progress_bars()
@@ -198,7 +198,7 @@ def _open_hub(dataset: DatasetPreset, cache: Path) -> Source:
                 number += 1
                 yield Row(dict(zip(batch, values, strict=True)), name, number, number)
 
-    return Source(name, digest_of(["hub", dataset.hub, loaded._fingerprint]), len(loaded), rows)
+    return DataSource(name, digest_of(["hub", dataset.hub, loaded._fingerprint]), len(loaded), rows)
 
 
 @contextlib.contextmanager
