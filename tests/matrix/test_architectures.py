@@ -27,7 +27,7 @@ LEAKING = {
         "lfm2",
         "qwen3_next",
     ),
-    *("gpt_oss", "nemotron", "persimmon"),
+    *("gpt_oss", "nemotron", "persimmon", "olmoe", "phimoe", "codegen", "xglm"),
 }
 
 pytestmark = pytest.mark.filterwarnings("ignore")

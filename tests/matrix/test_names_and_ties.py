@@ -125,6 +125,9 @@ def unchanged(base: Path) -> None:
             ["--model: bert models see the tokens after each one"], id="an encoder",
         ),
         pytest.param(
+            "llama", edit_config(model_type="open-llama"), {}, ["does not say which layer makes its logits"], id="no head"
+        ),
+        pytest.param(
             "gpt2", edit_config(n_embd=64), {}, ["its config.json asks for"], id="a config of other sizes"
         ),
     ],

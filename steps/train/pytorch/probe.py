@@ -42,6 +42,8 @@ SMALL: dict[str, int | float | str | None] = {
 LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 PERIODS = ("attn_layer_period", "expert_layer_period", "sliding_window_pattern", "no_rope_layer_interval")
 MOST_LAYERS = 8
+MOST_PARAMETERS = 20_000_000
+"""A tiny model has a hundredth of it; more would take long, and memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,8 +141,12 @@ def _measure(config: Any) -> list[float]:
 
     from steps.train.pytorch.attention import choose_attention
     from steps.train.pytorch.model import TargetLoss
+    from steps.train.pytorch.skeleton import empty_model
 
     attention = choose_attention(config, sequence_length=sum(LENGTHS))
+    size = sum(parameter.numel() for parameter in empty_model(config).parameters())
+    if size > MOST_PARAMETERS:
+        raise ValueError(f"its sizes are called otherwise than known: {size:,} parameters are left")
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, attn_implementation=attention).float().eval()
     for parameter in model.parameters():

@@ -24,19 +24,31 @@ def build(config: Mapping[str, Any]) -> Any:
     Raises:
         ConfigError: transformers has no such causal language model.
     """
-    import torch
     import transformers
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     model_type = config.get("model_type")
     try:
         known = AutoConfig.for_model(**{key: value for key, value in config.items() if key != "quantization_config"})
-        with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(known)
+        return empty_model(known)
     except Exception as error:  # a foreign config.json can fail anywhere in its architecture's code
         reason = str(error).split("\n")[0][:200]
         what = f"transformers {transformers.__version__} makes no causal language model of {model_type!r} ({reason})"
         raise ConfigError([Problem("--model", f"{what}; models with code of their own are not run")]) from error
+
+
+def empty_model(config: Any) -> Any:
+    """The model of a transformers config, its parameters on the meta device."""
+    import torch
+    from accelerate import init_empty_weights
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config)
+    except NotImplementedError:  # its constructor looks at values; then everything but the parameters is real
+        with init_empty_weights():
+            return AutoModelForCausalLM.from_config(config)
 
 
 def is_linear(module: nn.Module) -> bool:
@@ -102,7 +114,10 @@ def _fits(pattern: str, name: str) -> bool:
 
 
 def target_problems(model: Any, targets: tuple[str, ...], *, method: str) -> list[Problem]:
-    """What is wrong with the LoRA targets for this model."""
+    """What is wrong with the LoRA targets for this model, or with the model for LoRA."""
+    if model.get_output_embeddings() is None:
+        name = type(model).__name__
+        return [Problem("--model", f"{name} does not say which layer makes its logits (get_output_embeddings is None)")]
     problems = [problem for target in targets for problem in _wrong_target(model, target)]
     if not problems:
         problems = [*_unmergeable(model, list(adapted(model, targets).values()), method=method)]
