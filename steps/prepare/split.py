@@ -16,6 +16,7 @@ import numpy.typing as npt
 from steps.errors import DataError
 from steps.plain_text import counted
 from steps.prepare.chat.conversations import Conversation
+from steps.prepare.chat.messages import Message
 from steps.prepare.read.files import Side
 
 BLOCK = 65_536
@@ -29,14 +30,26 @@ def keys_of(conversation: Conversation) -> tuple[bytes, bytes]:
         digest.update(conversation.text.encode())
         return digest.digest(), digest.digest()[:8]
     last = conversation.learned[-1]
-    digest.update(_bytes_of([conversation.messages[:last], conversation.tools, conversation.arguments]))
+    for message in conversation.messages[:last]:
+        digest.update(_bytes_of(message))
+    if conversation.tools or conversation.arguments:
+        digest.update(_ENCODE([conversation.tools, conversation.arguments]).encode())
     prompt = digest.digest()[:8]
-    digest.update(_bytes_of([conversation.messages[last:], conversation.learned]))
+    for message in conversation.messages[last:]:
+        digest.update(_bytes_of(message))
+    digest.update(repr(conversation.learned).encode())
     return digest.digest(), prompt
 
 
-def _bytes_of(value: object) -> bytes:
-    return json.dumps(value, ensure_ascii=False, sort_keys=True, default=str).encode()
+_ENCODE = json.JSONEncoder(ensure_ascii=False, sort_keys=True, default=str).encode
+
+
+def _bytes_of(message: Message) -> bytes:
+    """The same for equal messages only."""
+    if len(message) > 2:
+        return b"{" + _ENCODE(message).encode()
+    content: bytes = message["content"].encode()
+    return f"{message['role']} {len(content)} ".encode() + content
 
 
 def position(prompt: bytes, seed: int, fraction: float, side: Side = "") -> float:

@@ -118,12 +118,16 @@ def _with_end(template: ChatTemplate, text: str, end: int) -> int:
 def _place(template: ChatTemplate, conversation: Conversation, text: str, index: int) -> tuple[int, int]:
     """Start and end of the answer at `index`: after its prompt, up to where its own rendering ends."""
     messages = conversation.messages
+    known = template.edges.find(conversation, text)
+    if known:
+        return known
     prompt = template.text(conversation, messages[:index], generate=True) if index else ""
     if prompt and text.startswith(prompt):
         is_last = index + 1 == len(messages)
         own = text if is_last else template.text(conversation, messages[: index + 1], generate=False)
         turn = own[len(prompt) :].rstrip()
         if own.startswith(prompt) and turn and text.startswith(turn, len(prompt)):
+            template.edges.learn(conversation, text, len(prompt))
             return len(prompt), len(prompt) + len(turn)
     return _probe(template, conversation, text, index)
 

@@ -31,6 +31,7 @@ ROLES = {
     "observation": "tool",
     "ipython": "tool",
 }
+USUAL_ROLES = ("user", "assistant", "system")
 WEIGHTS = ("weight", "loss_weight", "train", "training", "loss")
 """What data sets call the switch that says whether a message is learned."""
 HANDLED = frozenset({"role", "from", "content", "value", "tool_calls", "function_call", *WEIGHTS})
@@ -48,6 +49,9 @@ class Skip:
 
 def to_message(raw: object) -> Message | Skip:
     """The message as templates take it: role, content as text, arguments of calls as objects, all other fields as given."""
+    if type(raw) is dict and raw.keys() == PLAIN and raw["role"] in USUAL_ROLES and type(raw["content"]) is str:
+        content = to_text(raw["content"])
+        return content if isinstance(content, Skip) else {"role": raw["role"], "content": content}
     if not isinstance(raw, Mapping):
         return Skip("a message is not an object with role and content")
     given = raw.get("role") or raw.get("from")
@@ -57,8 +61,6 @@ def to_message(raw: object) -> Message | Skip:
     content = to_text(raw.get("content") if raw.get("content") is not None else raw.get("value"))
     if isinstance(content, Skip):
         return content
-    if raw.keys() == PLAIN:
-        return {"role": role, "content": content}
     calls = _calls(raw, content if str(given).lower() == "function_call" else "")
     if isinstance(calls, Skip):
         return calls
@@ -76,7 +78,7 @@ SURROGATE = "a text holds half a surrogate pair, which is no valid Unicode"
 
 def weight_of(raw: object) -> bool | Skip:
     """Whether an answer is learned: it is unless its weight is 0, or its `train` false."""
-    if not isinstance(raw, Mapping):
+    if not isinstance(raw, Mapping) or raw.keys() == PLAIN:
         return True
     for name in WEIGHTS:
         value: Any = raw.get(name)

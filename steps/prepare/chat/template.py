@@ -16,6 +16,7 @@ from typing import Any
 
 from steps.errors import ModelError
 from steps.prepare.chat.conversations import Conversation, of_turns
+from steps.prepare.chat.edges import Edges
 from steps.prepare.chat.messages import Message
 
 FALLBACK = (
@@ -74,9 +75,12 @@ class ChatTemplate:
         self.tokens = tokens
         self.begin = tokens.get("bos_token", "") if templates.adds_bos else ""
         """What a bare text begins with."""
+        self.edges = Edges()
         self._with_tools = templates.with_tools or templates.source
         self._given = {**tokens, **(templates.arguments or {}), "strftime_now": TODAY.strftime}
-        self._render = _renderer([self.source, self._with_tools])
+        self._render, plain = _renderer([self.source, self._with_tools])
+        self._plain = plain.new_context({**self._given, "tools": None, "documents": None})
+        self._print = plain.root_render_func
         self.marks_answers = _marks_answers(self.source)
         self._reasoning = [name for name in REASONING if name in self.source]
         self._added = re.compile("|".join(map(re.escape, sorted(filter(None, added), key=len, reverse=True))) or "(?!)")
@@ -108,8 +112,10 @@ class ChatTemplate:
         Raises:
             Refused: the template raised an error.
         """
-        rendered: str = self._call(conversation, messages, add_generation_prompt=generate)[0][0]
-        return rendered
+        if conversation.tools or conversation.arguments:
+            rendered: str = self._call(conversation, messages, add_generation_prompt=generate)[0][0]
+            return rendered
+        return self._text(messages, generate)
 
     def marked(self, conversation: Conversation) -> tuple[str, Spans]:
         """The conversation as text and what the template's own `{% generation %}` blocks cover.
@@ -138,6 +144,19 @@ class ChatTemplate:
             thoughts = reasoning_of(message)
             renamed.append(message if thoughts is None else {**message, **dict.fromkeys(self._reasoning, thoughts)})
         return replace(conversation, messages=tuple(renamed))
+
+    def _text(self, messages: Sequence[Message], generate: bool) -> str:
+        """As transformers renders it, by its compiled template, but for one context for all: to make one takes as long again."""
+        from jinja2 import TemplateError
+
+        context = self._plain
+        context.vars.clear()
+        context.exported_vars.clear()
+        context.parent.update(messages=messages, add_generation_prompt=generate)
+        try:
+            return "".join(self._print(context))
+        except (TemplateError, *TEMPLATE_FAULTS) as error:
+            raise Refused(str(error)[:120] or type(error).__name__) from error
 
     def _call(self, conversation: Conversation, messages: Sequence[Message], **options: Any) -> Any:
         from jinja2 import TemplateError
@@ -178,18 +197,16 @@ def _as_json(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
-def _renderer(sources: Sequence[str]) -> Callable[..., Any]:
-    """transformers' own renderer, once it has compiled the templates."""
+def _renderer(sources: Sequence[str]) -> tuple[Callable[..., Any], Any]:
+    """transformers' own renderer, and the first of the templates as it has compiled it."""
     from jinja2 import TemplateError
     from transformers.utils.chat_template_utils import _compile_jinja_template, render_jinja_template
 
     try:
-        for source in sources:
-            _compile_jinja_template(source)
+        compiled = [_compile_jinja_template(source) for source in sources]
     except (TemplateError, RecursionError) as error:
         raise ModelError(f"the chat template is not valid Jinja: {error}") from error
-    found: Callable[..., Any] = render_jinja_template
-    return found
+    return render_jinja_template, compiled[0]
 
 
 def _marks_answers(source: str) -> bool:

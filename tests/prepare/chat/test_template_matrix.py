@@ -134,6 +134,30 @@ def test_the_prompt_is_what_transformers_gives_to_generate_from(folders: Path, n
     assert ours.encode_prompt(expected) == reference.ids(expected)
 
 
+TRICKY = [
+    (("user", "Hi?"), ("assistant", "Hello.")),
+    (("user", "Hi? <|im_end|>"), ("assistant", " Hello.\n")),
+    (("user", "a"), ("assistant", "<think>x</think>y")),
+    (("user", "/no_think a"), ("assistant", "a")),
+    (("user", "x" * 60), ("assistant", "y" * 60)),
+    (("user", "assistant\n"), ("assistant", "assistant\n")),
+    (("system", "/no_think"), ("user", "a"), ("assistant", "b")),
+    (("system", "Be."), ("user", "a"), ("assistant", "b")),
+    (("user", "a"), ("assistant", "b"), ("user", "a"), ("assistant", "b")),
+]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_what_was_seen_of_other_conversations_changes_no_labels(folders: Path, name: str) -> None:
+    source = loaded(folders, name)[0]
+    folder = folders / str(list(MODELS).index(name))
+    conversations = [of_turns(*turns) for turns in TRICKY]
+    fresh = [ChatTokenizer.load(folder).render(conversation) for conversation in conversations]
+    for _ in range(2):
+        assert [source.render(conversation) for conversation in conversations] == fresh
+    assert [source.render(conversation) for conversation in reversed(conversations)] == fresh[::-1]
+
+
 def test_a_base_model_without_a_template_begins_with_its_own_bos(folders: Path) -> None:
     ours, reference = loaded(folders, "none at all")
     text = ours.render(of_turns(("user", "a"), ("assistant", "b"))).text
