@@ -70,6 +70,23 @@ def test_the_shipped_rights_are_enough_and_nothing_forbids_to_start(api: ApiClie
     assert any(f"{space}:{NAME} may do all that a run does" in item.message for item in found)
 
 
+def test_what_would_refuse_the_workers_pods_is_read_where_a_pod_may_not_be_tried() -> None:
+    """And refused by the API server in the same words: an administrator, who may try one, is told so by it."""
+    with made_namespace() as strict:
+        kubectl("label", "namespace", strict, "pod-security.kubernetes.io/enforce=restricted")
+        limits = [{"type": "Container", "max": {"memory": "100Mi"}}]
+        metadata = {"name": "tight", "namespace": strict}
+        apply({"apiVersion": "v1", "kind": "LimitRange", "metadata": metadata, "spec": {"limits": limits}})
+        ours = [item.message for item in look(client_of(strict), strict, run_as_user=0) if item.check == "pod"]
+        tried = [item.message for item in look(load_client(""), strict, run_as_user=0) if item.check == "pod"]
+        assert "PodSecurity level restricted refuses a worker's pod: container pytorch may run as root" in ours[0]
+        assert "LimitRange tight refuses a worker's container: memory 0.5Gi is asked for" in ours[1]
+        assert "the API server refuses a worker's pod" in tried[0]
+        kubectl("delete", "limitrange", "tight", "-n", strict)
+        assert not [item for item in look(client_of(strict), strict) if item.check == "pod" and item.severity != "ok"]
+        assert not [item for item in look(load_client(""), strict) if item.check == "pod" and item.severity != "ok"]
+
+
 def test_it_takes_less_than_ten_seconds(space: str) -> None:
     begun_s = time.monotonic()
     findings(Target(settings(space)))
