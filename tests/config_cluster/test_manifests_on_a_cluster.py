@@ -90,24 +90,24 @@ Wish = tuple[str, str]
 """A resource as kubectl names it, and a verb."""
 
 
-def review(wish: Wish, namespace: str, *, who: str, name: str = "") -> str:
-    """The question to the API itself, as the account of the pods or as somebody of the group of people."""
+def review(wish: Wish, namespace: str, *, who: str, name: str = "", team: str = "") -> str:
+    """The question to the API itself, as the account of the pods or as somebody of the team's group of people."""
     resource, _, group = wish[0].partition(".")
     resource, _, subresource = resource.partition("/")
     attributes = {"verb": wish[1], "group": group, "resource": resource, "subresource": subresource, "name": name}
     subject = (
         {"user": f"system:serviceaccount:{namespace}:hyperpod-lora", "groups": ["system:authenticated"]}
         if who == "pods"
-        else {"user": "somebody", "groups": ["system:authenticated", f"hyperpod-lora-users-{namespace}"]}
+        else {"user": "somebody", "groups": ["system:authenticated", f"hyperpod-lora-users-{team or namespace}"]}
     )
     attributes = {key: value for key, value in (attributes | {"namespace": namespace}).items() if value}
     spec = subject | {"resourceAttributes": attributes}
     return json.dumps({"apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview", "spec": spec})
 
 
-def refused(wishes: list[Wish], namespace: str, *, who: str, name: str = "") -> list[Wish]:
+def refused(wishes: list[Wish], namespace: str, *, who: str, name: str = "", team: str = "") -> list[Wish]:
     """Those of the wishes that are not granted."""
-    manifest = "\n".join(review(wish, namespace, who=who, name=name) for wish in wishes)
+    manifest = "\n".join(review(wish, namespace, who=who, name=name, team=team) for wish in wishes)
     answers = done("create", "-f", "-", "-o", 'jsonpath={.status.allowed}{"\\n"}', manifest=manifest).split()
     assert len(answers) == len(wishes)
     return [wish for wish, answer in zip(wishes, answers, strict=True) if answer != "true"]
@@ -141,13 +141,29 @@ def test_a_right_is_had_exactly_by_whom_the_files_give_it_to(
 
 
 def test_the_rights_end_at_the_namespace(rights: str) -> None:
-    assert refused(OURS, "default", who="people") == OURS
+    assert refused(OURS, "default", who="people", team=rights) == OURS
 
 
 @pytest.mark.parametrize("resource", sorted(OF_THE_CLUSTER_ROLE))
 def test_a_right_outside_of_namespaces_is_had(resource: str, rights: str) -> None:
     one = "pytorchjobs.kubeflow.org" if resource.startswith("customresourcedefinitions") else ""
-    assert refused(wishes({resource: OF_THE_CLUSTER_ROLE[resource]}), "", who="people", name=one) == []
+    assert refused(wishes({resource: OF_THE_CLUSTER_ROLE[resource]}), "", who="people", name=one, team=rights) == []
+
+
+def test_two_teams_neither_share_rights_nor_lose_them_with_each_other(rights: str) -> None:
+    other = f"{rights}-two"
+    nodes = wishes({"nodes": {"get", "list"}})
+    done("apply", "-f", "-", manifest=for_namespace(FOLDER / "namespace.yaml", other))
+    try:
+        done("apply", "-f", "-", manifest=for_namespace(FOLDER / "rbac.yaml", other))
+        assert refused(OURS, other, who="people") == []
+        assert refused(OURS, other, who="people", team=rights) == OURS
+        done("delete", "-f", "-", manifest=for_namespace(FOLDER / "rbac.yaml", other))
+        assert refused(nodes, "", who="people", team=other) == nodes
+        assert refused(nodes, "", who="people", team=rights) == []
+        assert refused(OURS, rights, who="people") == []
+    finally:
+        done("delete", "namespace", other, "--wait=false")
 
 
 def test_the_static_claim_is_bound_to_its_volume(namespace: str) -> None:
