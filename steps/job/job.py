@@ -1,4 +1,4 @@
-"""What is to be run, and what the supervisor uses of the world outside: two frozen values, made by whoever wants a job."""
+"""Two frozen values: `Job`, what is to be run, and `Outside`, what the supervisor uses of the world around it."""
 
 from __future__ import annotations
 

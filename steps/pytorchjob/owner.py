@@ -2,8 +2,8 @@
 
 With an owner, Kubernetes removes the job when its owner is removed. It is never the pod, nor the batch Job that Metaflow makes
 for one try of a step: a drained pod, or a dead try's Job that is cleaned up a week later, must not take the training with it,
-which the next try has adopted. Without an owner the lease ends the workers. Pure but for the callable that reads a pod; used by
-the decorator.
+which the next try has adopted. Without an owner the lease ends the workers. Pure, except for the callable that reads a pod.
+Used by the decorator.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ class JobSpec:
     grace_s: float
     """Time between SIGTERM and SIGKILL."""
     total_s: float
-    """After so long the kubelet ends the pods, whoever lives."""
+    """After so many seconds the kubelet ends the pods, whoever else is alive."""
     owner: Mapping[str, Any] | None = None
     """Owner reference: the workflow or batch job that this run lives in; with it the job is removed."""
     startup_s: float = 1800.0

@@ -77,7 +77,7 @@ def find_marked(prefix: str) -> dict[int, str]:
 
 
 def marked_with(marker: str) -> list[int]:
-    """Pids of all living processes with exactly this marker, but for our own."""
+    """Pids of all living processes with exactly this marker, except our own."""
     return [pid for pid, found in find_marked(marker).items() if found == marker and pid != os.getpid()]
 
 
