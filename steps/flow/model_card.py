@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import yaml
 
+from steps.flow.cards.evaluate import score_words
 from steps.flow.lineage import flat, with_scores
 from steps.plain_text import counted, markdown, shorten, visible
 from steps.protocol.records import Adapter, BaseModel, MergedModel, Report
@@ -198,7 +199,7 @@ def _results(made: Made) -> list[str]:
     if report is None:
         return []
     rows = [
-        (markdown(report.score_name), f"{report.base_score:.1%}", f"{report.tuned_score:.1%}"),
+        (markdown(score_words(report)), f"{report.base_score:.1%}", f"{report.tuned_score:.1%}"),
         ("loss", f"{report.base_loss:.4f}", f"{report.tuned_loss:.4f}"),
         ("perplexity", f"{report.base_perplexity:,.2f}", f"{report.tuned_perplexity:,.2f}"),
     ]

@@ -15,6 +15,8 @@ TEXT_LIMIT = 2000
 """Characters of one text; samples.jsonl has it whole."""
 FIGURES = re.compile(r": score [^()]*\([^()]* interval [^()]*\)")
 """In a gate's words, what the headline says as well."""
+SCORE_NAMES = {"rouge_l": "ROUGE-L", "json_fields": "JSON fields"}
+"""Where a score's name without its underscores would not do."""
 LEAST_PREFIX = 24
 """Shorter beginnings that all prompts share are not worth a box of their own."""
 
@@ -100,6 +102,8 @@ def headline(report: Report) -> str:
 def interval_words(report: Report) -> str:
     """The interval of the difference, where the report has one."""
     limits = interval(report)
+    if limits == (0, 0):  # no answer's score has changed
+        return ""
     return f"difference {100 * limits[0]:+.1f} to {100 * limits[1]:+.1f} points (95% interval)" if limits else ""
 
 
@@ -146,7 +150,7 @@ def cut_answers(report: Report) -> list[str]:
 
 def score_words(report: Report) -> str:
     """The score's name in words."""
-    return report.score_name.replace("_", " ")
+    return SCORE_NAMES.get(report.score_name, report.score_name.replace("_", " "))
 
 
 def sentence(words: str) -> str:
@@ -195,7 +199,7 @@ def common_prefix(prompts: Sequence[str]) -> str:
     shared = first[: next((place for place, sign in enumerate(first) if last[place : place + 1] != sign), len(first))]
     if any(len(prompt) == len(shared) for prompt in prompts):
         shared = shared[:-1]  # of every prompt something is left to show
-    ends = [found.end() for found in re.finditer(r"\n|\s(?=\S)", shared)]
+    ends = [found.end() for found in re.finditer(r"\s+", shared)]
     lines = [found.end() for found in re.finditer(r"\n+", shared)]
     cut = lines[-1] if lines and lines[-1] >= LEAST_PREFIX else ends[-1] if ends else 0
     return shared[:cut] if cut >= LEAST_PREFIX else ""

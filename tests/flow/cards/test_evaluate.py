@@ -19,6 +19,7 @@ from steps.flow.cards.evaluate import (
     interval_words,
     notes,
     read_row,
+    score_words,
     tone,
     verdict,
     view,
@@ -72,6 +73,12 @@ def test_the_headline_has_its_interval_where_the_report_has_one() -> None:
         interval_words(replace(report, details={"interval": [0.91, 0.99]}))
         == "difference +91.0 to +99.0 points (95% interval)"
     )
+
+
+def test_scores_have_their_usual_names_and_no_empty_interval() -> None:
+    assert score_words(replace(REPORT, score_name="rouge_l")) == "ROUGE-L"
+    assert score_words(replace(REPORT, score_name="last_number")) == "last number"
+    assert interval_words(replace(REPORT, details={"interval": [0.0, 0.0]})) == ""
 
 
 @pytest.mark.parametrize(
@@ -145,6 +152,7 @@ def test_what_prompts_share_is_shown_once() -> None:
         (["the same long prompt, word by word by word"], ""),
         (["short a", "short b"], ""),
         (["Answer with one single word: cat", "Answer with one single word: car"], "Answer with one single word: "),
+        (["Repeat this text exactly: a", "Repeat this text exactly: b"], "Repeat this text exactly: "),
         (["Answer in one word please:\ncat a", "Answer in one word please:\ncat b"], "Answer in one word please:\n"),
         (["Answer with one single word now"] * 2, "Answer with one single word "),
     ],
