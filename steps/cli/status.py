@@ -15,6 +15,7 @@ import click
 
 from steps.cli.place import CONFIG, ROOT, look, open_cluster, place_of
 from steps.cli.run_folders import NEWEST, find_run, newest_trainings, story, trainings_of
+from steps.cli.run_table import local_table
 from steps.errors import ClusterError, StorageError
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def status(run: str, config: Path | None, root: str | None) -> None:
 
 
 def local_status(root: Path, run: str) -> list[str]:
-    """The stories in the run directories.
+    """A table of the newest trainings, or the story of each of a run's.
 
     Raises:
         StorageError: there is none.
@@ -52,7 +53,7 @@ def local_status(root: Path, run: str) -> list[str]:
     found = trainings_of(find_run(root, run)) if run else newest_trainings(root)
     if not found:
         raise StorageError(f"no training {f'of run {run} ' if run else ''}below {root}")
-    return [line for path in found for line in story_in(path)]
+    return [line for path in found for line in story_in(path)] if run else local_table(found)
 
 
 def story_in(path: Path, **known: object) -> list[str]:

@@ -97,7 +97,7 @@ def test_clean_finds_processes_through_a_link_to_the_root(tmp_path: Path) -> Non
     try:
         said = call("clean", "--root", tmp_path / "link").output
         assert f"running, no launcher: attempt 1 of {train.path.resolve()}, 1 processes" in said
-        assert str(worker.pid) in call("status", "--root", tmp_path / "link").output
+        assert str(worker.pid) in call("status", "7", "--root", tmp_path / "link").output
     finally:
         worker.kill()
         worker.wait()

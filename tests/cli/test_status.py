@@ -18,7 +18,8 @@ NOWHERE = Path("/nowhere")
 
 def test_status_tells_each_training(tmp_path: Path) -> None:
     train = make_run(tmp_path)
-    result = call("status", "--root", tmp_path)
+    assert call("status", "--root", tmp_path).output.splitlines()[1].split()[:5] == ["7", "–", "–", "new", "0/?"]
+    result = call("status", "7", "--root", tmp_path)
     assert result.exit_code == 0
     assert str(train.path) in result.output
     assert "new, step 0 of ?, newest complete checkpoint: 40" in result.output
@@ -37,7 +38,8 @@ def test_status_shows_the_run_asked_for_and_says_where_it_looked(tmp_path: Path)
 def test_status_of_a_damaged_history_names_the_file(tmp_path: Path) -> None:
     train = make_run(tmp_path)
     write_json(train.history, {"schema": "something else"})
-    result = call("status", "--root", tmp_path)
+    assert f"{train.history} cannot be read" in call("status", "--root", tmp_path).output
+    result = call("status", "7", "--root", tmp_path)
     assert result.exit_code == 1
     assert f"{train.history} cannot be read" in result.output
     assert f"`mv {train.history} {train.history}.damaged`, then `resume`" in result.output
