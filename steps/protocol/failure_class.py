@@ -29,9 +29,9 @@ class Meaning:
     uses_up_retry: bool = True
     """False: the next attempt begins at once and is not counted, unless this comes twice in a row without progress."""
     blames_node: bool = False
-    """The node of the first rank that failed may be at fault: it is left out after a second such failure."""
+    """The node of the first rank that failed may be at fault: it is avoided after a second such failure."""
     avoids_node_at_once: bool = False
-    """The first failure is enough to leave the node out."""
+    """The first failure is enough to avoid the node."""
     is_symptom: bool = False
     """A healthy worker reports it too when another one has died: any other record speaks first."""
     hides_hardware: bool = False

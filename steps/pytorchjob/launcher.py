@@ -105,11 +105,12 @@ class KubeLauncher:
             watched.has_looked_again = True
             watched.informer.look_again()
             snapshot = self._snapshot(watched, job, look.job)
-            nodes = {worker.node for worker in snapshot.workers if is_unexplained(worker)}
-            watched.marks = {node: mark_of(self._kube.node(node) or {}) for node in nodes}
         if snapshot.names_another:
             reports = read_reports(job.directory.attempt(attempt), job.nodes)
             snapshot = with_reports(snapshot, reports, job.processes)
+        if snapshot.phase is Phase.FAILED:
+            nodes = {worker.node for worker in snapshot.workers if is_unexplained(worker)}
+            watched.marks |= {node: mark_of(self._kube.node(node) or {}) for node in nodes - watched.marks.keys()}
         was_begun = snapshot.phase is Phase.GONE and job.directory.files(attempt).nodes.is_dir()
         return judge(watched.seen, look, with_marks(snapshot, watched.marks), was_begun=was_begun)
 

@@ -239,6 +239,21 @@ def test_a_node_that_the_platform_marked_is_told_with_its_reason(scene: Scene) -
     assert (found.workers[1].reason, found.workers[1].message) == (Reason.NODE, WORDS)
 
 
+def test_a_victims_culprit_speaks_by_its_exit_file_and_its_node_by_its_mark(scene: Scene) -> None:
+    """The culprit's pod still runs, as far as the API says; what it wrote lies on the shared directory already."""
+    words = json.dumps({"reason": "peer", "message": "another node's failed first"})
+    scene.cluster.found = job("Running")
+    scene.cluster.pods = [pod(0, "Failed", state=terminated(143, message=words)), pod(1)]
+    assert scene.read().names_another
+    folder = scene.job.directory.attempt(1) / "nodes" / "001"
+    folder.mkdir(parents=True)
+    ranks = {"32": {"exit_code": -9, "finished_s": 1.0}}
+    (folder / "exit.json").write_text(json.dumps({"exit_code": 1, "reason": "", "ranks": ranks}))
+    scene.cluster.nodes = {"node-1": MARKED}
+    found = scene.read()
+    assert (found.workers[1].exit_code, found.workers[1].reason, found.workers[1].message) == (-9, Reason.NODE, WORDS)
+
+
 def test_without_the_right_to_look_nothing_is_made(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(kind: str, **_: Any) -> Listed:
         raise ClusterForbidden("may not list")
