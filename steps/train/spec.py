@@ -31,7 +31,7 @@ class TrainSpec(HoldsTraining):
     base_path: str
     base_digest: str
     base_name: str
-    """Written into the adapter as its base model, so that PEFT finds it: a hub id, else the base's folder."""
+    """A hub id, or a preset's name."""
     prepared_path: str
     prepared_digest: str
     steps: int = Field(ge=1)
@@ -66,6 +66,11 @@ class TrainSpec(HoldsTraining):
     def place(self) -> TrainDir:
         """The training's directory."""
         return TrainDir(Path(self.directory))
+
+    @property
+    def findable_base(self) -> str:
+        """Written into the adapter as its base model, so that PEFT finds it: a hub id, else the base's folder."""
+        return self.base_name if "/" in self.base_name else self.base_path
 
     def identity_values(self) -> dict[str, Any]:
         """The inputs and all that changes the mathematics: not processes, micro batch, deadlines or code. Plain JSON values."""

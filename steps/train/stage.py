@@ -74,7 +74,7 @@ def build(plan: Plan, base: BaseModel, prepared: PreparedData, run: RunDir) -> t
         identity="",
         base_path=base.path,
         base_digest=base.digest,
-        base_name=base.source.removeprefix("hub:") if base.source.startswith("hub:") else base.path,
+        base_name=base.source.removeprefix("hub:") if base.source.startswith("hub:") else base.name,
         prepared_path=prepared.path,
         prepared_digest=prepared.digest,
         steps=prepared.steps,

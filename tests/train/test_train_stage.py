@@ -198,8 +198,10 @@ def test_changed_rows_are_found_before_anything_is_submitted(tmp_path: Path) -> 
 
 
 def test_the_adapter_names_a_base_that_can_be_found(prepared: Path) -> None:
-    assert spec_of(prepared, base=replace(BASE, source="hub:owner/name")).base_name == "owner/name"
-    assert spec_of(prepared, base=replace(BASE, source="wheel:demo")).base_name == BASE.path
+    """And the spec is as it always was, so that a job which an earlier version began is found again."""
+    hub, local = (spec_of(prepared, base=replace(BASE, source=source)) for source in ("hub:owner/name", "wheel:demo"))
+    assert (hub.base_name, hub.findable_base) == ("owner/name", "owner/name")
+    assert (local.base_name, local.findable_base) == (BASE.name, BASE.path)
 
 
 def test_the_spec_reads_back(prepared: Path, tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ def lora_config(spec: TrainSpec) -> Any:
         use_rslora=spec.training.lora.method == "rslora",
         bias="none",
         task_type="CAUSAL_LM",
-        base_model_name_or_path=spec.base_name,
+        base_model_name_or_path=spec.findable_base,
     )
 
 

@@ -141,7 +141,7 @@ class TorchBackend:
         if self._ranks.rank:
             return
         with storage_errors(f"writing {folder}"):
-            write_adapter(folder, self._model, weights, base_name=self._spec.base_name)
+            write_adapter(folder, self._model, weights, base_name=self._spec.findable_base)
             (folder / OPTIMIZER).write_bytes(save(moments))
             if self._best is not None:
                 (folder / BEST).write_bytes(save(self._best))
@@ -154,7 +154,7 @@ class TorchBackend:
         weights = self._best if best and self._best is not None else adapter_weights(self._model)
         if self._ranks.rank == 0:
             with storage_errors(f"writing {folder}"):
-                write_adapter(folder, self._model, weights, base_name=self._spec.base_name)
+                write_adapter(folder, self._model, weights, base_name=self._spec.findable_base)
 
     def check_export(self, folder: Path, expected: HeldOutLoss) -> None:
         """Rank 0 loads the adapter as anyone would, in the memory of the model that was trained. A sharded one fits no device."""
