@@ -1,7 +1,8 @@
 """Kill a small real training at random moments, many times, and hold what comes out against an uninterrupted run.
 
     python tests/soak/soak.py --kills 100 --seed 1 --processes 2        (`make soak ARGS="--kills 100"`)
-    python tests/soak/soak.py --flow --kills 10                         the whole flow: its process group, then `resume`
+    python tests/soak/soak.py --flow --kills 10                         the whole flow: its process group, then `resume`; and
+                                                                        each of prepare, merge and evaluate, --stage-kills times
 
 Targets: a rank, torchrun, the keeper, the supervisor, all of them at once. Signals: SIGKILL, SIGTERM, SIGINT, SIGSTOP for a
 while, now and then for longer than a step may take. A third of the moments lie inside a save or right behind it, a fifth
@@ -95,20 +96,34 @@ class Soak:
 
     def run(self, kills: int) -> None:
         """Kill until enough is killed, then let it end."""
-        limit_s = time.monotonic() + (kills + 5) * LIMIT_PER_KILL_S
         self.start()
-        while not self.is_over():
-            assert time.monotonic() < limit_s, f"still not over after {len(self.kills)} kills: {self.place.path}"
-            if len(self.kills) < kills:
-                share, next_share = (self.steps * (len(self.kills) + more) // (kills + 1) for more in (1, 2))
-                self.wait_for_a_moment(before=share)
-                self.strike(before=next_share)
-            else:
-                time.sleep(0.5)
-            self.watched.look(self.place)
-            if self.process.poll() not in (None, 0):  # as a person's `resume` or @retry would
-                self.start()
+        self.strike_training(kills)
+        self.let_end()
         assert len(self.kills) >= kills, f"it was over after {len(self.kills)} kills: give more --steps"
+
+    def strike_training(self, kills: int) -> None:
+        """Strike so often while it trains, each time before its share of the steps is done."""
+        before, limit_s = len(self.kills), time.monotonic() + (kills + 5) * LIMIT_PER_KILL_S
+        while (done := len(self.kills) - before) < kills and not self.is_over():
+            assert time.monotonic() < limit_s, f"still not over after {len(self.kills)} kills: {self.place.path}"
+            share, next_share = (self.steps * (done + more) // (kills + 1) for more in (1, 2))
+            self.wait_for_a_moment(before=share)
+            self.strike(before=next_share)
+            self.look_after()
+
+    def let_end(self) -> None:
+        """Strike no more."""
+        limit_s = time.monotonic() + 5 * LIMIT_PER_KILL_S
+        while not self.is_over():
+            assert time.monotonic() < limit_s, f"it does not end: {self.place.path}"
+            time.sleep(0.5)
+            self.look_after()
+
+    def look_after(self) -> None:
+        """Nothing may have been lost; whoever is in charge is followed by another, as by a person's `resume` or @retry."""
+        self.watched.look(self.place)
+        if self.process.poll() not in (None, 0):
+            self.start()
 
     def wait_for_a_moment(self, before: int) -> None:
         """Anywhere before the first step; inside a save or right behind it; or while it trains.
@@ -249,14 +264,17 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--steps", type=int, default=0, help="0: enough for the kills")
     parser.add_argument("--flow", action="store_true", help="kill the whole flow")
+    parser.add_argument("--stage-kills", type=int, default=0, help="strikes of each other stage; 0: a tenth of --kills")
     given = parser.parse_args(argv)
     folder = Path(tempfile.mkdtemp(prefix="soak-"))
     steps = given.steps or max(40, given.kills * STEPS_PER_KILL)
     choices = {"kills": given.kills, "seed": given.seed, "processes": given.processes, "steps": steps}
     print(f"soaking {choices} in {folder}", file=sys.stderr, flush=True)
-    run = soak
+    run: Callable[..., dict[str, object]] = soak
     if given.flow:
         from tests.soak.soak_flow import soak_flow as run
+
+        choices["stage_kills"] = given.stage_kills or max(1, given.kills // 10)
     try:
         told = run(folder, **choices, say=lambda text: print(text, file=sys.stderr, flush=True))
     except AssertionError:
