@@ -16,7 +16,7 @@ from steps.settings.plan import Plan
 
 
 def check_merged(plan: Plan, prepared: PreparedData, adapter: Adapter, merged: MergedModel) -> HeldOutLoss | None:
-    """What the merged model was held against; None where the training looked at no held-out row.
+    """What the merged model was held against; None where nothing is known of the training's last validation.
 
     Raises:
         HandoverError: the merged model computes something else than was trained.
@@ -34,8 +34,11 @@ def check_merged(plan: Plan, prepared: PreparedData, adapter: Adapter, merged: M
 
 
 def _expected(adapter: Adapter) -> HeldOutLoss | None:
-    """Of the first rows where the worker kept it, else of all rows of a validation."""
-    training = read_json(Path(adapter.path) / "training.json")
+    """Of the first rows where the worker kept it, else of all rows of a validation; None where the adapter was cleaned away."""
+    file = Path(adapter.path) / "training.json"
+    if not file.is_file():
+        return None
+    training = read_json(file)
     if head := HeldOutLoss.from_dict(training.get("head")):
         return head
     rows = int(training.get("spec", {}).get("validation_rows", 0))

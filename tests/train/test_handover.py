@@ -18,7 +18,7 @@ from steps.protocol.handover import HandoverError, HeldOutLoss, require_same
 from steps.protocol.prepared import read_record
 from steps.protocol.records import Adapter, MergedModel
 from steps.train.pytorch.handover import check_adapter
-from tests.shared.sample_records import ADAPTER, plan_of
+from tests.shared.sample_records import ADAPTER, plan_of, prepared_of
 from tests.train.train_harness import Training, Trainings
 
 CPU = torch.device("cpu")
@@ -100,6 +100,11 @@ def test_the_loss_may_differ_by_rounding_only(kind: str, expected: float, found:
     assert record.failure_class == FailureClass.USER
 
 
-def test_what_an_older_training_wrote_is_no_mistake() -> None:
+def test_what_an_older_training_wrote_is_no_mistake(tmp_path: Path) -> None:
+    gone = Adapter.from_dict({**ADAPTER.to_dict(), "path": str(tmp_path)})
+    record = MergedModel(str(tmp_path), "i", "d", "float32", 1, 1, 1, 1.0)
+    assert check_merged(plan_of(), prepared_of(), gone, record) is None
+    (tmp_path / "training.json").write_text('{"step": 1, "validation_loss": null, "spec": {"validation_rows": 8}}')
+    assert check_merged(plan_of(), prepared_of(), gone, record) is None
     assert HeldOutLoss.from_dict(None) is None
     assert HeldOutLoss.from_dict({"rows": "many"}) is None
