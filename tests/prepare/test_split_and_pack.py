@@ -162,3 +162,10 @@ def test_keys_are_compared_alike_in_blocks_of_any_size_and_any_order(
     assert is_first.tolist() == [number not in numbers[:index] for index, number in enumerate(numbers)]
     assert fingerprint == hashlib.sha256(b"".join(number.to_bytes(16) for number in sorted(numbers))).hexdigest()
     assert compare(keys[::-1].copy())[1] == fingerprint
+
+
+def test_training_files_whose_questions_are_all_held_out_are_refused() -> None:
+    prompts = np.array([1, 2, 1, 2], dtype=np.uint64)
+    contents = np.frombuffer(b"".join(bytes([n]) * 16 for n in range(4)), dtype="V16")
+    with pytest.raises(DataError, match="every question of the training files is held out too"):
+        divide(Keys(contents, prompts, np.array([0.5, 0.6, 0.01, 0.02])), 0.1)

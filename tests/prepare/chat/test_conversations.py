@@ -186,3 +186,67 @@ def test_any_row_gives_a_conversation_or_a_reason(shape: str, values: list[Any])
         assert isinstance(found, Conversation)
         assert found.text.strip() or found.messages[-1]["role"] == "assistant"
         assert all(found.messages[index]["role"] == "assistant" for index in found.learned)
+
+
+def call(**given: Any) -> dict[str, Any]:
+    return {"messages": [{"role": U, "content": "a"}, {"role": A, "content": "b", **given}]}
+
+
+SHAREGPT = [{"from": "human", "value": "a"}, {"from": "function_call", "value": "look up"}]
+MORE_SKIPPED: dict[str, tuple[dict[str, Any], str]] = {
+    "bytes that are no text": (said((U, b"\xff"), (A, "c")), "bytes that are no UTF-8"),
+    "a weight in words": (call(weight="much"), "weight is neither a number nor true or false"),
+    "half a weight": (call(weight=0.5), "weight is neither 0 nor 1"),
+    "a call that is no JSON": ({"conversations": SHAREGPT}, "a function_call is not valid JSON"),
+    "a call that is text": (call(tool_calls=["look up"]), "a tool call is not an object"),
+    "a call with half a surrogate pair": (call(tool_calls=[{"name": "\ud800"}]), "surrogate"),
+    "tools that are text": ({**call(), "tools": "{broken"}, "its tools are not a list of JSON objects"),
+    "tools that are numbers": ({**call(), "tools": [1]}, "its tools are not a list of JSON objects"),
+    "arguments that are text": ({**call(), "chat_template_kwargs": "thinking"}, "not a JSON object"),
+    "a blank text": ({"text": " "}, "no text"),
+    "a text with half a surrogate pair": ({"text": "\ud800"}, "surrogate"),
+    "a system turn with half a surrogate pair": ({**call(), "system": "\ud800"}, "surrogate"),
+    "an input with half a surrogate pair": ({"instruction": "a", "input": "\ud800", "output": "b"}, "surrogate"),
+    "a history of texts": (
+        {"instruction": "a", "output": "b", "history": ["x"]},
+        "a history that is not a list of pairs",
+    ),
+}
+
+
+@pytest.mark.parametrize(("row", "words"), MORE_SKIPPED.values(), ids=MORE_SKIPPED)
+def test_fields_that_cannot_be_used_are_named(row: dict[str, Any], words: str) -> None:
+    skip = to_conversation(row, find_layout(row))
+    assert isinstance(skip, Skip)
+    assert words in skip.reason
+
+
+def test_other_ways_to_write_the_same_are_read() -> None:
+    layout = find_layout(["messages"])
+    as_bytes = to_conversation(said((U, b"a"), (A, "b")), layout)
+    assert as_bytes == of_turns((U, "a"), (A, "b"))
+    bare = to_conversation({**call(), "tools": [{"name": "f", "x": None}], "documents": [{"text": "d"}]}, layout)
+    assert isinstance(bare, Conversation)
+    assert bare.tools == ({"type": "function", "function": {"name": "f"}},)
+    assert bare.arguments == {"documents": [{"text": "d"}]}
+    earlier = {"instruction": "c", "output": "d", "history": said((U, "a"), (A, "b"))["messages"]}
+    assert to_conversation(earlier, find_layout(earlier)) == of_turns((U, "a"), (A, "b"), (U, "c"), (A, "d"))
+
+
+def test_preference_data_is_told_what_it_is_for() -> None:
+    with pytest.raises(DataError, match="for DPO or a reward model"):
+        find_layout(["prompt", "chosen", "rejected"])
+    assert find_layout(["prompt", "chosen", "rejected"], columns={"prompt": "prompt", "completion": "chosen"})
+
+
+def test_edges_of_many_lengths_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    from steps.prepare.chat import edges
+
+    monkeypatch.setattr(edges, "MOST_SHAPES", 2)
+    seen = edges.Edges()
+    for count in range(5):
+        conversation = of_turns(*[(S, "x")] * count, (U, "q"), (A, "answer"))
+        text = "x" * count + "<q>[answer]"
+        seen.learn(conversation, text, len(text) - len("[answer]"))
+        assert seen.find(conversation, text) == (len(text) - len("[answer]"), len(text))
+        assert len(seen._seen) <= 2
