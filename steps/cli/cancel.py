@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from steps.cli.place import CONFIG, ROOT, how_to_go_on, look, open_cluster, place_of
-from steps.cli.run_folders import find_run, trainings_of
+from steps.cli.view.place import CONFIG, ROOT, how_to_go_on, look, open_cluster, place_of
+from steps.cli.view.run_folders import find_run, trainings_of
 from steps.errors import ClusterError, StorageError
 from steps.plain_text import counted
 
 if TYPE_CHECKING:
-    from steps.cli.cluster_jobs import SeenJob
+    from steps.cli.view.cluster_jobs import SeenJob
     from steps.job.local_jobs import RunningJob
     from steps.pytorchjob.client import Kube
 
@@ -66,7 +66,7 @@ def wait_for_job(kube: Kube, run: str, *, wait_s: float, sleep: Callable[[float]
     Raises:
         ClusterError: there is none.
     """
-    from steps.cli.cluster_jobs import choose
+    from steps.cli.view.cluster_jobs import choose
 
     until_s = time.monotonic() + wait_s
     while time.monotonic() < until_s:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from steps.cli.place import CONFIG, ROOT, Place, look, open_cluster, place_of
-from steps.cli.run_folders import run_folders
+from steps.cli.view.place import CONFIG, ROOT, Place, look, open_cluster, place_of
+from steps.cli.view.run_folders import run_folders
 
 if TYPE_CHECKING:
     from steps.job.local_jobs import RunningJob

@@ -11,7 +11,7 @@ import click
 from steps.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
-    from steps.cli.manifest_text import Printable
+    from steps.cli.view.manifest_text import Printable
     from steps.settings.plan import Plan
 
 NOT_HERE = frozenset({"continue_from", "dry_run"})
@@ -47,8 +47,8 @@ def jobspec(config: Path | None, run: str, write: bool, root: str | None, **opti
     Without --run, paths of the run are placeholders. With --run it is the job that the flow would submit. Nothing is written,
     unless --write is given too; then it works by hand: hyperpod-lora jobspec --run RUN --write | kubectl apply -f -
     """
-    from steps.cli.manifest_text import by_hand, planned, text_of
-    from steps.cli.run_folders import find_run, storage_root
+    from steps.cli.view.manifest_text import by_hand, planned, text_of
+    from steps.cli.view.run_folders import find_run, storage_root
     from steps.flow.launchers import read_settings
     from steps.protocol.rundir import RunDir
     from steps.settings.catalog import config_root

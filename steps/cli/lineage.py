@@ -13,8 +13,8 @@ from typing import Any
 
 import click
 
-from steps.cli.place import CONFIG, ROOT, place_of
-from steps.cli.run_folders import find_run
+from steps.cli.view.place import CONFIG, ROOT, place_of
+from steps.cli.view.run_folders import find_run
 from steps.errors import StorageError
 from steps.plain_text import visible
 

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from steps.cli.place import CONFIG, ROOT, Place, look, open_cluster, place_of, say_aside
-from steps.cli.run_folders import find_run, trainings_of
+from steps.cli.view.place import CONFIG, ROOT, Place, look, open_cluster, place_of, say_aside
+from steps.cli.view.run_folders import find_run, trainings_of
 from steps.errors import ClusterError, StorageError
 
 if TYPE_CHECKING:
-    from steps.cli.cluster_jobs import SeenJob
+    from steps.cli.view.cluster_jobs import SeenJob
     from steps.pytorchjob.client import Kube
 
 SPARE = 4
@@ -32,7 +32,7 @@ SPARE = 4
 @ROOT
 def logs(run: str, rank: int, follow: bool, lines: int, raw: bool, config: Path | None, root: str | None) -> None:
     """Show a rank's log: from its pod, or from the run directory. RUN as for `status`."""
-    from steps.cli.log_source import worded
+    from steps.cli.view.log_source import worded
 
     place = place_of(root, config)
     asked = lines if raw or follow else SPARE * lines
@@ -60,7 +60,7 @@ def local_log(root: Path, run: str, rank: int, lines: int, *, follow: bool) -> I
 
 def directory_log(directory: Path, rank: int, lines: int, *, follow: bool) -> Iterable[str]:
     """From a training directory."""
-    from steps.cli import log_source
+    from steps.cli.view import log_source
     from steps.job.agent.in_use import is_supervised
     from steps.job.local_jobs import running_in
 
@@ -80,7 +80,7 @@ def cluster_log(kube: Kube, place: Place, run: str, rank: int, lines: int, *, fo
         ClusterError: no such run or rank, or the API refused.
         StorageError: the pod is gone, and the directory holds no such log.
     """
-    from steps.cli import cluster_jobs, log_source
+    from steps.cli.view import cluster_jobs, log_source
 
     def newest() -> SeenJob:
         return cluster_jobs.choose(look(kube), run, namespace=kube.namespace)[-1]

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from steps.cli.place import CONFIG, ROOT, Place, how_to_go_on, place_of
-from steps.cli.run_folders import find_run, trainings_of
+from steps.cli.view.place import CONFIG, ROOT, Place, how_to_go_on, place_of
+from steps.cli.view.run_folders import find_run, trainings_of
 from steps.errors import StorageError
 from steps.plain_text import counted
 

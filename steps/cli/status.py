@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from steps.cli.place import CONFIG, ROOT, look, open_cluster, place_of
-from steps.cli.run_folders import NEWEST, find_run, newest_trainings, story, trainings_of
-from steps.cli.run_table import local_table
+from steps.cli.view.place import CONFIG, ROOT, look, open_cluster, place_of
+from steps.cli.view.run_folders import NEWEST, find_run, newest_trainings, story, trainings_of
+from steps.cli.view.run_table import local_table
 from steps.errors import ClusterError, StorageError
 
 if TYPE_CHECKING:
-    from steps.cli.cluster_jobs import SeenJob
+    from steps.cli.view.cluster_jobs import SeenJob
     from steps.pytorchjob.client import Kube
 
 EVENT_LINES = 2000
@@ -69,7 +69,7 @@ def cluster_status(kube: Kube, root: Path, run: str, *, now_s: float) -> list[st
     Raises:
         ClusterError: no such run, or the API refused.
     """
-    from steps.cli import cluster_jobs
+    from steps.cli.view import cluster_jobs
 
     seen = look(kube)
     try:

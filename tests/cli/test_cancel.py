@@ -14,9 +14,9 @@ import yaml
 from click.testing import CliRunner, Result
 
 from steps.cli.cancel import cancel_jobs, kept_in, wait_for_job, wait_until_heard
-from steps.cli.cluster_jobs import see_all
 from steps.cli.main import main
 from steps.cli.retry import reset_retry_count
+from steps.cli.view.cluster_jobs import see_all
 from steps.errors import ClusterError, StorageError
 from steps.job import history as memory
 from steps.job.cancel import clear, is_requested, request

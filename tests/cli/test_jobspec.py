@@ -17,7 +17,7 @@ import yaml
 from click.testing import CliRunner
 
 from steps.cli.main import main
-from steps.cli.manifest_text import archive_sources, by_hand, text_of
+from steps.cli.view.manifest_text import archive_sources, by_hand, text_of
 from steps.errors import ConfigError, StorageError
 from steps.flow import launchers
 from steps.flow.training import Inputs, read_inputs

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from steps.cli.cluster_jobs import SeenJob, see_all
-from steps.cli.log_source import follow_file, follow_pods, worded
 from steps.cli.logs import cluster_log
-from steps.cli.place import Place
+from steps.cli.view.cluster_jobs import SeenJob, see_all
+from steps.cli.view.log_source import follow_file, follow_pods, worded
+from steps.cli.view.place import Place
 from steps.errors import ClusterError
 from steps.protocol.events import PREFIX, Event
 from steps.protocol.rundir import TrainDir

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from steps.cli.place import look
 from steps.cli.status import cluster_status
+from steps.cli.view.place import look
 from steps.errors import ClusterError
 from steps.protocol.rundir import write_json
 from tests.cli.cli_harness import call, make_run

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from steps.cli.manifest_text import planned
+from steps.cli.view.manifest_text import planned
 from steps.errors import ConfigError
 from steps.pytorchjob import manifest as pytorchjob
 from steps.settings.config import parse_options, parse_settings

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from steps.cli.log_source import follow_file
+from steps.cli.view.log_source import follow_file
 from steps.errors import StorageError
 from tests.cli.cli_harness import call
 

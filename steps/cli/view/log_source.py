@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Protocol
 
-from steps.cli.cluster_jobs import SeenJob, lines_of_rank
+from steps.cli.view.cluster_jobs import SeenJob, lines_of_rank
 from steps.errors import ClusterError, StorageError
 from steps.flow.terminal import ProgressPrinter, seconds_in_words
 from steps.job.snapshot import Phase

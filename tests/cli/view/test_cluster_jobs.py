@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from steps.cli.cluster_jobs import SeenJob, by_training, choose, describe, lines_of_rank, listen, see, see_all
+from steps.cli.view.cluster_jobs import SeenJob, by_training, choose, describe, lines_of_rank, listen, see, see_all
 from steps.errors import ClusterError
 from steps.job.snapshot import Phase
 from tests.shared.cluster_objects import BORN_S, event_lines, make_job, make_pod

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from steps.cli.run_table import local_table, row, table
+from steps.cli.view.run_table import local_table, row, table
 
 FACTS: dict[str, Any] = {"state": "finished", "step": 30, "of": 30, "account": {"goodput": 0.674}}
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from steps.cli.run_folders import NEWEST, storage_root
+from steps.cli.view.run_folders import NEWEST, storage_root
 
 if TYPE_CHECKING:
-    from steps.cli.cluster_jobs import SeenJob
+    from steps.cli.view.cluster_jobs import SeenJob
     from steps.pytorchjob.client import Kube
     from steps.settings.config import Settings
 
@@ -66,7 +66,7 @@ def look(kube: Kube) -> list[SeenJob]:
     Raises:
         ClusterError: the API refused, or is away.
     """
-    from steps.cli.cluster_jobs import SELECTOR, see_all
+    from steps.cli.view.cluster_jobs import SELECTOR, see_all
 
     jobs = kube.list("pytorchjobs", label_selector=SELECTOR).items
     pods = kube.list("pods", label_selector=SELECTOR).items

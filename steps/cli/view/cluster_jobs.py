@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from steps.cli.run_folders import nearest
+from steps.cli.view.run_folders import nearest
 from steps.errors import ClusterError
 from steps.flow.terminal import ProgressPrinter, seconds_in_words
 from steps.job import progress as deadlines

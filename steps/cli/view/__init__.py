@@ -1,0 +1,1 @@
+"""What the commands see and how it is shown: run directories, jobs on a cluster, logs, manifests."""
