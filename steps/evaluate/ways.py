@@ -39,7 +39,7 @@ TAILS = (1, 4, 11)
 """Tokens behind the shared beginning, of the probe's rows."""
 TOLERANCE = {"torch.float32": 1e-3, "torch.float64": 1e-3}
 LOW_PRECISION = 0.25
-"""Largest difference of two logits that is rounding, in standard deviations of the logits."""
+"""Root mean square of the logits' differences that is still rounding, in standard deviations of the logits."""
 
 _known: WeakKeyDictionary[Any, Way] = WeakKeyDictionary()
 
@@ -98,7 +98,7 @@ def _agree(model: Any, found: Sequence[Tensor], expected: Sequence[Tensor]) -> b
     """Whether logits are equal but for rounding: of the next token and of the one after it, each (rows, vocabulary)."""
     tolerance = TOLERANCE.get(str(model.dtype), LOW_PRECISION)
     return all(
-        bool(((ours.float() - theirs.float()).abs().amax(-1) <= tolerance * theirs.float().std(-1)).all())
+        bool(((ours.float() - theirs.float()).pow(2).mean(-1).sqrt() <= tolerance * theirs.float().std(-1)).all())
         for ours, theirs in zip(found, expected, strict=True)
     )
 

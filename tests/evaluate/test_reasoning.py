@@ -9,7 +9,9 @@ from steps.evaluate.measure import Texts, _answer
 from steps.evaluate.reasoning import BLOCKS, after_thinking, opened_by
 from steps.evaluate.scores import SCORES, score_answer
 from steps.protocol.prepared import HeldOut
+from steps.protocol.turn_end import end_of_turn
 
+TEMPLATES = Path(__file__).resolve().parents[1] / "prepare" / "templates"
 JSON = '{"item": "apple", "count": 0}'
 
 
@@ -82,3 +84,20 @@ def test_marks_that_are_special_tokens_are_kept_and_other_special_tokens_are_not
     tokens = tokenizer("[THINK]hm[/THINK]so<|im_start|> 4<|channel|>", add_special_tokens=False).input_ids
     assert Texts(tokenizer).decode(tokens) == "[THINK]hm[/THINK]so 4<|channel|>"
     assert Texts(tokenizer).decode(tokens[-3:]) == "4"
+
+
+@pytest.mark.parametrize("name", ["json_fields", "exact_match", "rouge_l"])
+def test_case_28_what_qwen3_learns_scores_1(loaded: tuple[Any, Any], name: str) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(loaded[1].name_or_path)
+    tokenizer.chat_template = (TEMPLATES / "qwen3-generation.jinja").read_text("utf-8")
+    question = [{"role": "user", "content": "Order 0 apples as JSON"}]
+    prompt = tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True)
+    whole = tokenizer.apply_chat_template([*question, {"role": "assistant", "content": JSON}], tokenize=False)
+    assert whole.startswith(prompt)
+    learned = tokenizer(whole[len(prompt) :], add_special_tokens=False).input_ids
+    (end,) = end_of_turn(tokenizer)
+    found = _answer(name, Texts(tokenizer), HeldOut((), prompt, (), JSON), learned[: learned.index(end)], False)
+    assert "<think>" in found.text
+    assert (found.score, found.exact, found.cut) == (1.0, True, False)

@@ -45,3 +45,30 @@ def test_no_template_no_end(tokenizer: Any, tmp_path: Path) -> None:
     bare = AutoTokenizer.from_pretrained(tmp_path)
     bare.chat_template = None
     assert end_of_turn(bare) == ()
+
+
+ENDS = {
+    "deepseek-r1-distill": "<｜end▁of▁sentence｜>",
+    "gemma-3": "<end_of_turn>",
+    "granite-3.3": "<|end_of_text|>",
+    "llama-3.1": "<|eot_id|>",
+    "mistral-nemo": "</s>",
+    "no-end": None,
+    "phi-4": "<|im_end|>",
+    "qwen2.5": "<|im_end|>",
+    "qwen3": "<|im_end|>",
+    "smollm2": "<|im_end|>",
+    "smollm3": "<|im_end|>",
+}
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_the_ends_of_real_templates(tokenizer: Any, tmp_path: Path, name: str) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer.save_pretrained(tmp_path)
+    own = AutoTokenizer.from_pretrained(tmp_path)
+    own.add_special_tokens({"eos_token": "</s>", "additional_special_tokens": sorted(filter(None, ENDS.values()))})
+    template = (Path(__file__).resolve().parents[1] / "prepare" / "templates" / f"{name}.jinja").read_text("utf-8")
+    end = ENDS[name]
+    assert end_of_turn(own, template) == (() if end is None else (own.convert_tokens_to_ids(end),))
