@@ -5,6 +5,8 @@ UV_VERSION := 0.13.9
 INSTALL := UV_PYTHON_DOWNLOADS=never $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python
 # --compile-bytecode: without it every process would compile torch and transformers anew where Python may not write its caches.
 ARGS ?=
+NEURON_PYTHON ?= python3
+# In the neuron image that is its own; elsewhere name one that has the libraries.
 
 .DEFAULT_GOAL := help
 .PHONY: help run test test-all test-neuron e2e coverage soak lint docs format bench lock clean
@@ -28,8 +30,8 @@ coverage: .venv/installed-dev  ## branch coverage of the quick tests: 100 % of t
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --timeout 600 --cov --cov-report= $(ARGS)
 	$(BIN)/python tests/project/pure_core.py
 
-test-neuron: .venv/installed-dev  ## the Trainium backend's own tests: on a Trainium node
-	$(BIN)/python -m pytest -q tests/neuron -m slow --timeout 1800 $(ARGS)
+test-neuron:  ## the Trainium backend's own tests, where its libraries are (NEURON_PYTHON): never with our locks, which have none
+	$(NEURON_PYTHON) -m tests.neuron $(ARGS)
 
 soak: .venv/installed-dev  ## kill a small training again and again and compare (ARGS="--kills 100 --seed 2 --processes 2")
 	OMP_NUM_THREADS=1 $(BIN)/python tests/soak/soak.py $(ARGS)
@@ -54,6 +56,9 @@ lock: .venv/uv  ## resolve all versions anew into requirements.lock and requirem
 	$(BIN)/uv pip compile -q --python-version 3.11 --generate-hashes --no-annotate --no-emit-index-url \
 	  --custom-compile-command "make lock" --override containers/neuron-overrides.txt \
 	  containers/neuron-requirements.in -o containers/neuron-requirements.lock
+	printf '%s\n' pytest pytest-timeout hypothesis | $(BIN)/uv pip compile -q --python-version 3.11 --generate-hashes \
+	  --no-annotate --no-emit-index-url --custom-compile-command "make lock" -c requirements-dev.lock \
+	  -c containers/neuron-requirements.lock - -o containers/neuron-tests.lock
 
 clean:  ## remove the virtual environment and caches (runs stay in .lora: see `hyperpod-lora clean`)
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .coverage htmlcov bench-results

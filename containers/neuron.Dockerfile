@@ -2,6 +2,9 @@
 #
 #   docker build -f containers/neuron.Dockerfile -t hyperpod-lora-neuron:0.1.0 .
 #
+# TESTS=no    what trains, and nothing else
+# TESTS=yes   pytest too, for `python -m tests.neuron` on a Trainium node: --build-arg TESTS=yes, and another tag
+#
 # BASE is AWS's PyTorch training image of the Neuron SDK 2.26.1 on Python 3.11: torch-neuronx 2.8, neuronx-cc 2.21, neuronx-distributed
 # 0.15, which is what optimum-neuron 0.4.5 is made for. (Hugging Face's own training image of this SDK has Python 3.10 and
 # transformers 4.55: neither fits.) SDK and driver go together: the nodes need one of 2.26 or later. The same image is at
@@ -12,6 +15,8 @@
 ARG BASE=public.ecr.aws/neuron/pytorch-training-neuronx:2.8.0-neuronx-py311-sdk2.26.1-ubuntu22.04
 FROM ${BASE}
 
+ARG TESTS=no
+
 # Metaflow's pods call bash, python, tar and, to stop a step, killall5. torch wants its user to have a name.
 RUN for program in bash python tar killall5; do command -v "${program}" || exit 1; done \
  && groupadd --gid 1000 lora \
@@ -19,12 +24,17 @@ RUN for program in bash python tar killall5; do command -v "${program}" || exit 
 
 # A virtual environment over the base's packages: ours are found first, while the compiler (neuronx-cc, a program of its own) keeps
 # the very versions it came with. torch and the Neuron packages stay the base's; nothing but the lock is installed.
-COPY containers/neuron-requirements.lock /tmp/requirements.lock
+COPY containers/neuron-requirements.lock containers/neuron-tests.lock /tmp/
 RUN python -c "import sys; assert sys.version_info[:2] == (3, 11), sys.version" \
  && python -m venv --system-site-packages /opt/lora \
- && /opt/lora/bin/pip install --no-cache-dir --no-deps --require-hashes -r /tmp/requirements.lock \
+ && /opt/lora/bin/pip install --no-cache-dir --no-deps --require-hashes -r /tmp/neuron-requirements.lock \
+ && case "${TESTS}" in \
+      no) ;; \
+      yes) /opt/lora/bin/pip install --no-cache-dir --no-deps --require-hashes -r /tmp/neuron-tests.lock ;; \
+      *) echo "TESTS is '${TESTS}', expected no or yes" >&2 && exit 1 ;; \
+    esac \
  && /opt/lora/bin/python -c "import boto3, kubernetes, libneuronxla, metaflow, neuronx_distributed, requests, torch_neuronx, transformers" \
- && rm -f /tmp/requirements.lock
+ && rm -f /tmp/neuron-requirements.lock /tmp/neuron-tests.lock
 
 ENV PATH=/opt/lora/bin:${PATH}
 

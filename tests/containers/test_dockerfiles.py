@@ -16,6 +16,7 @@ from tests.containers.dockerfile import (
     CPU,
     NEURON,
     NEURON_LOCK,
+    NEURON_TESTS,
     NEURON_WISHES,
     PROJECT,
     default,
@@ -24,6 +25,7 @@ from tests.containers.dockerfile import (
     values,
     with_mounted_packages,
 )
+from tests.neuron.needed import TOOLS
 
 BOTH = pytest.mark.parametrize("path", [CPU, NEURON], ids=lambda path: path.stem)
 OF_THE_SDK = {"numpy", "pyarrow"}
@@ -68,12 +70,13 @@ def test_no_secret_can_be_given_to_a_build(path: Path) -> None:
 
 @BOTH
 def test_only_lists_of_packages_go_into_the_image_and_the_builder_sees_no_other_file(path: Path) -> None:
-    sources = [rest.split()[0] for rest in values(path, "COPY")]
-    assert len(sources) == 1
-    assert (PROJECT / sources[0]).is_file()
+    sources = [source for rest in values(path, "COPY") for source in rest.split()[:-1]]
+    assert sources
+    assert all((PROJECT / source).is_file() and source.endswith(".lock") for source in sources)
     rules = [line for line in (PROJECT / ".dockerignore").read_text().splitlines() if line and line[0] != "#"]
     assert rules[0] == "*"
-    assert any(fnmatch(sources[0], rule.removeprefix("!")) for rule in rules[1:] if rule.startswith("!"))
+    let_in = [rule.removeprefix("!") for rule in rules[1:] if rule.startswith("!")]
+    assert all(any(fnmatch(source, rule) for rule in let_in) for source in sources)
 
 
 @BOTH
@@ -97,6 +100,16 @@ def test_the_neuron_image_installs_what_was_asked_for_by_hash_and_nothing_of_its
         name for name in locked if name == "torch" or name.startswith(("nvidia-", "neuronx", "torch-", "libneuron"))
     ]
     assert NEURON_LOCK.read_text().count("==") <= NEURON_LOCK.read_text().count("--hash=sha256:")
+
+
+def test_what_the_tests_need_comes_with_an_argument_and_changes_no_version_of_the_image() -> None:
+    tools, locked, dev = pins(NEURON_TESTS), pins(NEURON_LOCK), pins(PROJECT / "requirements-dev.lock")
+    assert {name.replace("_", "-") for name in TOOLS} <= set(tools)
+    assert {name: locked.get(name, version) for name, version in tools.items()} == tools
+    assert {name: dev.get(name) for name in tools} == tools
+    assert default(NEURON, "TESTS") == "no"
+    installs = [part for part in values(NEURON, "RUN")[-1].split("&&") if NEURON_TESTS.name in part]
+    assert "yes) /opt/lora/bin/pip install" in installs[0]
 
 
 def test_the_tag_of_the_neuron_base_names_python_torch_and_sdk() -> None:

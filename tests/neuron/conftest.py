@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -11,21 +10,16 @@ from typing import Any
 import pytest
 
 from steps.train.spec import TrainSpec
+from tests.neuron.needed import LIBRARIES, missing
 from tests.neuron.neuron_harness import LENGTH, PATIENCE_S, RUNS, Training, write_base, write_prepared
 
 MakeTraining = Callable[..., Training]
-NEEDED = ("torch_xla", "neuronx_distributed", "optimum.neuron")
-
-
-def missing() -> list[str]:
-    """Libraries that are not here."""
-    return [name for name in NEEDED if importlib.util.find_spec(name.partition(".")[0]) is None]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip what needs them, saying what is missing; all of it takes longer than a few seconds."""
     here = [item for item in items if Path(__file__).parent in Path(item.path).parents]
-    absent = missing()
+    absent = missing(LIBRARIES)
     for item in here:
         item.add_marker(pytest.mark.slow)
         item.add_marker(pytest.mark.timeout(4 * PATIENCE_S))
