@@ -406,3 +406,13 @@ def test_many_columns_and_one_long_row(make: Maker, tmp_path: Path) -> None:
     record = make(write_lines(tmp_path / "a.jsonl", rows))
     assert (record.train_samples, record.validation_samples, record.too_long, record.skipped) == (1, 1, 1, 1)
     assert record.notes[0].endswith("and 1,980 more")
+
+
+def test_a_greeting_before_the_first_question_can_be_held_out(make: Maker, tmp_path: Path) -> None:
+    rows = [chat((A, f"Welcome {n}"), (U, "hi"), (A, "x")) for n in "ab"]
+    for row in rows:
+        row["messages"][2]["weight"] = 0
+    record = make(write_lines(tmp_path / "a.jsonl", rows))
+    [sample] = PreparedRows.open(Path(record.path)).held_out()
+    assert sample.prompt == f"{HEAD}<|im_start|>assistant\n"
+    assert sample.reference.startswith("Welcome")

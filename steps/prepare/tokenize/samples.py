@@ -205,7 +205,7 @@ class SampleMaker:
 
     def _describe(self, candidate: _Candidate) -> dict[str, Any]:
         conversation = candidate.conversation
-        prompt = self._tokenizer.prompt(conversation)
+        prompt = self._prompt(candidate)
         asked = [*conversation.asked, conversation.answer] if conversation.messages else []
         return {
             "messages": asked,
@@ -213,6 +213,13 @@ class SampleMaker:
             "prompt_ids": self._tokenizer.encode_prompt(prompt),
             "reference": self._reference(candidate),
         } | ({"tools": conversation.tools} if conversation.tools else {})
+
+    def _prompt(self, candidate: _Candidate) -> str:
+        """As generation gives it; the text up to the answer where the template refuses that (the assistant speaks first)."""
+        try:
+            return self._tokenizer.prompt(candidate.conversation)
+        except Refused:
+            return candidate.rendered.text[: candidate.rendered.targets[-1][0]]
 
 
 def _own_layout(columns: tuple[str, ...]) -> Layout | None:
