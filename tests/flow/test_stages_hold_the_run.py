@@ -19,7 +19,7 @@ CALLS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "prepare": ("steps.prepare.stage.prepare", lambda run: stages.prepare({}, {}, run)),
     "train": ("steps.train.stage.collect", lambda run: stages.train(ANY, {}, {}, {}, run)),
     "merge": ("steps.merge.stage.merge", lambda run: stages.merge({}, {}, {}, run, {})),
-    "evaluate": ("steps.evaluate.stage.evaluate", lambda run: stages.evaluate(ANY, {}, [{}] * 4, run, {})),
+    "evaluate": ("steps.evaluate.handover.check_merged", lambda run: stages.evaluate(ANY, {}, [{}] * 4, run, {})),
     "compile": ("steps.flow.neuron_jobs.compile_merged", lambda run: stages.compile_merged(ANY, {}, {}, run)),
 }
 
