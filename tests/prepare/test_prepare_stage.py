@@ -143,7 +143,7 @@ def test_damaged_data_is_set_aside_with_a_sentence_and_made_again(
         again = prepare(make_plan(question_file), base, run, cache=tmp_path)
     assert again == first
     assert prepared.verify(Path(again.path)) == first
-    assert Path(f"{first.path}.damaged-1", name).read_bytes() == bytes(content)
+    assert Path(f"{first.path}.damaged", name).read_bytes() == bytes(content)
     assert name in caplog.text
     assert "set aside" in caplog.text
 
