@@ -12,7 +12,8 @@ What is mended, each found by running the library, each guarded at run time:
   and looks at `grad`, while ZeRO-1 in bf16 keeps `main_grad`. `_add_up_replicated` sums both kinds; the guard before each save
   (`neuron_replicas`) compares the copies.
 - **bf16 without sequence parallel** is refused (`neuron_refusals.check_sequence_parallel`).
-- **Losses are divided by the targets of the global batch**, not of this replica's part of it.
+- **Losses are divided by the targets of the global batch**, not of this replica's part of it; so they have to be sums, which the
+  first micro-batch of each attempt shows (`loss_check`).
 - **Padding has no label, packed samples do not see each other** (`neuron_batch`, `neuron_inputs`).
 - **Weights decay on several stages too.** There the library looks for names without PEFT's prefix among names with it, and would
   leave every weight undecayed. `get_decay_parameter_names` knows both; the rest of pipelines is in `neuron_pipeline`.
@@ -41,6 +42,7 @@ from steps.train.loop.rows import Batch
 from steps.train.loop.schedule import follow
 from steps.train.neuron.batch import device_seed
 from steps.train.neuron.inputs import Inputs, Rows, for_model, for_stages, inputs_of, with_mask
+from steps.train.neuron.loss_check import Parts, parts_of, require_sum
 from steps.train.neuron.model import ADAPTER_NAME, BASE_PREFIX, gradient, trainable
 from steps.train.neuron.pipeline import Stage
 from steps.train.neuron.ranks import by_replica
@@ -117,6 +119,7 @@ class LoraTrainer(NeuronTrainer):
         self._factor = 1.0
         self._losses: list[torch.Tensor] = []
         self._rates: list[float] = []
+        self._is_checked = spec.pipeline_parallel > 1  # `Stage` has looked for the loss in the traced graph
         self._course: Course
 
     def follow(self, course: Course) -> None:
@@ -159,9 +162,29 @@ class LoraTrainer(NeuronTrainer):
             return [for_stages(inputs_of([micro.batch for micro in self._coming], self._spec), self._spec)], None
         return [for_model(inputs_of([micro.batch], self._spec)) for micro in self._coming], None
 
-    def _summed_loss(self, inputs: Inputs) -> torch.Tensor:
-        loss: torch.Tensor = self.model(**with_mask(inputs, self._spec), reduction="sum").loss
-        return loss
+    def _forward(self, inputs: Inputs) -> Any:
+        """The model's output; its loss is a sum."""
+        return self.model(**with_mask(inputs, self._spec), reduction="sum")
+
+    def _require_sum(self, inputs: Inputs, micro: MicroBatch) -> None:
+        """Hold the library's loss of the first micro-batch against its logits; a precompilation only collects the graph."""
+        loss, parts = self._looked_at(inputs)
+        self._is_checked = True
+        everyone = self._ranks.gather(parts)
+        if not self._spec.graphs_only:
+            first = self._ranks.rank // self._spec.tensor_parallel * self._spec.tensor_parallel
+            labels = inputs_of([micro.batch], self._spec)["labels"].numpy()
+            require_sum(loss, everyone[first : first + self._spec.tensor_parallel], labels)
+
+    def _looked_at(self, inputs: Inputs) -> tuple[float, Parts]:
+        """Summed loss and logits' parts of a micro-batch, nothing trained: one graph, for validation and the first check."""
+        self.model.eval()
+        with torch.no_grad():
+            out = self._forward(inputs)
+            parts = parts_of(out.logits, inputs["labels"], place_of_rank().tp)
+        xm.mark_step()
+        self.model.train()
+        return float(out.loss.cpu()), parts.cpu().numpy()
 
     def _seed_of(self, micro: MicroBatch) -> int:
         place = place_of_rank()
@@ -176,8 +199,10 @@ class LoraTrainer(NeuronTrainer):
             self._factor = place.data_parallel * len(self._coming) / micro.target_tokens
             return torch.zeros((), device=xm.xla_device())
         self._coming.popleft()
+        if not self._is_checked:
+            self._require_sum(inputs, micro)
         xm.set_rng_state(self._seed_of(micro))
-        summed = self._summed_loss(inputs)
+        summed = self._forward(inputs).loss
         self.accelerator.backward(
             summed * (place.data_parallel / micro.target_tokens)
         )  # replicas' gradients are averaged
@@ -224,19 +249,11 @@ class LoraTrainer(NeuronTrainer):
     def validation_sums(self) -> list[tuple[float, int]]:
         """(summed loss, targets) of this replica's held-out batches; on a pipeline only the last stage knows them."""
         batches = self._feed.validation_batches()
-        losses = self._losses_through(self._stage, batches) if self._stage is not None else self._losses_of(batches)
+        if self._stage is not None:
+            losses = self._losses_through(self._stage, batches)
+        else:
+            losses = [self._looked_at(for_model(inputs_of([batch], self._spec)))[0] for batch in batches]
         return [(loss, len(batch.targets)) for loss, batch in zip(losses, batches, strict=False)]
-
-    def _losses_of(self, batches: Sequence[Batch]) -> list[float]:
-        self.model.eval()
-        found = []
-        with torch.no_grad():
-            for batch in batches:
-                loss = self._summed_loss(for_model(inputs_of([batch], self._spec)))
-                xm.mark_step()
-                found.append(float(loss.cpu()))
-        self.model.train()
-        return found
 
     def _losses_through(self, stage: Stage, batches: Sequence[Batch]) -> list[float]:
         """As many at once as in training: another number would not fit the stages; the last batch fills up."""
