@@ -149,6 +149,7 @@ MEANINGS: dict[FailureClass, Meaning] = {
         exit_codes=(75,),
         blames_node=True,
         hides_hardware=True,
+        exceptions=("ReplicaError",),  # copies of weights that differ: a failing core, or a fault of the libraries
     ),
 }
 """A row per class, causes before symptoms."""

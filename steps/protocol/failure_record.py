@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from steps.errors import CheckpointError, ConfigError, DataError, LoraFlowError, ModelError, StorageError
+from steps.errors import CheckpointError, ConfigError, DataError, ModelError, StorageError
 from steps.protocol.failure_class import CLASS_OF_EXCEPTION, FailureClass
 from steps.protocol.neuron_codes import NeuronCode, find_neuron_code
 from steps.protocol.rundir import errnos, write_json
@@ -118,8 +118,6 @@ def classify_exception(error: BaseException) -> FailureClass:
         return FailureClass.STORAGE if is_file else FailureClass.NETWORK
     if isinstance(error, ConfigError | DataError | ModelError | CheckpointError):
         return FailureClass.CONFIG
-    if isinstance(error, LoraFlowError):
-        return FailureClass.USER
     if type(error).__name__ == "AcceleratorError" and "device-side assert" in str(error):
         return FailureClass.USER  # a bad index, say: the device is sound
     for kind in type(error).__mro__:

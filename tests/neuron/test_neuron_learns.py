@@ -114,5 +114,5 @@ def test_a_schedule_cut_off_from_the_optimizer_ends_the_attempt(
     training = new_training()
     assert training.start(1, processes=1).wait(timeout=PATIENCE_S) != 0
     (failure,) = training.failures()
-    assert failure.exception == "ReplicaError"
+    assert failure.exception == "ScheduleError"
     assert "at step 2 the optimizer would use learning rates [0.0, 0.0], the schedule says [0.005" in failure.message

@@ -165,18 +165,16 @@ class NeuronBackend:
         self._ranks.gather(None)  # after this line every rank's file is there
         self._keep_graphs()  # those of validation too
 
+    @property
+    def _kv_heads(self) -> int:
+        return int(self._config.get("num_key_value_heads") or self._config["num_attention_heads"])
+
     def _require_equal(self, weights: dict[str, Tensor]) -> None:
         from steps.train.neuron.model import partition_dims
 
-        dims = partition_dims(self._model)
         digests = {name: _digest(tensor) for name, tensor in weights.items()}
-        mine = Copies(
-            self._at.dp,
-            self._at.tp,
-            self._at.pp,
-            replicated={name: digest for name, digest in digests.items() if dims[name] is None},
-            sharded={name: digest for name, digest in digests.items() if dims[name] is not None},
-        )
+        is_fused = has_fused_qkv(self._config, self._spec.tensor_parallel)
+        mine = Copies.of(self._at, digests, partition_dims(self._model), self._kv_heads if is_fused else None)
         require_equal(self._ranks.gather(mine), step=int(self._trainer.state.global_step))
 
     def _shape(self) -> AdapterShape:
@@ -184,11 +182,10 @@ class NeuronBackend:
         from steps.train.neuron.model import partition_dims
 
         stages = self._ranks.gather(partition_dims(self._model))
-        heads = int(self._config["num_attention_heads"])
         return AdapterShape(
             tensor_parallel=self._spec.tensor_parallel,
-            heads=heads,
-            kv_heads=int(self._config.get("num_key_value_heads") or heads),
+            heads=int(self._config["num_attention_heads"]),
+            kv_heads=self._kv_heads,
             replicates_kv=has_fused_qkv(self._config, self._spec.tensor_parallel),
             partition_dims={name: dim for dims in stages for name, dim in dims.items()},
             pipeline_parallel=self._spec.pipeline_parallel,

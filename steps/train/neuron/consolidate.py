@@ -128,6 +128,11 @@ def _unfused_qkv(name: str, joined: Tensor, shape: AdapterShape) -> dict[str, Te
     return {single: _equal(name, copies)}
 
 
+def is_kv_copy(name: str) -> bool:
+    """Of the weights of a fused qkv_proj that are cut: is this one K's or V's? Rank r then holds KV head r % kv_heads."""
+    return ".qkv_proj." in name and name.endswith(("_k", "_v"))
+
+
 def head_order(shape: AdapterShape) -> list[int]:
     """Query heads in the order in which the ranks hold them, when each rank holds one copy of one KV head.
 

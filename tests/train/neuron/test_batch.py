@@ -10,10 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from steps.errors import LoraFlowError
+from steps.protocol.failure_class import FailureClass
+from steps.protocol.failure_record import classify_exception
 from steps.protocol.prepared import IGNORED_LABEL, PreparedRow
 from steps.train.loop.rows import collate, without_first_targets
 from steps.train.neuron.batch import device_seed, fix_shape
-from steps.train.neuron.replicas import Copies, ReplicaError, require_equal, require_rate
+from steps.train.neuron.replicas import Copies, ReplicaError, ScheduleError, require_equal, require_rate
+from steps.train.neuron.state import Place
 
 LENGTH = 24
 
@@ -79,6 +82,45 @@ def test_drifted_copies_are_named(change: dict[str, dict[str, str]], words: str)
     world = make_world()
     with pytest.raises(ReplicaError, match=words):
         require_equal([*world[:3], replace(world[3], **change)], step=3)
+
+
+def qkv_world(kv_heads: int | None) -> list[Copies]:
+    """Four tensor-parallel ranks of two KV heads: ranks 0 and 2 hold the first."""
+    name = "layers.0.self_attn.qkv_proj"
+    dims = {f"{name}.lora_A.weight": None, **{f"{name}.lora_B.weight_{letter}": 0 for letter in "qkv"}}
+    return [
+        Copies.of(
+            Place(0, tp, 1),
+            {
+                key: "A" if dim is None else f"q{tp}" if key[-1] == "q" else f"head {tp % 2}"
+                for key, dim in dims.items()
+            },
+            dims,
+            kv_heads,
+        )
+        for tp in range(4)
+    ]
+
+
+def test_copies_of_k_and_v_are_compared_over_the_ranks_that_hold_the_same_head() -> None:
+    world = qkv_world(2)
+    require_equal(world, step=3)
+    changed = replace(world[2], kv=world[2].kv | {"layers.0.self_attn.qkv_proj.lora_B.weight_v": "other"})
+    with pytest.raises(
+        ReplicaError, match=r"qkv_proj.lora_B.weight_v of dp 0 tp 0 differs from dp 0 tp 2\. Nothing is saved"
+    ):
+        require_equal([*world[:2], changed, world[3]], step=3)
+
+
+def test_each_rank_has_its_own_k_and_v_where_heads_suffice() -> None:
+    assert all(not copies.kv and len(copies.sharded) == 3 and len(copies.replicated) == 1 for copies in qkv_world(None))
+    assert all(len(copies.kv) == 2 and len(copies.sharded) == 1 for copies in qkv_world(2))
+
+
+def test_copies_that_differ_are_tried_again_and_a_lost_schedule_is_not() -> None:
+    classes = [classify_exception(error) for error in (ReplicaError("drifted"), ScheduleError("rate 0"))]
+    assert classes == [FailureClass.UNKNOWN, FailureClass.USER]
+    assert [kind.meaning.is_permanent for kind in classes] == [False, True]
 
 
 def test_a_rate_that_is_not_the_schedules_is_refused() -> None:
