@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from steps.job.agent.neuron_versions import parse, refuses_older_runtimes
 from steps.preflight.finding import Finding, error, ok, warning
 from steps.preflight.quantity import Amounts, amounts, asked_by, lacking, show
 from steps.preflight.question import Answer, Question, condition, unread
@@ -16,6 +18,8 @@ NODES = Question("/api/v1/nodes", "list", "nodes", query=(("limit", "2000"),))
 RUNNING = (("fieldSelector", "status.phase!=Succeeded,status.phase!=Failed"), ("limit", "3000"))
 PODS = Question("/api/v1/pods", "list", "pods", query=RUNNING)
 LONGEST_LIST = 4
+DRIVER_LABEL = re.compile(r"neuron.*driver")
+"""Of a label whose value is the driver's version: nobody sets one by default, the install guide shows how."""
 OVERRIDE = "`cluster.preflight: false` starts all the same, where nodes are added on demand"
 
 
@@ -51,6 +55,24 @@ def judge_steps(nodes: Answer, spec: Mapping[str, Any]) -> list[Finding]:
     listed = "; ".join(f"{number} × {what}" for what, number in reasons.most_common(LONGEST_LIST)) or "there is no node"
     fix = "lower cluster.steps.cpu or memory_gib, or correct cluster.steps.node_selector"
     return [warning("steps", f"no node can take the flow's own steps ({_words(asked_by(spec))}): {listed}", fix)]
+
+
+def judge_drivers(nodes: Answer, pod: Mapping[str, Any]) -> list[Finding]:
+    """Does a node's label tell of a driver that refuses the neuron image's runtime? Silent where no label tells."""
+    told = {
+        node["metadata"]["name"]: value
+        for node in (nodes.items if nodes.is_ok else ())
+        for key, value in _labels(node).items()
+        if DRIVER_LABEL.search(key) and refuses_older_runtimes(parse(value)) and not _selector(node, pod)
+    }
+    if not told:
+        return []
+    listed = ", ".join(f"{name}: {value}" for name, value in list(told.items())[:LONGEST_LIST])
+    what = (
+        f"{len(told)} nodes have a Neuron driver of 2.29 or later ({listed}), which refuses runtimes before 2.33: the image "
+        "of containers/neuron.Dockerfile (SDK 2.26) cannot start there"
+    )
+    return [warning("drivers", what, "hold the nodes' image at driver 2.28: docs/install-on-hyperpod.md, section 3")]
 
 
 def _words(given: Amounts) -> str:

@@ -86,6 +86,7 @@ def judge(target: Target, made: Mapping[str, Any], known: Mapping[str, Answer]) 
     found += operator.judge(known["group"], known["crd"], known["deployments"])
     found += nodes.judge(known["nodes"], known["pods"], worker, wanted=cluster.nodes, least=cluster.node_choices[-1])
     found += nodes.judge_steps(known["nodes"], _step_pod(target)) if cluster.steps.enabled else []
+    found += nodes.judge_drivers(known["nodes"], worker) if target.settings.launcher.backend == "neuron" else []
     found += storage.judge_claims(cluster, _those(known, "claim "))
     found += storage.judge_named(cluster, named, account=me)
     found += queue.judge(cluster, known, total, worker)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from steps.preflight.nodes import judge_drivers
 from steps.preflight.question import Answer
+from steps.pytorchjob.pod_template import INSTANCE_TYPE
 from tests.preflight import preflight_answers as good
 from tests.preflight.preflight_answers import FORBIDDEN, HEALTH, SILENT, TWO, Case, expect, items, judge, node, not_ok
 
@@ -114,3 +117,35 @@ STEPS: dict[str, Case] = {
 @pytest.mark.parametrize("case", STEPS.values(), ids=STEPS)
 def test_pods_of_the_flows_own_steps(case: Case) -> None:
     expect(case, "steps")
+
+
+@pytest.mark.parametrize(
+    ("labels", "instance_type", "is_warned"),
+    [
+        ({"hyperpod-lora/neuron-driver": "2.31.7.0"}, "trn1.32xlarge", True),
+        ({"hyperpod-lora/neuron-driver": "2.28.0"}, "trn1.32xlarge", False),
+        ({"hyperpod-lora/neuron-driver": "new"}, "trn1.32xlarge", False),
+        ({}, "trn1.32xlarge", False),
+        ({"hyperpod-lora/neuron-driver": "2.31.7.0"}, "trn2.48xlarge", False),
+    ],
+    ids=["new", "old", "no version", "no label", "not a node of ours"],
+)
+def test_a_driver_that_refuses_the_image_is_warned_of(
+    labels: dict[str, str], instance_type: str, is_warned: bool
+) -> None:
+    worker = {"nodeSelector": {INSTANCE_TYPE: f"ml.{instance_type}"}}
+    found = judge_drivers(items(node("node-1", labels=labels)), worker)
+    assert [item.severity for item in found] == ["warning"] * is_warned
+    if found:
+        assert "node-1: 2.31.7.0" in found[0].message
+    assert judge_drivers(FORBIDDEN, worker) == []
+
+
+def test_only_the_neuron_backend_asks_for_drivers() -> None:
+    spoiled = second(labels={"hyperpod-lora/neuron-driver": "2.31.7.0"})
+    checks = [item.check for item in judge(good.target(), spoiled)]
+    aim = good.target()
+    launcher = aim.settings.launcher.model_copy(update={"backend": "neuron"})
+    on_neuron = replace(aim, settings=aim.settings.model_copy(update={"launcher": launcher}))
+    assert "drivers" not in checks
+    assert "drivers" in [item.check for item in judge(on_neuron, spoiled)]

@@ -27,6 +27,7 @@ from steps.job.agent import processes
 from steps.job.agent.agent import PEER, Agent, read_or_empty
 from steps.job.agent.endings import first_failure
 from steps.job.agent.log_forwarder import LogForwarder
+from steps.job.agent.neuron_versions import Versions, has_device, require_pair
 from steps.protocol.events import PREFIX
 from steps.protocol.failure_class import FailureClass
 from steps.protocol.failure_record import FailureRecord, read_records, record_of
@@ -89,12 +90,15 @@ def run(given: argparse.Namespace, node: Node, termination: Path) -> int:
 
     Raises:
         StorageError: the shared directory cannot be used.
+        ConfigError: the image's Neuron runtime cannot work with this node's driver.
     """
     signal.signal(signal.SIGTERM, _leave)  # PID 1 would ignore it until the agent takes it over
     shared = TrainDir(given.directory).attempt(given.attempt)
     folder = claim_folder(shared, node.rank)
     if given.recovery == "client" and folder.name != f"{node.rank:03d}":
         return _end(FailureClass.PREEMPTED.exit_code, recreated(node, shared), termination)
+    if has_device():
+        require_pair(node.name, Versions.read())
     if not wait_for_name(node, limit_s=given.name_wait_s):
         return _end(FailureClass.NETWORK.exit_code, unresolved(node, given.name_wait_s), termination)
     os.environ.update(processes_environment(given, shared))
