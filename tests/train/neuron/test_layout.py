@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -9,7 +10,13 @@ import pytest
 from steps.errors import ConfigError
 from steps.settings.instances import INSTANCES
 from steps.train.neuron.planning.layout import Asked, Layout, choose_layout, has_fused_qkv, weight_bytes, why_not_split
-from steps.train.neuron.planning.refusals import attention_of, check_sequence_parallel, check_training, linear_targets
+from steps.train.neuron.planning.refusals import (
+    attention_of,
+    check_sequence_parallel,
+    check_training,
+    linear_targets,
+    sharing_note,
+)
 from steps.train.spec import TrainSpec
 
 TRN1 = INSTANCES["trn1.32xlarge"]
@@ -219,6 +226,28 @@ def test_stages_are_taken(model_type: str) -> None:
 @pytest.mark.parametrize("targets", [["all-linear"], ["q_proj", "k_proj", "v_proj"], ["o_proj", "embed_tokens"]])
 def test_what_is_taken(tp: int, targets: list[str]) -> None:
     check_training(make_spec(tensor_parallel=tp, lora={"targets": targets, "method": "rslora"}), LLAMA_8B, world=32)
+
+
+@pytest.mark.parametrize(
+    ("tp", "targets", "words"),
+    [
+        (
+            8,
+            ["all-linear"],
+            "gate_proj/up_proj: one lora_A .*--lora-targets q_proj,k_proj,v_proj,o_proj,down_proj trains alike",
+        ),
+        (
+            32,
+            ["all-linear"],
+            "q_proj/k_proj/v_proj and gate_proj/up_proj: one .*--lora-targets o_proj,down_proj trains alike",
+        ),
+        (8, ["gate_proj", "up_proj"], "torch backend's$"),
+        (8, ["q_proj", "k_proj", "v_proj", "o_proj", "down_proj"], "^$"),
+    ],
+)
+def test_what_shares_one_lora_a_is_told(tp: int, targets: list[str], words: str) -> None:
+    note = sharing_note(make_spec(tensor_parallel=tp, lora={"targets": targets}), LLAMA_8B)
+    assert re.search(words, note)
 
 
 def test_all_linear_is_spelled_out() -> None:

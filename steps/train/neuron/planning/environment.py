@@ -17,8 +17,8 @@ def neuron_environment(*, nodes: int, longest_step_s: int = 600, compile_cache: 
         "NEURON_COMPILE_CACHE_URL": compile_cache,
         # A failed compilation is cached as well, and would fail every later attempt at once.
         "NEURON_CC_FLAGS": "--model-type=transformer --retry_failed_compilation",
-        "NEURON_FUSE_SOFTMAX": "1",
-        # Runs of the device ahead of the host; 0 by default.
+        "NEURON_FUSE_SOFTMAX": "1",  # of the XLA stack alone, as NEURON_COMPILE_CACHE_URL is
+        # Runs of the device ahead of the host; 0 by default. Runtimes from 2.34 (SDK 2.32) have it no more, and warn.
         "NEURON_RT_ASYNC_EXEC_MAX_INFLIGHT_REQUESTS": "3",
         # glibc's arenas let the host run out of memory at checkpoints.
         "MALLOC_ARENA_MAX": "64",

@@ -15,18 +15,21 @@ from steps.settings.plan import Plan
 from steps.train.neuron.cache import is_remote
 from steps.train.neuron.planning.environment import LOCAL_CACHE, neuron_environment
 from steps.train.neuron.planning.layout import Asked, Layout, choose_layout
-from steps.train.neuron.planning.refusals import attention_of, check_training
+from steps.train.neuron.planning.refusals import attention_of, check_training, sharing_note
 
 
 def lay_out(plan: Plan, config: Mapping[str, Any]) -> Plan:
-    """The plan with its processes and tensor parallelism, each with its reason.
+    """The plan with its processes and tensor parallelism, each with its reason, and what its adapter shares here.
 
     Raises:
         ConfigError: with everything that the neuron backend cannot do, or that does not fit the instance.
     """
     laid_out = plan if _is_left_alone(plan) else _with_layout(plan, _layout(plan, config))
     check_training(laid_out, config, world=laid_out.world)
-    return laid_out
+    note = sharing_note(laid_out, config)
+    if not note or note in laid_out.layout:
+        return laid_out
+    return laid_out.model_copy(update={"layout": (*laid_out.layout, note)})
 
 
 def _is_left_alone(plan: Plan) -> bool:

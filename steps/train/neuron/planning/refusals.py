@@ -23,6 +23,8 @@ BROKEN = {
 }
 """Models that the library has and gets wrong, each with the reason."""
 TARGETS = (*LLAMA_LINEAR, "embed_tokens")
+GATE_UP = ("gate_proj", "up_proj")
+QKV = ("q_proj", "k_proj", "v_proj")
 FLASH_LENGTH = 2048
 """The flash-attention kernel takes multiples of this sequence length."""
 
@@ -43,6 +45,21 @@ class LaidOut(Protocol):
 def linear_targets(spec: LaidOut) -> tuple[str, ...]:
     """The LoRA targets by name; `all-linear` is not understood by the library."""
     return LLAMA_LINEAR if spec.training.lora.targets == (ALL_LINEAR,) else spec.training.lora.targets
+
+
+def sharing_note(spec: LaidOut, config: Mapping[str, Any]) -> str:
+    """Which targets share one lora_A here and have one each in PEFT, so that losses differ from torch's, in words; "" if none."""
+    targets = linear_targets(spec)
+    fused = [*(QKV if has_fused_qkv(config, spec.tensor_parallel) else ()), *GATE_UP]
+    shared = [name for name in fused if name in targets]
+    if not shared:
+        return ""
+    alike = ",".join(name for name in targets if name not in shared)
+    where = f" (--lora-targets {alike} trains alike on both)" if alike else ""
+    groups = " and ".join(
+        "/".join(name for name in group if name in shared) for group in (QKV, GATE_UP) if set(group) & set(shared)
+    )
+    return f"{groups}: one lora_A for each group, fewer weights and other losses than the torch backend's{where}"
 
 
 def attention_of(*, packed: bool, sequence_length: int) -> str:
@@ -96,10 +113,10 @@ def _target_problems(spec: LaidOut, config: Mapping[str, Any]) -> list[Problem]:
     messages = []
     if unknown := sorted(targets - set(TARGETS)):
         messages.append(f"{', '.join(unknown)} cannot be trained on the neuron backend; it takes {', '.join(TARGETS)}")
-    messages += _parts_of(("gate_proj", "up_proj"), targets, why="the MLP is fused into one layer")
+    messages += _parts_of(GATE_UP, targets, why="the MLP is fused into one layer")
     if has_fused_qkv(config, spec.tensor_parallel):
         why = f"tensor parallel {spec.tensor_parallel} replicates the KV heads and fuses the three into one layer"
-        messages += _parts_of(("q_proj", "k_proj", "v_proj"), targets, why=why)
+        messages += _parts_of(QKV, targets, why=why)
     if "embed_tokens" in targets and config.get("tie_word_embeddings"):
         messages.append("embed_tokens is tied to lm_head in this model, and merging would change both; leave it out")
     return [Problem("--lora-targets", message) for message in messages]
