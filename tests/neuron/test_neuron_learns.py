@@ -116,3 +116,16 @@ def test_a_schedule_cut_off_from_the_optimizer_ends_the_attempt(
     (failure,) = training.failures()
     assert failure.exception == "ScheduleError"
     assert "at step 2 the optimizer would use learning rates [0.0, 0.0], the schedule says [0.005" in failure.message
+
+
+@pytest.mark.parametrize("tensor_parallel", [1, 2])
+def test_a_loss_that_is_no_sum_ends_the_attempt_before_anything_is_trained(
+    tensor_parallel: int, new_training: Callable[..., Training], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NEURON_TEST_UNDO", "reduction")
+    training = new_training(tensor_parallel=tensor_parallel)
+    assert training.start(1, processes=tensor_parallel).wait(timeout=PATIENCE_S) != 0
+    failure = training.failures()[0]
+    assert (failure.exception, failure.failure_class, failure.step) == ("ModelError", "config", 0)
+    assert "its own logits give 5." in failure.message  # ln 260 = 5.56
+    assert training.values("loss") == {}
