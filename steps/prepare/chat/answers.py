@@ -55,7 +55,7 @@ def prompt(template: ChatTemplate, conversation: Conversation) -> str:
         Refused: the template raised an error.
     """
     if conversation.text:
-        return template.begin + _first_half(conversation.text)
+        return template.begin + _first_half(conversation.text.removeprefix(template.begin))
     first: Refused | None = None
     for variant in template.variants(conversation):
         try:
@@ -85,7 +85,8 @@ def _first_half(text: str) -> str:
 
 
 def _bare(template: ChatTemplate, text: str) -> Rendered:
-    whole = template.begin + text + template.tokens.get("eos_token", "")
+    text = text.removeprefix(template.begin)
+    whole = template.begin + text + ("" if text.endswith(template.ends) else template.tokens.get("eos_token", ""))
     return Rendered(whole, ((len(template.begin), len(whole)),))
 
 
@@ -186,15 +187,15 @@ def _ended(template: ChatTemplate, rendered: Rendered) -> Rendered:
 
 def _checked(template: ChatTemplate, conversation: Conversation, text: str, spans: Spans) -> Rendered:
     """Refuses what lacks an answer, a call or a tool's result; names what else is not in the text."""
-    answer = conversation.answer
     for index, span in zip(conversation.learned, spans, strict=False):
         _check_answer(conversation.messages[index], text[slice(*span)])
     left_out = [] if _is_in(text, _system_of(conversation)) else ["the system turn"]
     if conversation.tools or any(len(message) > 2 or message["role"] == "tool" for message in conversation.messages):
         left_out += _lacks(conversation, text)
-    thoughts = reasoning_of(answer) or _inline_thoughts(answer["content"] or "")
-    if thoughts and not _is_in(text, str(thoughts)):
-        left_out.append("the reasoning")
+    lacking = [index for index in conversation.learned if not _is_in(text, _thoughts(conversation.messages[index]))]
+    if lacking:
+        last = lacking[-1] == conversation.learned[-1]
+        left_out.append("the reasoning" if last else "the reasoning of earlier answers")
     return Rendered(text, spans, tuple(f"the chat template leaves out {part}" for part in left_out))
 
 
@@ -212,9 +213,10 @@ def _system_of(conversation: Conversation) -> str:
     return str(first["content"]) if first["role"] == "system" else ""
 
 
-def _inline_thoughts(content: str) -> str:
-    before, mark, _ = content.partition("</think>")
-    return before.rpartition("<think>")[2] if mark else ""
+def _thoughts(message: Message) -> str:
+    """Those beside the content, or those within it."""
+    before, mark, _ = (message["content"] or "").partition("</think>")
+    return reasoning_of(message) or (before.rpartition("<think>")[2] if mark else "")
 
 
 def _lacks(conversation: Conversation, text: str) -> list[str]:

@@ -86,8 +86,12 @@ def _asked_and_answered(parts: Mapping[str, Any]) -> list[Any] | Skip:
     if isinstance(earlier, Skip):
         return earlier
     question = asked if _is_messages(asked) else _question(asked, parts.get("input"))
-    answer = answered if _is_messages(answered) else [{"role": "assistant", "content": answered}]
-    return question if isinstance(question, Skip) else [*earlier, *question, *answer]
+    said = answered if _is_messages(answered) else to_text(answered)
+    if isinstance(question, Skip):
+        return question
+    if isinstance(said, Skip):
+        return said
+    return [*earlier, *question, *([{"role": "assistant", "content": said}] if isinstance(said, str) else said)]
 
 
 def _question(asked: Any, more: Any) -> list[Any] | Skip:
@@ -148,7 +152,10 @@ def _fault(messages: Sequence[Message], learned: Sequence[int]) -> Skip | None:
     if not messages:
         return Skip("no answer")
     for message in messages:
-        if message["content"].strip() or message.get("tool_calls"):
+        content = message["content"].lstrip()
+        if message["role"] == "assistant" and content.startswith("<think>") and "</think>" not in content:
+            return Skip("an answer that breaks off within its <think>")
+        if content.rpartition("</think>")[2].strip() or message.get("tool_calls"):
             continue
         if message["role"] in ("user", "assistant"):
             return Skip("no answer" if message["role"] == "assistant" else "no question")

@@ -25,16 +25,25 @@ ROLES = {
     "model": "assistant",
     "bot": "assistant",
     "chatgpt": "assistant",
+    "ai": "assistant",
     "function_call": "assistant",
+    "tool_call": "assistant",
     "tool": "tool",
     "function": "tool",
     "observation": "tool",
     "ipython": "tool",
+    "tool_response": "tool",
+    "tool_result": "tool",
 }
+CALLING = ("function_call", "tool_call")
+"""Roles of turns that are a call and nothing else."""
 USUAL_ROLES = ("user", "assistant", "system")
-WEIGHTS = ("weight", "loss_weight", "train", "training", "loss")
+WEIGHTS = ("weight", "loss_weight", "loss_mask", "train", "training", "trainable", "loss", "learn", "train_on_turn")
 """What data sets call the switch that says whether a message is learned."""
-HANDLED = frozenset({"role", "from", "content", "value", "tool_calls", "function_call", *WEIGHTS})
+MASKS = ("masked", "is_masked")
+"""What they call the opposite."""
+HANDLED = frozenset({"role", "from", "content", "value", "tool_calls", "function_call", "mask", *WEIGHTS, *MASKS})
+TEXT_TYPES = frozenset({"text", "value", "input_text", "output_text"})
 TEXT_KEYS = ("text", "value", "content")
 """Where a part of a content keeps its words."""
 PLAIN = {"role", "content"}
@@ -58,17 +67,17 @@ def to_message(raw: object) -> Message | Skip:
     role = ROLES.get(str(given).lower())
     if role is None:
         return Skip(f"a message has the role {str(given)[:40]!r}; known are {', '.join(ROLES)}")
-    content = to_text(raw.get("content") if raw.get("content") is not None else raw.get("value"))
+    content = to_text(_parts(raw.get("content") if raw.get("content") is not None else raw.get("value")))
     if isinstance(content, Skip):
         return content
-    calls = _calls(raw, content if str(given).lower() == "function_call" else "")
+    calls = _calls(raw, content if str(given).lower() in CALLING else "")
     if isinstance(calls, Skip):
         return calls
     more = {str(key): value for key, value in raw.items() if key not in HANDLED and not is_missing(value)}
     message: Message = {"role": role, "content": content, **more}
     if calls:
         message["tool_calls"] = calls
-        if str(given).lower() == "function_call":
+        if str(given).lower() in CALLING:
             message["content"] = ""
     return message if _is_unicode(more) and _is_unicode(calls) else Skip(SURROGATE)
 
@@ -77,10 +86,12 @@ SURROGATE = "a text holds half a surrogate pair, which is no valid Unicode"
 
 
 def weight_of(raw: object) -> bool | Skip:
-    """Whether an answer is learned: it is unless its weight is 0, or its `train` false."""
+    """Whether an answer is learned: it is unless its weight is 0, its `train` false, or its `masked` true."""
     if not isinstance(raw, Mapping) or raw.keys() == PLAIN:
         return True
-    for name in WEIGHTS:
+    if not is_missing(raw.get("mask")):
+        return Skip("a message has a mask, which some read as learned and some as not: call it weight, 1 or 0")
+    for name in (*WEIGHTS, *MASKS):
         value: Any = raw.get(name)
         if is_missing(value):
             continue
@@ -90,7 +101,7 @@ def weight_of(raw: object) -> bool | Skip:
             return Skip(f"a message's {name} is neither a number nor true or false")
         if number not in (0, 1):
             return Skip(f"a message's {name} is neither 0 nor 1")
-        return bool(number)
+        return bool(number) != (name in MASKS)
     return True
 
 
@@ -110,14 +121,35 @@ def to_text(value: Any) -> str | Skip:
             return value.decode()
         except UnicodeDecodeError:
             return Skip("a column holds bytes that are no UTF-8 text")
-    if isinstance(value, list) and value and all(isinstance(part, Mapping) and "type" in part for part in value):
-        kinds = {str(part["type"]) for part in value} - {"text"}
-        if kinds:
-            return Skip(f"a content has parts that are not text ({', '.join(sorted(kinds))[:60]})")
-        value = "".join(str(next((part[key] for key in TEXT_KEYS if part.get(key)), "")) for part in value)
-        return to_text(value)
+    if isinstance(value, list) and _are_parts(value):
+        return _joined([{"type": "text", "text": part} if isinstance(part, str) else part for part in value])
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if _is_unicode(text) else Skip(SURROGATE)
+
+
+def _parts(value: Any) -> Any:
+    """A message's content; text parts that are alone, or do not say their type, as the usual parts; an empty list is nothing."""
+    if isinstance(value, Mapping) and str(value.get("type")) in TEXT_TYPES:
+        return [value]
+    if not isinstance(value, list):
+        return value
+    is_bare = all(isinstance(part, Mapping) and len(part) == 1 and part.keys() <= set(TEXT_KEYS) for part in value)
+    return [{"type": "text", **part} for part in value] or None if is_bare else value
+
+
+def _are_parts(value: list[Any]) -> bool:
+    """Whether these are parts of a content, which may have strings among them: a list of strings alone is a list."""
+    kinds = {"string" if isinstance(part, str) else isinstance(part, Mapping) and "type" in part for part in value}
+    return True in kinds and False not in kinds
+
+
+def _joined(parts: list[Mapping[str, Any]]) -> str | Skip:
+    kinds = {str(part["type"]) for part in parts} - TEXT_TYPES
+    if kinds:
+        return Skip(f"a content has parts that are not text ({', '.join(sorted(kinds))[:60]})")
+    found = [next((part[key] for key in TEXT_KEYS if not is_missing(part.get(key))), "") for part in parts]
+    texts = [to_text(text.get("value") if isinstance(text, Mapping) and "value" in text else text) for text in found]
+    return next((text for text in texts if isinstance(text, Skip)), "".join(map(str, texts)))
 
 
 def _is_unicode(value: Any) -> bool:
@@ -142,7 +174,15 @@ def _calls(raw: Mapping[str, Any], spoken: str) -> list[dict[str, Any]] | Skip:
     listed = given if isinstance(given, list) else [given] if given else []
     if not all(isinstance(call, Mapping) for call in listed):
         return Skip("a tool call is not an object with name and arguments")
-    return [_call(call) for call in listed]
+    calls = [_call(call) for call in listed]
+    if any(_is_broken(call["function"]["arguments"]) for call in calls):
+        return Skip("the arguments of a tool call are not valid JSON")
+    return calls
+
+
+def _is_broken(arguments: Any) -> bool:
+    """Text that begins as JSON and is none."""
+    return isinstance(arguments, str) and arguments.lstrip().startswith(("{", "["))
 
 
 def _call(call: Mapping[str, Any]) -> dict[str, Any]:
@@ -150,6 +190,8 @@ def _call(call: Mapping[str, Any]) -> dict[str, Any]:
     wrapped = call if isinstance(call.get("function"), Mapping) else {"function": call}
     function = {key: value for key, value in wrapped["function"].items() if not is_missing(value)}
     arguments = parsed(function.get("arguments", function.pop("parameters", {})))
+    if isinstance(arguments, str) and not arguments.strip():
+        arguments = {}
     more = {key: value for key, value in wrapped.items() if key != "function" and not is_missing(value)}
     return {"type": "function", **more, "function": {**function, "arguments": arguments}}
 

@@ -17,7 +17,7 @@ from typing import Any
 from steps.errors import ModelError
 from steps.prepare.chat.conversations import Conversation, of_turns
 from steps.prepare.chat.edges import Edges
-from steps.prepare.chat.messages import Message
+from steps.prepare.chat.messages import Message, to_text
 
 FALLBACK = (
     "{% for message in messages %}{% if message['role'] == 'system' %}{{ message['content'] + '\n\n' }}"
@@ -35,7 +35,7 @@ TODAY = datetime.datetime(2024, 7, 26)
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 TEMPLATE_FAULTS = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 """What a template that was not made for a conversation ends in, beside Jinja's own errors."""
-REASONING = ("reasoning_content", "thinking", "reasoning")
+REASONING = ("reasoning_content", "thinking", "reasoning", "thought", "think")
 """What data sets and templates call the thoughts before an answer."""
 
 LONGEST_TOKEN = 64
@@ -142,7 +142,8 @@ class ChatTemplate:
         renamed = []
         for message in conversation.messages:
             thoughts = reasoning_of(message)
-            renamed.append(message if thoughts is None else {**message, **dict.fromkeys(self._reasoning, thoughts)})
+            bare = {key: value for key, value in message.items() if key not in REASONING}
+            renamed.append({**message, **dict.fromkeys(self._reasoning, thoughts)} if thoughts else bare)
         return replace(conversation, messages=tuple(renamed))
 
     def _text(self, messages: Sequence[Message], generate: bool) -> str:
@@ -173,9 +174,10 @@ class ChatTemplate:
             raise Refused(str(error)[:120] or type(error).__name__) from error
 
 
-def reasoning_of(message: Message) -> Any:
-    """The thoughts that a message gives apart from its content."""
-    return next((message[name] for name in REASONING if message.get(name)), None)
+def reasoning_of(message: Message) -> str:
+    """The thoughts that a message gives apart from its content; empty where there are none."""
+    texts = (to_text(message[name]) for name in REASONING if message.get(name))
+    return next((text for text in texts if isinstance(text, str) and text.strip()), "")
 
 
 def _recalled(message: Message, *, null: bool, text: bool) -> Message:

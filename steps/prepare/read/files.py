@@ -1,6 +1,7 @@
 """Rows of a data file, each format as a stream, so memory does not grow with it; text may be compressed (.gz, .zst).
 
-Called by `sources`. Errors name the file and the line. Text is UTF-8, or UTF-16 where a byte order mark says so; any line ending.
+Called by `sources`. Errors name the file and the line. Any line ending. Text is UTF-8; or UTF-16, where a byte order mark or
+the first letters say so.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ BATCH_ROWS = 512
 """Rows of Parquet in memory at a time."""
 COMPRESSED = (".gz", ".zst")
 UTF8_MARK = b"\xef\xbb\xbf"
-UTF16_MARKS = {b"\xff\xfe": "utf-16-le", b"\xfe\xff": "utf-16-be"}
+UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
 Side = Literal["", "train", "validation"]
 """What a source itself says about a row; empty: nothing."""
@@ -125,8 +126,8 @@ def read_lines(path: Path) -> Iterator[tuple[int, int, str]]:
         DataError: not UTF-8 and not UTF-16 with a byte order mark, or NUL bytes; with line and column.
     """
     with open_bytes(path) as file:
-        mark = first_bytes(file, 2)
-        lines = _utf16_lines(path, file, UTF16_MARKS[mark]) if mark in UTF16_MARKS else _utf8_lines(path, file)
+        encoding = utf16_of(first_bytes(file, 4))
+        lines = _utf16_lines(path, file, encoding) if encoding else _utf8_lines(path, file)
         for number, done, text in lines:
             if "\0" in text:
                 column = text.index("\0") + 1
@@ -140,6 +141,14 @@ def first_bytes(file: BinaryIO, count: int) -> bytes:
     """The next bytes, which stay to be read."""
     peeked: bytes = file.peek(count)[:count]  # type: ignore[attr-defined]  # all that open_bytes gives have it
     return peeked
+
+
+def utf16_of(start: bytes) -> str:
+    """The encoding of a text that begins so, if it is UTF-16: by its byte order mark, or by the zeros of its first letters."""
+    if start[:2] in UTF16_MARKS:
+        return "utf-16"
+    zeros = "".join("0" if byte == 0 else "x" for byte in start)
+    return {"x0x0": "utf-16-le", "0x0x": "utf-16-be"}.get(zeros, "")
 
 
 def _utf8_lines(path: Path, file: BinaryIO) -> Iterator[tuple[int, int, str]]:
@@ -156,7 +165,7 @@ def _utf8_lines(path: Path, file: BinaryIO) -> Iterator[tuple[int, int, str]]:
 
 
 def _utf16_lines(path: Path, file: BinaryIO, encoding: str) -> Iterator[tuple[int, int, str]]:
-    text = io.TextIOWrapper(file, encoding="utf-16", newline="")
+    text = io.TextIOWrapper(file, encoding=encoding, newline="")
     done = 2
     try:
         for number, line in enumerate(text, start=1):

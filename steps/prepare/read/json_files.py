@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from steps.errors import DataError
-from steps.prepare.read.files import UTF8_MARK, UTF16_MARKS, Row, first_bytes, open_bytes, read_lines
+from steps.prepare.chat.forms import find_layout
+from steps.prepare.read.files import UTF8_MARK, Row, first_bytes, open_bytes, read_lines, utf16_of
 
 PEEKED_BYTES = 64 * 1024
 """Enough to tell an array from lines of objects."""
@@ -44,7 +45,7 @@ def _read(path: Path, peeked: bytes) -> Iterator[Row]:
         return
     rows = _stream(path, "") if _is_spread(peeked) else _read_lines(path)
     first = list(islice(rows, 2))
-    if len(first) == 1 and any(isinstance(value, list | dict) for value in first[0].values.values()):
+    if len(first) == 1 and is_lone_object(first[0].values):
         raise DataError(
             f"{path}: holds one JSON object with the keys {', '.join(sorted(first[0].values)[:20])}, expected an array of "
             "objects; take the array out of it: jq .KEY"
@@ -52,12 +53,48 @@ def _read(path: Path, peeked: bytes) -> Iterator[Row]:
     yield from chain(first, rows)
 
 
+CONVERSATIONS = ("messages", "conversations")
+"""Keys of an object that is a row, though it holds a list."""
+
+
+def is_lone_object(values: dict[str, Any]) -> bool:
+    """Whether the one object of a file is something else than a row: what holds the rows, columns, or a description."""
+    is_row = any(isinstance(values.get(key), list) for key in CONVERSATIONS)
+    return not is_row and any(isinstance(value, list | dict) for value in values.values())
+
+
+ABOUT = frozenset({"config", "info", "meta", "metadata", "stats", "summary"})
+"""Names of files beside the data, where their one object is flat as a row is."""
+LARGEST_DESCRIPTION = 2**20
+
+
+def is_description(path: Path) -> bool:
+    """Whether a .json file holds one object about the data set: neither a row nor rows in a wrapper."""
+    if path.suffix.lower() != ".json" or path.stat().st_size > LARGEST_DESCRIPTION:
+        return False
+    try:
+        values = json.loads(path.read_bytes())
+        if not isinstance(values, dict) or any(_has_rows(value) for value in values.values()):
+            return False
+        find_layout(values)
+    except DataError:
+        return is_lone_object(values) or path.stem.lower() in ABOUT
+    except (ValueError, RecursionError):
+        return False
+    return False
+
+
+def _has_rows(value: Any) -> bool:
+    return isinstance(value, list) and any(isinstance(item, dict) for item in value)
+
+
 def _peek(path: Path) -> bytes:
     """The first bytes as UTF-8, without what stands before the text."""
     with open_bytes(path) as file:
         peeked = file.read(PEEKED_BYTES)
-    if peeked[:2] in UTF16_MARKS:
-        peeked = peeked.decode("utf-16", errors="ignore").encode(errors="ignore")
+    encoding = utf16_of(peeked[:4])
+    if encoding:
+        peeked = peeked.decode(encoding, errors="ignore").encode(errors="ignore")
     return peeked.removeprefix(UTF8_MARK).lstrip()
 
 
@@ -120,12 +157,11 @@ def _as_utf8(file: BinaryIO) -> Any:
     """For ijson, which knows no byte order marks."""
     import codecs
 
-    mark = first_bytes(file, 3)
-    if mark == UTF8_MARK:
+    start = first_bytes(file, 4)
+    if start[:3] == UTF8_MARK:
         file.read(3)
-    if mark[:2] in UTF16_MARKS:
-        return codecs.EncodedFile(file, "utf-8", "utf-16")
-    return file
+    encoding = utf16_of(start)
+    return codecs.EncodedFile(file, "utf-8", encoding) if encoding else file
 
 
 def _read_whole(path: Path, prefix: str, refused: Exception) -> list[Any]:

@@ -18,6 +18,7 @@ from steps import s3
 from steps.errors import DataError
 from steps.prepare.read import orders
 from steps.prepare.read.files import Row, Side, file_size, is_readable, read_rows, suffixes
+from steps.prepare.read.json_files import is_description
 from steps.prepare.read.splits import side_of
 from steps.protocol.records import digest_file, digest_of
 from steps.settings.catalog import DatasetPreset
@@ -146,6 +147,7 @@ def _data_files(path: Path) -> tuple[list[Path], list[Path]]:
     shown = [file for file in inside if not any(part.startswith((".", "_")) for part in file.relative_to(path).parts)]
     data = [file for file in shown if file.name.lower() not in ABOUT_DATA and file.suffix.lower() not in (".md", ".py")]
     files = [file for file in data if is_readable(file)]
+    files = [file for file in files if not is_description(file)] or files
     if not files:
         raise DataError(f"{path} holds no data file ({suffixes()}); found {_listed(inside, path) or 'nothing'}")
     return files, [file for file in data if file not in files]

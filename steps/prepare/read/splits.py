@@ -21,6 +21,8 @@ WORDS: dict[str, Side] = {
     "testing": "validation",
     "eval": "validation",
     "evaluation": "validation",
+    "holdout": "validation",
+    "heldout": "validation",
 }
 _WORD = re.compile(r"[a-z]+")
 

@@ -22,6 +22,10 @@ LOOKED_LINES = 200
 LOOKED_RECORDS = 20
 QUOTES_HINT = "fields that hold the separator or a line break need quotes, and a quote inside quotes is written twice"
 
+RETURNS_HINT = (
+    "if each line ends with a carriage return alone, as older programs write them: tr '\\r' '\\n' < FILE > new.csv"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class _Dialect:
@@ -48,12 +52,13 @@ def read_table(path: Path) -> Iterator[Row]:
     position = [0, 0]
     reader = dialect.reader(_feed(path, skipped, position))
     try:
-        header = _header(path, skipped + 1, next(reader, []))
+        header = _header(path, skipped + 1, next((fields for fields in reader if any(map(str.strip, fields))), []))
         for fields in reader:
             if any(field.strip() for field in fields):
                 yield Row(_matched(path, position[0], header, fields), str(path), position[0], position[1])
     except csv.Error as error:
-        raise DataError(f"{path}:{position[0]}: not valid CSV ({error}); {QUOTES_HINT}") from error
+        hint = RETURNS_HINT if "new-line" in str(error) else QUOTES_HINT
+        raise DataError(f"{path}:{position[0]}: not valid CSV ({error}); {hint}") from error
 
 
 def _feed(path: Path, skipped: int, position: list[int]) -> Iterator[str]:
@@ -109,7 +114,7 @@ def _header(path: Path, line: int, header: list[str]) -> list[str]:
     """Names of the columns. One without a name, a data frame's index or what a spreadsheet left, is called after its place."""
     names = [name.strip() for name in header]
     if not any(names):
-        raise DataError(f"{path}:{line}: expected a header with the names of the columns, found an empty line")
+        raise DataError(f"{path}:{line}: expected a header with the names of the columns, found only empty lines")
     twice = sorted({name for name in names if name and names.count(name) > 1})
     if twice:
         raise DataError(f"{path}:{line}: column {twice[0]!r} stands twice in the header")
