@@ -1,4 +1,4 @@
-"""More of what people's data looks like: parts, switches, calls, thoughts, encodings, folders; decoded through the whole stage."""
+"""More of what people's data looks like: parts, switches, calls, thoughts, encodings, folders; decoded beside their labels."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ BROKEN = {
     "CSV with too few fields": ("a.csv", b"q,a\n1\n", ["a.csv:2", "expected 2 fields", "found 1"]),
     "CSV with an open quote": ("a.csv", b'q,a\n1,"2\n', ["a.csv:", "not valid CSV"]),
     "CSV with a column twice": ("a.csv", b"q,q\n1,2\n", ["a.csv:1", "'q' stands twice"]),
-    "CSV without a header": ("a.csv", b"\n,\n", ["a.csv:1", "header"]),
+    "CSV without a header": ("a.csv", b"\n\n", ["a.csv:1", "header"]),
     "CSV that is not UTF-8": ("a.csv", b"q,a\n1,\xff\n", ["a.csv:2", "not UTF-8"]),
     "Parquet that is none": ("a.parquet", b"PAR1 no", ["a.parquet", "not a readable Parquet file"]),
     "another suffix": ("a.xml", b"<a/>", ["a.xml", "expected one of .json, .jsonl", "found .xml"]),
