@@ -162,3 +162,16 @@ def test_a_file_called_holdout_is_held_out(make: Maker, tmp_path: Path) -> None:
     write_lines(folder / "holdout.jsonl", [{"question": "c", "answer": "x"}])
     assert sorted(texts(make(folder), validation=False)) == [turn(n, "xä") for n in "ab"]
     assert make(folder).notes == ["held out, never trained on: holdout.jsonl"]
+
+
+def test_an_optional_column_in_another_case_after_the_first_rows(make: Maker, tmp_path: Path) -> None:
+    rows = [{"Instruction": f"i{n}", "Output": "x"} for n in range(513)]
+    rows.append({"Instruction": "late", "Output": "x", "Input": "ctx", "System": "Arr."})
+    record = make(write_lines(tmp_path / "a.jsonl", rows))
+    assert sum("late\n\nctx" in text and "Arr." in text for text in texts(record)) == 1
+    assert record.notes == []
+
+
+def test_messages_that_call_their_content_text(make: Maker, tmp_path: Path) -> None:
+    rows = [{"messages": [{"role": U, "text": n}, {"role": A, "text": "x"}]} for n in "ab"]
+    assert sorted(texts(make(write_lines(tmp_path / "a.jsonl", rows)))) == [turn(n, "x") for n in "ab"]

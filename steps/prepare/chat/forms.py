@@ -7,7 +7,7 @@ does not fit. Optional parts stand in every layout, since a row may have what th
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from steps.errors import DataError
 from steps.settings.section import suggest
@@ -75,6 +75,18 @@ def find_layout(found: Iterable[str], *, shape: str = "auto", columns: Mapping[s
             actual = {part: there.get(column.lower(), column) for part, column in parts.items()}
             return Layout(name, actual, frozenset(actual[part] for part in wanted))
     raise DataError(_misfit(there, candidates, shape))
+
+
+def with_cases(layout: Layout, found: Iterable[str]) -> Layout:
+    """The layout for a row that writes a column in another case than the rows from which the layout was found."""
+    there = {name.strip().lower(): name for name in found}
+    columns = layout.columns
+    cased = {
+        part: there[column.lower()]
+        for part, column in columns.items()
+        if column.lower() in there and column not in there.values()
+    }
+    return replace(layout, columns=columns | cased) if cased else layout
 
 
 def _is_labelled(name: str, shape: str, there: Mapping[str, str]) -> bool:

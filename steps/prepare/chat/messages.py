@@ -42,7 +42,8 @@ WEIGHTS = ("weight", "loss_weight", "loss_mask", "train", "training", "trainable
 """What data sets call the switch that says whether a message is learned."""
 MASKS = ("masked", "is_masked")
 """What they call the opposite."""
-HANDLED = frozenset({"role", "from", "content", "value", "tool_calls", "function_call", "mask", *WEIGHTS, *MASKS})
+CONTENTS = ("content", "value", "text")
+HANDLED = frozenset({"role", "from", *CONTENTS, "tool_calls", "function_call", "mask", *WEIGHTS, *MASKS})
 TEXT_TYPES = frozenset({"text", "value", "input_text", "output_text"})
 TEXT_KEYS = ("text", "value", "content")
 """Where a part of a content keeps its words."""
@@ -67,7 +68,7 @@ def to_message(raw: object) -> Message | Skip:
     role = ROLES.get(str(given).lower())
     if role is None:
         return Skip(f"a message has the role {str(given)[:40]!r}; known are {', '.join(ROLES)}")
-    content = to_text(_parts(raw.get("content") if raw.get("content") is not None else raw.get("value")))
+    content = to_text(_parts(next((raw[key] for key in CONTENTS if raw.get(key) is not None), None)))
     if isinstance(content, Skip):
         return content
     calls = _calls(raw, content if str(given).lower() in CALLING else "")

@@ -17,7 +17,7 @@ from steps.errors import DataError
 from steps.prepare import split
 from steps.prepare.chat.answers import Rendered
 from steps.prepare.chat.conversations import Conversation, to_conversation
-from steps.prepare.chat.forms import Layout, find_layout
+from steps.prepare.chat.forms import Layout, find_layout, with_cases
 from steps.prepare.chat.messages import Skip
 from steps.prepare.chat.template import Refused
 from steps.prepare.read.files import Row
@@ -137,7 +137,10 @@ class SampleMaker:
         ignored: set[str] = set()
         for row in chunk.rows:
             layout = self._layout_of(row, chunk.layout)
-            ignored |= row.values.keys() - layout.columns.values()
+            unused = row.values.keys() - layout.columns.values()
+            if unused:
+                layout = with_cases(layout, row.values)
+                ignored |= unused - set(layout.columns.values())
             found = self._render(row, layout)
             (candidates if isinstance(found, _Candidate) else unusable).append(found)  # type: ignore[arg-type]
         encoded = self._tokenizer.encode([candidate.rendered for candidate in candidates])
