@@ -175,3 +175,25 @@ def test_an_optional_column_in_another_case_after_the_first_rows(make: Maker, tm
 def test_messages_that_call_their_content_text(make: Maker, tmp_path: Path) -> None:
     rows = [{"messages": [{"role": U, "text": n}, {"role": A, "text": "x"}]} for n in "ab"]
     assert sorted(texts(make(write_lines(tmp_path / "a.jsonl", rows)))) == [turn(n, "x") for n in "ab"]
+
+
+KINDS = {
+    "a workbook": (b"PK\x03\x04\0", "Excel workbook"),
+    "Parquet": (b"PAR1\x15", r"\.parquet"),
+    "gzip": (b"\x1f\x8b\x08\0", r"\.gz"),
+}
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "json"])
+@pytest.mark.parametrize(("content", "words"), KINDS.values(), ids=KINDS)
+def test_files_under_a_wrong_name_are_called_what_they_are(
+    make: Maker, tmp_path: Path, content: bytes, words: str, suffix: str
+) -> None:
+    (tmp_path / f"a.{suffix}").write_bytes(content)
+    with pytest.raises(DataError, match=f"expected text, found .*{words}"):
+        make(tmp_path / f"a.{suffix}")
+
+
+def test_a_message_without_a_role_is_named(make: Maker, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="a message has no role"):
+        make(write_lines(tmp_path / "a.jsonl", [{"messages": [{"content": "a"}, {"role": A, "content": "x"}]}]))

@@ -65,6 +65,8 @@ def to_message(raw: object) -> Message | Skip:
     if not isinstance(raw, Mapping):
         return Skip("a message is not an object with role and content")
     given = raw.get("role") or raw.get("from")
+    if not given:
+        return Skip("a message has no role")
     role = ROLES.get(str(given).lower())
     if role is None:
         return Skip(f"a message has the role {str(given)[:40]!r}; known are {', '.join(ROLES)}")

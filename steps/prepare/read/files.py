@@ -22,6 +22,13 @@ BATCH_ROWS = 512
 COMPRESSED = (".gz", ".zst")
 UTF8_MARK = b"\xef\xbb\xbf"
 UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+OTHER_KINDS = {
+    b"PK\x03\x04": "a zip file or an Excel workbook: unpack it, or save the sheet as CSV UTF-8",
+    b"PAR1": "Parquet: rename it to end with .parquet",
+    b"\x1f\x8b": "gzip: rename it to end with .gz",
+    b"\x28\xb5\x2f\xfd": "zstd: rename it to end with .zst",
+}
+"""First bytes of files that are no text, and what to do."""
 
 Side = Literal["", "train", "validation"]
 """What a source itself says about a row; empty: nothing."""
@@ -126,7 +133,10 @@ def read_lines(path: Path) -> Iterator[tuple[int, int, str]]:
         DataError: not UTF-8 and not UTF-16 with a byte order mark, or NUL bytes; with line and column.
     """
     with open_bytes(path) as file:
-        encoding = utf16_of(first_bytes(file, 4))
+        start = first_bytes(file, 4)
+        if told := next((what for mark, what in OTHER_KINDS.items() if start.startswith(mark)), None):
+            raise DataError(f"{path}: expected text, found {told}")
+        encoding = utf16_of(start)
         lines = _utf16_lines(path, file, encoding) if encoding else _utf8_lines(path, file)
         for number, done, text in lines:
             if "\0" in text:
