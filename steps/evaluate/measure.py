@@ -8,7 +8,7 @@ from __future__ import annotations
 import gc
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -200,3 +200,27 @@ def _answer(name: str, texts: Texts, sample: HeldOut, tokens: Sequence[int], is_
     score = score_answer(name, text, texts.without_special(sample.reference))
     is_cut = is_cut or after_thinking(text).is_thinking
     return Answer(text=text, score=score.value, exact=score.exact, valid=score.valid, cut=is_cut)
+
+
+def side_by_side(questions: Questions, before: Measured, after: Measured) -> Iterator[dict[str, Any]]:
+    """What samples.jsonl holds: each prompt, its reference, both answers and their scores."""
+    for sample, base, tuned in zip(questions.held_out, before.answers, after.answers, strict=True):
+        yield {
+            "prompt": _asked_last(sample),
+            "reference": sample.reference,
+            "base_answer": base.text,
+            "tuned_answer": tuned.text,
+            "base_score": base.score,
+            "tuned_score": tuned.score,
+            "base_exact": base.exact,
+            "tuned_exact": tuned.exact,
+            "base_cut": base.cut,
+            "tuned_cut": tuned.cut,
+            "messages": list(sample.messages),
+        }
+
+
+def _asked_last(sample: HeldOut) -> str:
+    """The turn before the answer, where it is text; else the whole prompt."""
+    asked = sample.messages[-2].get("content") if len(sample.messages) > 1 else None
+    return asked if isinstance(asked, str) else sample.prompt

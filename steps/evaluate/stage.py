@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,10 @@ from typing import Any
 from steps.errors import ConfigError, DataError, Problem, StorageError
 from steps.evaluate.gate import judge, tells
 from steps.evaluate.loss import perplexity
-from steps.evaluate.measure import Measured, Progress, load_tokenizer, measure
+from steps.evaluate.measure import Measured, Progress, load_tokenizer, measure, side_by_side
 from steps.evaluate.own_score import load_own, source_of
 from steps.evaluate.questions import Questions, read_questions, room_for_answers
 from steps.evaluate.scores import VALID_FORMS
-from steps.protocol.prepared import HeldOut
 from steps.protocol.records import (
     Adapter,
     BaseModel,
@@ -79,7 +77,7 @@ def evaluate(
     questions = replace(questions, held_out=questions.held_out[: len(after.answers)])
     parents = {"base": base.digest, "prepared": prepared.digest, "adapter": adapter.digest, "merged": merged.digest}
     with new_directory(folder) as beside:
-        samples = list(_samples(questions, before, after))
+        samples = list(side_by_side(questions, before, after))
         (beside / SAMPLES).write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in samples), "utf-8")
         report = _report(
             identity,
@@ -212,29 +210,6 @@ def _base_results(plan: Plan, base: BaseModel, questions: Questions, count: int,
         known = _measure(plan, Path(base.path), questions, count, known, "base", say)
         write_json(kept, known.to_dict())
     return known.first(count)
-
-
-def _samples(questions: Questions, before: Measured, after: Measured) -> Iterator[dict[str, Any]]:
-    for sample, base, tuned in zip(questions.held_out, before.answers, after.answers, strict=True):
-        yield {
-            "prompt": _asked_last(sample),
-            "reference": sample.reference,
-            "base_answer": base.text,
-            "tuned_answer": tuned.text,
-            "base_score": base.score,
-            "tuned_score": tuned.score,
-            "base_exact": base.exact,
-            "tuned_exact": tuned.exact,
-            "base_cut": base.cut,
-            "tuned_cut": tuned.cut,
-            "messages": list(sample.messages),
-        }
-
-
-def _asked_last(sample: HeldOut) -> str:
-    """The turn before the answer, where it is text; else the whole prompt."""
-    asked = sample.messages[-2].get("content") if len(sample.messages) > 1 else None
-    return asked if isinstance(asked, str) else sample.prompt
 
 
 def _about_samples(plan: Plan, prepared: PreparedData) -> str:
