@@ -9,7 +9,7 @@ NEURON_PYTHON ?= python3
 # In the neuron image that is its own; elsewhere name one that has the libraries.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all test-neuron e2e coverage soak lint docs format bench lock clean
+.PHONY: help run test test-whole test-all test-neuron e2e coverage soak lint docs format bench lock clean
 
 help:  ## what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -20,14 +20,17 @@ run: .venv/installed  ## fine-tune a small real model on this machine: two to th
 test: .venv/installed-dev  ## the quick tests, two and a half minutes on two cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
+test-whole: .venv/installed-dev  ## whole runs, trainings and kills: the tests that CI runs besides, three to four minutes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "whole and not slow" --timeout 600 $(ARGS)
+
 test-all: .venv/installed-dev  ## every test that needs no cluster and no GPU
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not gpu and not cluster" --timeout 1200 $(ARGS)
 
 e2e: .venv/installed-dev  ## tests on a Kubernetes with the Training Operator, 20 minutes (KUBECONFIG names it; ARGS="-m cluster" adds the slow ones)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 3 --dist worksteal -m "cluster and not slow" --timeout 900 tests/e2e $(ARGS)
 
-coverage: .venv/installed-dev  ## branch coverage of the quick tests: 100 % of the pure core, 90 % of all, or it fails
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --timeout 600 --cov --cov-report= $(ARGS)
+coverage: .venv/installed-dev  ## branch coverage of the quick and the whole tests: 100 % of the pure core, 90 % of all, or it fails
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --timeout 600 -m "not slow and not gpu and not cluster" --cov --cov-report= $(ARGS)
 	$(BIN)/python tests/project/pure_core.py
 
 test-neuron:  ## the Trainium backend's own tests, where its libraries are (NEURON_PYTHON): never with our locks, which have none

@@ -142,6 +142,7 @@ def test_nothing_held_out_says_what_to_change(evaluated: Evaluate, place: Path, 
         evaluated()
 
 
+@pytest.mark.whole
 def test_more_samples_are_measured_as_long_as_they_cannot_tell(
     evaluated: Evaluate, place: Path, loaded: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -169,6 +170,7 @@ def test_what_chose_the_adapter_does_not_measure_it(evaluated: Evaluate, place: 
     assert report.details["words"].endswith("measured on other samples than the 1 that the adapter was chosen by")
 
 
+@pytest.mark.whole
 def test_the_length_of_an_answer_follows_from_the_references(
     place: Path, loaded: tuple[Any, Any], evaluated: Evaluate
 ) -> None:

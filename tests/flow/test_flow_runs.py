@@ -14,6 +14,8 @@ import pytest
 
 from tests.flow.flow_harness import FLOW, PROJECT, Place, kill_and_resume, run_id_of
 
+pytestmark = pytest.mark.whole
+
 
 @pytest.fixture(scope="module")
 def finished(module_place: Place) -> tuple[Place, str, str]:

@@ -147,6 +147,7 @@ def test_workers_outlive_a_killed_supervisor_and_are_adopted(tmp_path: Path) -> 
     assert train_directories(tmp_path) == [job.directory.path]
 
 
+@pytest.mark.whole
 def test_hanging_worker_leaves_its_stack_and_is_killed_though_it_is_deaf(tmp_path: Path) -> None:
     job = play_job(tmp_path, steps=6, a1={"step": 4, "act": "deaf"})
     limits = {"deadlines": {"step_gap_s": 2.0, "grace_s": 1.0}, "retry": {"max_without_progress": 1, "max_attempts": 1}}

@@ -27,6 +27,7 @@ def test_a_soak_begun_in_the_background_starts_what_hears_an_interrupt() -> None
     assert told.stdout.strip() == "True"
 
 
+@pytest.mark.whole
 @pytest.mark.timeout(300)
 def test_a_training_killed_twice_ends_with_the_bits_of_a_straight_one(tmp_path: Path) -> None:
     told = soak(tmp_path, kills=2, seed=371, processes=1, steps=40)

@@ -67,6 +67,7 @@ def test_the_merged_model_is_held_against_the_last_validation(whole: Training, t
         )
 
 
+@pytest.mark.whole
 def test_the_best_adapter_is_held_against_its_own_validation(trainings: Trainings) -> None:
     training = trainings.make("best-head", keep="best", learning_rate=0.3, validation_every=2)
     assert training.run() == 0, training.log()

@@ -66,6 +66,7 @@ def test_a_librarys_scheduler_follows_the_same_rates(trainings: Trainings) -> No
     assert min(seen[0]) > 0
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("steps", [1, 2])
 def test_a_run_of_very_few_steps_trains_each_of_them(trainings: Trainings, steps: int) -> None:
     from safetensors.torch import load_file

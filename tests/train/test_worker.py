@@ -45,6 +45,7 @@ LAYOUTS = [
 ]
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(("before", "after"), LAYOUTS)
 def test_killed_and_resumed_on_any_number_of_processes_is_bit_identical_to_uninterrupted(
     whole: Training, trainings: Trainings, before: int, after: int
