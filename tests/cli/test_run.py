@@ -74,6 +74,7 @@ def test_options_in_a_config_are_checked_with_the_rest_of_it() -> None:
         parse_settings({"run": 3})
 
 
+@pytest.mark.whole
 @pytest.mark.timeout(240)
 def test_a_dry_run_with_options_from_a_config_of_ones_own(tmp_path: Path, clean_environment: dict[str, str]) -> None:
     (tmp_path / "rows.jsonl").write_text(

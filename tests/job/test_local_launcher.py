@@ -117,6 +117,7 @@ supervise(play_job(Path({folder!r}), steps=60), LocalLauncher(grace_s=5), Settin
 """
 
 
+@pytest.mark.whole
 def test_workers_outlive_a_killed_supervisor_and_are_adopted(tmp_path: Path) -> None:
     job = play_job(tmp_path, steps=60)
     text = SUPERVISOR.format(root=str(HERE.parent.parent), folder=str(tmp_path))
@@ -157,6 +158,7 @@ def test_hanging_worker_leaves_its_stack_and_is_killed_though_it_is_deaf(tmp_pat
     assert "sleep_for_ever" in (job.directory.attempt(1) / "evidence" / "stack-0.txt").read_text()
 
 
+@pytest.mark.whole
 def test_workers_without_a_supervisor_end_with_their_lease(tmp_path: Path) -> None:
     job = play_job(tmp_path, steps=10_000)
     launcher = LocalLauncher(grace_s=5, lease_s=3)
@@ -239,6 +241,7 @@ def usual_ports_taken() -> Iterator[None]:
         yield
 
 
+@pytest.mark.whole
 @pytest.mark.usefixtures("usual_ports_taken")
 def test_a_wrapper_runs_torchrun_and_has_the_last_word_whatever_ports_are_in_use(tmp_path: Path) -> None:
     notes = tmp_path / "notes"
