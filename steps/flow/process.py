@@ -78,5 +78,7 @@ def _write(out: TextIO, text: str) -> None:
     try:
         out.write(text)
         out.flush()
-    except (BrokenPipeError, ValueError):
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  (until the process ends)
+    except BrokenPipeError:  # once: what follows, and Python's own flush at the end, goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())
+    except ValueError:  # closed by whoever handed it over
+        return
