@@ -18,6 +18,7 @@ from steps.machine import quiet_threads
 COMMANDS = {
     "cancel": "End a run's training; its workers save first.",
     "clean": "Show what runs left behind, and remove it.",
+    "endpoint": "Print how to serve a run's model.",
     "generate": "Answer a prompt with a trained model.",
     "jobspec": "Print the PyTorchJob of a training.",
     "lineage": "Show what made a model, and what was made from something.",
