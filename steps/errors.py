@@ -12,6 +12,7 @@ LoraFlowError
     ├── JobPermanentError      trying again cannot help: a person has to change something
     ├── JobRetriesExhausted    it failed too often, or without progress
     ├── JobTimeout             a deadline passed
+    ├── JobBudgetSpent         what it may use of the cluster is used
     └── JobCancelled           a person, or the platform, asked it to stop
 
 Every message says what failed, where, what was expected and found, and what to do next. No message holds a secret.
@@ -114,6 +115,12 @@ class JobTimeout(JobError):
     """A deadline passed."""
 
     headline = "Training took too long"
+
+
+class JobBudgetSpent(JobError):
+    """All that the run may use of the cluster is used; what was saved stays, and `resume` goes on from it."""
+
+    headline = "The budget is used up"
 
 
 class JobCancelled(JobError):

@@ -19,7 +19,15 @@ from typing import TYPE_CHECKING, Any
 
 from metaflow import StepMutator, UserStepDecorator, current
 
-from steps.errors import ConfigError, JobCancelled, JobPermanentError, JobRetriesExhausted, JobTimeout, LoraFlowError
+from steps.errors import (
+    ConfigError,
+    JobBudgetSpent,
+    JobCancelled,
+    JobPermanentError,
+    JobRetriesExhausted,
+    JobTimeout,
+    LoraFlowError,
+)
 from steps.flow import metaflow_internals
 from steps.flow.parameters import FlowError
 
@@ -29,7 +37,7 @@ if TYPE_CHECKING:
     from steps.settings.config import Settings
 
 TRAIN_CARD = "training"
-FINAL = (JobPermanentError, JobRetriesExhausted, JobTimeout, JobCancelled, ConfigError)
+FINAL = (JobPermanentError, JobRetriesExhausted, JobTimeout, JobBudgetSpent, JobCancelled, ConfigError)
 """Errors after which Metaflow's own @retry must not start the step again."""
 
 

@@ -9,6 +9,7 @@ from steps.errors import JobTimeout, StorageError
 from steps.job import cancel
 from steps.job import progress as deadlines
 from steps.job.agent.runtime_log import find_broken_hardware
+from steps.job.budget import Budget
 from steps.job.classify import Failure, classify, of_hardware
 from steps.job.job import Job, Outside
 from steps.job.lease import Lease
@@ -41,6 +42,8 @@ class Ending:
     passed: Passed | None = None
     is_out_of_time: bool = False
     """The total deadline has passed."""
+    is_over_budget: bool = False
+    """All that it may use of the cluster is used."""
     queued_s: float = 0.0
     """Seconds that it spent in a queue."""
     contradiction: str = ""
@@ -120,6 +123,7 @@ class Watch:
     limits: Deadlines
     lease: Lease
     spent: Spent
+    budget: Budget
     outside: Outside
     is_foreign: bool = False
     """The cluster makes failed workers anew within an attempt (`cluster.recovery: hyperpod`)."""
@@ -167,9 +171,15 @@ class Watch:
             return replace(ending, contradiction=seen.contradiction)
         passed = deadlines.passed_deadline(seen.progress, self.limits, now_s)
         is_out_of_time = self.spent.total_s > self.limits.total_s
-        if passed or is_out_of_time:
-            return replace(ending, passed=passed, is_out_of_time=is_out_of_time)
+        is_over_budget = self._is_over_budget()
+        if passed or is_out_of_time or is_over_budget:
+            return replace(ending, passed=passed, is_out_of_time=is_out_of_time, is_over_budget=is_over_budget)
         return None
+
+    def _is_over_budget(self) -> bool:
+        if warning := self.budget.warning(self.spent.attempt_s):
+            self.outside.notice(f"{self.job.label}: {warning}")
+        return self.budget.is_spent(self.spent.attempt_s)
 
     def _awaits_word(self, number: int, snapshot: JobSnapshot) -> bool:
         """Only victims have spoken so far."""
@@ -201,6 +211,9 @@ class Watch:
             return Failure(FailureClass.STORAGE, ending.contradiction, step=step)
         if ending.is_out_of_time:
             return Failure(FailureClass.PREEMPTED, "the total deadline (deadlines.total_s) has passed", step=step)
+        if ending.is_over_budget:
+            words = f"the budget is used up: {self.budget.limit}"
+            return Failure(FailureClass.PREEMPTED, words, step=step)
         if ending.passed:
             collect_stacks(self.job, number, sleep=self.outside.sleep)
         folder = self.job.directory.attempt(number)

@@ -70,7 +70,7 @@ class Verdict:
     """The end of a training that failed; binds until a person resumes it."""
 
     kind: str
-    """permanent, exhausted, timeout or cancelled."""
+    """permanent, exhausted, timeout, cancelled or budget."""
     failure_class: str
     attempt: int
     message: str
@@ -85,6 +85,8 @@ class History:
     not_counted: int = 0
     """Attempts before a person last reset the retry count: they count against no limit."""
     verdict: Verdict | None = None
+    not_budgeted: int = 0
+    """Attempts that do not count against the budget: those before a person went on after it was used up."""
     label: str = ""
     """The job's at its first attempt: the same training under another name of its model or data keeps it, since a cluster's jobs
     are found by it. Empty: an older version's."""
@@ -108,7 +110,9 @@ class History:
     def reset_retry_count(self) -> History:
         """The history after a person has decided to go on: no verdict, and no attempt counts but one that still runs."""
         is_open = self.last is not None and self.last.is_open
-        return replace(self, verdict=None, not_counted=len(self.attempts) - is_open)
+        ended = len(self.attempts) - is_open
+        not_budgeted = ended if self.verdict and self.verdict.kind == "budget" else self.not_budgeted
+        return replace(self, verdict=None, not_counted=ended, not_budgeted=not_budgeted)
 
     def rename(self, job: Job) -> Job:
         """The job under the name that its first attempt got."""
@@ -136,7 +140,8 @@ class History:
             FailureClass(attempt.failure_class or FailureClass.UNKNOWN)
         verdict = Verdict(**raw["verdict"]) if raw.get("verdict") else None
         label, result = str(raw.get("label") or ""), dict(raw.get("result") or {})
-        return cls(str(raw["identity"]), attempts, int(raw[NOT_COUNTED]), verdict, label, result)
+        counts = (int(raw[NOT_COUNTED]), verdict, int(raw.get("not_budgeted") or 0))
+        return cls(str(raw["identity"]), attempts, *counts, label, result)
 
 
 def how_to_begin_anew(path: Path) -> str:

@@ -111,6 +111,11 @@ class Logbook:
         """Seconds that earlier supervisors' attempts took, as far as somebody watched; see `Spent` for what counts."""
         return sum(self.spent_of(item) for item in self.history.counted)
 
+    def node_hours_before(self) -> float:
+        """What the attempts before the newest have held of the cluster, as far as they count against the budget."""
+        earlier = self.history.attempts[self.history.not_budgeted : -1]
+        return sum(self.spent_of(item) * (item.nodes or 1) for item in earlier) / 3600
+
     def spent_of(self, attempt: Attempt) -> float:
         """Seconds of one attempt: as noted at its end; as its lease tells, if it is open; by its labels, of older versions."""
         if attempt.spent_s is not None:

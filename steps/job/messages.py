@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from steps.errors import JobCancelled, JobError, JobPermanentError, JobRetriesExhausted, JobTimeout
+from steps.errors import JobBudgetSpent, JobCancelled, JobError, JobPermanentError, JobRetriesExhausted, JobTimeout
 from steps.job.classify import Failure
 from steps.job.history import Verdict
 from steps.job.job import Job
@@ -18,6 +18,7 @@ ERRORS: dict[str, type[JobError]] = {
     "exhausted": JobRetriesExhausted,
     "timeout": JobTimeout,
     "cancelled": JobCancelled,
+    "budget": JobBudgetSpent,
 }
 
 
@@ -47,9 +48,18 @@ def final_message(job: Job, attempt: int, failure: Failure, decision: GiveUp, re
         f"No further attempt: {decision.reason}.",
         *(f"    {line}" for line in failure.traceback),
         f"Evidence: {folder / 'evidence'}; logs: rank-0.log and its like in {folder}.",
-        f"What to do: {what_to_do(failure.failure_class, job.directory.path.parent, kept)}",
+        f"What to do: {_what_to_do(decision, failure, job.directory.path.parent, kept)}",
     ]
     return "\n".join(lines)
+
+
+def _what_to_do(decision: GiveUp, failure: Failure, run: Path, kept: str) -> str:
+    if decision.kind == "budget":
+        return (
+            f"nothing, if it is enough: {kept}. `resume` goes on with as much once more; with another limit, give the same "
+            f"command as before with `--continue-from {run}` and a config that has it."
+        )
+    return what_to_do(failure.failure_class, run, kept)
 
 
 def what_to_do(failure_class: FailureClass, run: Path, kept: str) -> str:

@@ -41,7 +41,7 @@ class Resubmit:
 class GiveUp:
     """Stop."""
 
-    kind: Literal["permanent", "exhausted", "timeout", "cancelled"]
+    kind: Literal["permanent", "exhausted", "timeout", "cancelled", "budget"]
     reason: str
 
 

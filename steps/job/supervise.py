@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from steps.errors import JobError
 from steps.job import cancel, messages
 from steps.job.attempt import Ending, Watch
+from steps.job.budget import budget_of
 from steps.job.classify import Failure
 from steps.job.goodput import account_of
 from steps.job.history import History
@@ -61,7 +62,7 @@ def supervise(
         book = Logbook.open(job, outside.wall, patience)
         job = book.history.rename(job)
         lease, spent = Lease(job, lease_s, outside, patience, is_detached), Spent(outside.clock())
-        watch = Watch(job, launcher, limits, lease, spent, outside, settings.recovery_is_foreign)
+        watch = Watch(job, launcher, limits, lease, spent, budget_of(settings), outside, settings.recovery_is_foreign)
         return _Supervisor(job, launcher, settings, outside, watch, book).run(retry_permanent)
 
 
@@ -112,6 +113,7 @@ class _Supervisor:
     def _run_attempts(self) -> JobResult:
         while True:
             number, is_fresh = self._begin()
+            self.watch.budget.before, self.watch.budget.nodes = self.book.node_hours_before(), self.job.nodes
             ending = self._watch(number)
             failure = self.watch.conclude(number, ending)
             self._close(failure, ending, is_fresh=is_fresh)
@@ -238,6 +240,8 @@ class _Supervisor:
         is_old_wish = self.is_resumed and self.history.attempts[-1].number == self.ended_unwatched
         if ending.snapshot.reason is Reason.CANCELLED and not is_old_wish:
             return CANCELLED
+        if self.watch.budget.is_spent(self.watch.spent.attempt_s):
+            return GiveUp("budget", f"all that it may use is used: {self.watch.budget.limit}")
         if self.settings.recovery_is_foreign:
             return GiveUp("exhausted", "cluster.recovery is hyperpod: its auto-resume owns the retries, and it gave up")
         return decide(

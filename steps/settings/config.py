@@ -58,6 +58,15 @@ class Prices(Section):
     """Printed beside a cost."""
 
 
+class Limits(Section):
+    """What a run's training may use of the nodes; at 80 % a person is told, at 100 % the workers save and stop."""
+
+    node_hours: float = Field(default=0.0, ge=0)
+    """Nodes times hours, time in a queue left out; 0: no limit."""
+    cost: float = Field(default=0.0, ge=0)
+    """In `prices.currency`, at `prices.node_hour`; 0: no limit."""
+
+
 class Prepare(Section):
     """The data."""
 
@@ -211,6 +220,7 @@ class Settings(Section):
     storage: Storage = Storage()
     launcher: Launcher = Launcher()
     prices: Prices = Prices()
+    limits: Limits = Limits()
     cluster: Cluster = Cluster()
     prepare: Prepare = Prepare()
     deadlines: Deadlines = Deadlines()
@@ -267,6 +277,8 @@ def parse_settings(raw: object) -> Settings:
     """
     settings = validate(Settings, {} if raw is None else raw, prefix="")
     problems = _run_problems(settings)
+    if settings.limits.cost and not settings.prices.node_hour:
+        problems.append(Problem("limits.cost", "needs prices.node_hour: what a node costs in an hour"))
     if settings.is_on_cluster:
         storage = settings.storage
         problems += cluster_problems(settings.cluster, root=storage.root, cache=storage.cache)
