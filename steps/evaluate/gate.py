@@ -6,18 +6,23 @@ and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13 (percentile i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 LEVEL = 0.95
+NORMAL = 1.96
+"""Standard deviations of the normal distribution that hold LEVEL of it."""
 SURE = 0.999
 """Level at which fewer samples than there are suffice. It is as strict as Haybittle's and Peto's rule for looking early, so that
 the last look keeps its 95 %."""
 RESAMPLES = 10_000
 LEAST_INFORMATIVE = 6
 """Fewer pairs never tell at 95 %, even if all of them point one way: a sign test of five gives 6 % (2 · 0.5⁵)."""
+DIFFERING = 1 / 3
+"""Share of the answers that two models answer differently, where nothing is known of them."""
 HAIR = 1e-9
 """Sums of thirds and tenths."""
 
@@ -56,6 +61,11 @@ def difference(base: Sequence[float], tuned: Sequence[float], *, level: float = 
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     differing = int(np.count_nonzero(np.abs(pairs) > HAIR))
     return Difference(float(pairs.mean()), float(low), float(high), len(pairs), differing)
+
+
+def half_width(samples: int) -> float:
+    """How far the 95 % interval of so many samples will reach to each side of the difference; scores are 0 or 1."""
+    return min(1.0, NORMAL * math.sqrt(DIFFERING / samples))
 
 
 def tells(base: Sequence[float], tuned: Sequence[float], *, min_improvement: float) -> bool:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from steps.errors import StorageError
+from steps.evaluate.gate import half_width
 from steps.flow.small_data import in_epochs
 from steps.flow.terminal import seconds_in_words
 from steps.plain_text import counted
@@ -37,7 +38,7 @@ def plan_line(plan: Plan, base: BaseModel, prepared: PreparedData, *, cache: Pat
         f"{lora.method} rank {lora.rank} on {', '.join(lora.targets)}, {training.precision}"
     )
     line += f" ({plan.precision_reason})" if plan.precision_reason else ""
-    line += f"; {in_epochs(prepared)}"
+    line += f"; {in_epochs(prepared)}; {_held_out(plan, prepared)}"
     line += f"; not packed: {plan.packing_reason}" if plan.packing_reason else ""
     line += "".join(f"; {reason}" for reason in plan.layout)
     pace = recall(plan, base, cache=cache)
@@ -53,6 +54,12 @@ def plan_line(plan: Plan, base: BaseModel, prepared: PreparedData, *, cache: Pat
     if after_s is None:
         return line + ", then merge and evaluation, which have not been measured with this data yet"
     return line + f", {seconds_in_words(training_s + after_s)} with merge and evaluation"
+
+
+def _held_out(plan: Plan, prepared: PreparedData) -> str:
+    """How many samples are kept for evaluation, and what they can tell."""
+    measured = plan.evaluation_rows(prepared.validation_samples)
+    return f"{counted(measured, 'held-out sample')} to measure (± {100 * half_width(measured):.0f} points at 95 %)"
 
 
 def tokens_of_run(prepared: PreparedData) -> int:

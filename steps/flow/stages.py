@@ -16,7 +16,7 @@ from steps.flow import estimate, metaflow_internals, neuron_jobs, summary
 from steps.flow import lineage as lineages
 from steps.flow.small_data import fit_to_data
 from steps.flow.terminal import StageProgress, say
-from steps.flow.training import Inputs
+from steps.flow.training import Inputs, with_share_of
 from steps.job.agent.in_use import in_use
 from steps.machine import has_fast_bf16
 from steps.protocol.records import Adapter, BaseModel, MergedModel, PreparedData
@@ -132,6 +132,8 @@ def prepare(raw_plan: Artifact, raw_base: Artifact, run_dir: str) -> tuple[Artif
     from steps.prepare import stage as prepare_stage
 
     plan, base, run = Plan.model_validate(raw_plan), BaseModel.from_dict(raw_base), RunDir(Path(run_dir))
+    if plan.continue_from:
+        plan = with_share_of(run, plan)
     with in_use(run.path, "prepare"):
         prepared = prepare_stage.prepare(plan, base, run, cache=cache_folder(plan), progress=StageProgress())
         if (fitted := fit_to_data(plan, prepared)) != plan:

@@ -67,6 +67,18 @@ class Inputs:
         )
 
 
+def with_share_of(run: RunDir, plan: Plan) -> Plan:
+    """The plan with the share that a continued run holds out, unless another was asked for: else it would be another training.
+
+    Raises:
+        StorageError: its plan is damaged.
+    """
+    if "validation_fraction" in plan.given or not (run.path / FILE).is_file():
+        return plan
+    before = read_json(run.path / FILE).get("plan", {}).get("validation_fraction", plan.validation_fraction)
+    return plan.model_copy(update={"validation_fraction": before})
+
+
 def read_inputs(run: RunDir) -> Inputs:
     """The inputs that a run directory keeps.
 

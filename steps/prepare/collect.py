@@ -24,6 +24,7 @@ from steps.prepare.chat.conversations import detect_score
 from steps.prepare.chat.forms import PREFERENCE, Layout, find_layout, list_names
 from steps.prepare.read.files import Row
 from steps.prepare.read.sources import DataSource, sample
+from steps.prepare.share import Share
 from steps.prepare.split import Keys
 from steps.prepare.tokenize.samples import SCORED_ANSWERS, TOO_LONG, Chunk, Made, Recipe, SampleMaker, Text, Unusable
 from steps.prepare.tokenize.tokens import ChatTokenizer
@@ -64,6 +65,8 @@ class Samples:
     """Reason → source rows that give no sample."""
     notes: tuple[str, ...]
     """What else a person should know of them."""
+    share: Share
+    """Of them that is held out."""
 
 
 def collect(
@@ -152,6 +155,7 @@ class _Store:
         self._columns = {name: bytearray() for name in ("lengths", "keys", "prompts", "positions")}
         self._samples = 0
         self._spare: list[Text] = []
+        self._share = Share(recipe.validation_fraction)
         self._shapes: dict[str, None] = {}
         self._notes: Counter[str] = Counter()
         self._ignored: set[str] = set()
@@ -165,10 +169,12 @@ class _Store:
             file.close()
 
     def noting(self, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
-        """The chunks, their shapes remembered."""
+        """The chunks, their shapes remembered, each with the limit below which its samples may be held out."""
         for chunk in chunks:
             self._shapes[chunk.layout.shape] = None
-            yield chunk
+            if chunk.rows[0].side:
+                self._share = replace(self._share, has_sides=True)
+            yield chunk._replace(below=self._share.below(self._samples))
 
     def take(self, made: Made) -> None:
         """Store one chunk's samples."""
@@ -191,7 +197,7 @@ class _Store:
 
     def _note_text(self, text: Text) -> None:
         """Write the text of a sample that may be held out; keep those that are if no other is: all with the lowest position."""
-        if text.position < self._recipe.validation_fraction:
+        if text.position < self._share.below(self._samples):
             self._write_held_out(text)
             return
         lowest = self._spare[0].position if self._spare else 1.0
@@ -216,7 +222,7 @@ class _Store:
         if count:
             logger.warning("%s: %s skipped: %s", source, _rows(count), self._skipped)
         positions = np.frombuffer(self._columns["positions"], dtype=np.float64)
-        if self._spare and positions.min() >= self._recipe.validation_fraction:
+        if self._spare and positions.min() >= self._share.below(self._samples):
             for text in self._spare:
                 self._write_held_out(text)
         samples = Samples(
@@ -226,6 +232,7 @@ class _Store:
             lengths=np.frombuffer(self._columns["lengths"], dtype=np.int32),
             skipped=dict(self._skipped.counts),
             notes=tuple(self._said()),
+            share=self._share,
         )
         contents, prompts = (np.frombuffer(self._columns[name], dtype) for name, dtype in _KEYS.items())
         return samples, Keys(contents, prompts, positions)

@@ -18,6 +18,7 @@ from steps.plain_text import counted
 from steps.prepare.chat.conversations import Conversation
 from steps.prepare.chat.messages import Message
 from steps.prepare.read.files import Side
+from steps.prepare.share import Share
 
 BLOCK = 65_536
 """Keys compared at a time."""
@@ -52,17 +53,17 @@ def _bytes_of(message: Message) -> bytes:
     return f"{message['role']} {len(content)} ".encode() + content
 
 
-def position(prompt: bytes, seed: int, fraction: float, side: Side = "") -> float:
-    """Where a sample lies in [0, 1), by what comes before its answer; those below `fraction` are held out.
+def position(prompt: bytes, seed: int, between: float, side: Side = "") -> float:
+    """Where a sample lies in [0, 1), by what comes before its answer; the lowest ones are held out.
 
-    So a question with two answers is never on both sides. A sample whose source names its side is put into that part.
+    So a question with two answers is never on both sides. A sample whose source names its side is put below `between`, or not.
     """
     digest = hashlib.blake2b(prompt, digest_size=8, salt=seed.to_bytes(8, "little")).digest()
     free = (int.from_bytes(digest, "little") >> 11) / 2**53
     if side == "validation":
-        return free * fraction
+        return free * between
     if side == "train":
-        return fraction + free * (1 - fraction)
+        return between + free * (1 - between)
     return free
 
 
@@ -105,7 +106,7 @@ class Division:
     """Of all samples' contents."""
 
 
-def divide(keys: Keys, fraction: float) -> Division:
+def divide(keys: Keys, share: Share) -> Division:
     """Both sides; at least one sample is held out, and at least one is not.
 
     Raises:
@@ -117,7 +118,7 @@ def divide(keys: Keys, fraction: float) -> Division:
     if len(distinct) > 1 and (prompts == prompts[0]).all():  # one question with many answers: the answers divide them
         prompts = _numbers(keys.contents[distinct])
         positions = prompts / 2.0**64
-    chosen = held_out(positions, prompts, fraction)
+    chosen = held_out(positions, prompts, _limit(positions, share, len(is_first)))
     leaked = ~chosen & np.isin(prompts, prompts[chosen])
     train = distinct[~chosen & ~leaked]
     if not len(train):
@@ -128,15 +129,22 @@ def divide(keys: Keys, fraction: float) -> Division:
     )
 
 
+def _limit(positions: npt.NDArray[np.float64], share: Share, samples: int) -> float:
+    """Distinct samples at lower positions are held out. All samples of one prompt lie at one position."""
+    most = share.most(len(positions))
+    limit = float(np.partition(positions, most)[most]) if most < len(positions) else 1.0
+    return min(share.below(samples), limit)
+
+
 def _numbers(contents: npt.NDArray[np.void]) -> npt.NDArray[np.uint64]:
     """The first half of each key as a number."""
     return np.ascontiguousarray(contents).view(np.uint64)[::2]
 
 
 def held_out(
-    positions: npt.NDArray[np.float64], prompts: npt.NDArray[np.uint64], fraction: float
+    positions: npt.NDArray[np.float64], prompts: npt.NDArray[np.uint64], limit: float
 ) -> npt.NDArray[np.bool_]:
-    """True for each distinct sample that is held out; at least one is, and at least one is not.
+    """True for each distinct sample at a position below `limit`; at least one is held out, and at least one is not.
 
     Raises:
         DataError: fewer than two samples.
@@ -146,7 +154,7 @@ def held_out(
             f"{counted(len(positions), 'distinct sample')} found: at least 2 are needed, one to train on and one to hold out; "
             "give more rows (duplicates count once)"
         )
-    chosen = positions < fraction
+    chosen = positions < limit
     if not chosen.any():
         chosen = prompts == prompts[positions.argmin()]
     elif chosen.all():

@@ -115,7 +115,7 @@ def _collect(
     source: DataSource, plan: Plan, base: BaseModel, tokenizer: ChatTokenizer, scratch: Path, progress: Progress
 ) -> tuple[Samples, Division]:
     samples, keys = collect(source, plan, Path(base.path), tokenizer, scratch, progress=progress)
-    return samples, divide(keys, plan.validation_fraction)
+    return samples, divide(keys, samples.share)
 
 
 def _pack(samples: Samples, train: npt.NDArray[np.int64], plan: Plan) -> Packing:

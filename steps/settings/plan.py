@@ -108,6 +108,7 @@ class Plan(HoldsTraining):
     precision_reason: str = ""
     """What a person should know of the precision; empty where there was nothing to choose."""
     validation_fraction: float
+    """Of the samples, held out; 0: as many as `prepare.share` finds enough."""
     merge_dtype: Literal["auto", Dtype] = "auto"
     """Of the merged weights; auto: the base model's own."""
     given: tuple[str, ...] = ()
@@ -136,6 +137,10 @@ class Plan(HoldsTraining):
     def evaluation_start(self, held_out: int) -> int:
         """The first held-out sample that evaluation measures: none of those that decided, if there are two or more."""
         return self.validation_rows(held_out) if self.chooses_by_validation and held_out > 1 else 0
+
+    def evaluation_rows(self, held_out: int) -> int:
+        """Of so many held-out samples, those that evaluation may measure."""
+        return min(self.settings.evaluation.max_rows, held_out - self.evaluation_start(held_out))
 
     @property
     def nodes(self) -> int:

@@ -26,6 +26,17 @@ def test_without_an_earlier_training_the_time_is_unknown_and_not_guessed(tmp_pat
     assert "time: unknown, this model has not been trained here with this layout yet" in line
 
 
+def test_the_plan_says_how_many_samples_are_measured_and_what_they_can_tell() -> None:
+    best = {"validation": {"keep": "best"}}
+    for plan, held_out, words in (
+        (plan_of(), 512, "; 128 held-out samples to measure (± 10 points at 95 %)"),
+        (plan_of({"evaluation": {"max_rows": 500}}), 512, "; 500 held-out samples to measure (± 5 points at 95 %)"),
+        (plan_of(best), 40, "; 20 held-out samples to measure (± 25 points at 95 %)"),
+        (plan_of(), 1, "; 1 held-out sample to measure (± 100 points at 95 %)"),
+    ):
+        assert words in plan_line(plan, BASE, prepared_of(validation_samples=held_out), cache=Path("/nowhere"))
+
+
 def test_the_speed_of_the_last_training_gives_time_and_cost(tmp_path: Path) -> None:
     plan = plan_of({"prices": {"node_hour": 36.0, "currency": "EUR"}})
     prepared = prepared_of()

@@ -13,6 +13,8 @@ import pytest
 from tokenizers import Tokenizer
 
 from steps.errors import DataError
+from steps.prepare import collect
+from steps.prepare.share import enough
 from steps.prepare.stage import prepare
 from steps.protocol import prepared
 from steps.protocol.prepared import PreparedRows
@@ -253,6 +255,23 @@ def test_each_side_gets_at_least_one_sample(
     record = prepare(make_plan(path, validation_fraction=fraction), base, run, cache=tmp_path)
     assert record.validation_samples == held == len(references(record))
     assert record.train_samples == 5 - held
+
+
+@pytest.mark.parametrize(("rows", "repeated"), [(9, 0), (40, 30), (700, 0), (700, 690)])
+def test_as_many_samples_are_held_out_as_are_enough_and_each_has_its_text(
+    base: BaseModel,
+    run: RunDir,
+    make_plan: PlanMaker,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    rows: int,
+    repeated: int,
+) -> None:
+    monkeypatch.setattr(collect, "CHUNK_ROWS", 8)
+    path = write_lines(tmp_path / "a.jsonl", [*questions(rows), *questions(repeated)])
+    record = prepare(make_plan(path), base, run, cache=tmp_path)
+    assert record.duplicates == repeated
+    assert len(references(record)) == record.validation_samples == enough(rows)
 
 
 def test_the_built_in_orders_keep_their_own_split(

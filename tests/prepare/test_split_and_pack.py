@@ -12,6 +12,7 @@ from steps.errors import DataError
 from steps.prepare import split
 from steps.prepare.chat.conversations import of_turns
 from steps.prepare.pack import count_steps, one_each, pack, run_order
+from steps.prepare.share import FEWEST, MOST, Share, enough
 from steps.prepare.split import Keys, compare, divide, held_out, keys_of, position
 
 texts = st.lists(st.text(min_size=1, max_size=8), min_size=2, max_size=40)
@@ -22,8 +23,9 @@ def sides(asked: list[tuple[str, str]], seed: int, fraction: float) -> tuple[set
     keys = [keys_of(of_turns(("user", question), ("assistant", answer))) for question, answer in asked]
     contents = np.frombuffer(b"".join(content for content, _ in keys), dtype="V16")
     prompts = np.frombuffer(b"".join(prompt for _, prompt in keys), dtype=np.uint64)
-    positions = np.array([position(prompt, seed, fraction) for _, prompt in keys])
-    found = divide(Keys(contents, prompts, positions), fraction)
+    share = Share(fraction)
+    positions = np.array([position(prompt, seed, share.between) for _, prompt in keys])
+    found = divide(Keys(contents, prompts, positions), share)
     return {asked[index][1] for index in found.train}, {asked[index][1] for index in found.validation}
 
 
@@ -66,6 +68,34 @@ def test_turns_that_read_alike_joined_have_different_keys() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("samples", "held"),
+    [(2, 1), (9, 1), (20, 4), (100, 20), (640, 128), (1280, 128), (2000, 200), (5120, 512), (52_002, 512)],
+)
+def test_without_a_share_as_many_are_held_out_as_the_interval_needs(samples: int, held: int) -> None:
+    assert enough(samples) == held
+    train, validation = sides(with_questions([f"{number}" for number in range(samples)]), 3, 0)
+    assert (len(train), len(validation)) == (samples - held, held)
+
+
+@given(st.integers(1, 200_000), st.integers(1, 200_000))
+def test_what_can_be_held_out_falls_as_samples_grow_and_is_never_too_much(one: int, other: int) -> None:
+    share, (fewer, more) = Share(0), sorted((one, other))
+    assert share.below(fewer) >= share.below(more)  # texts of samples that are looked at early are known at the end
+    assert enough(more) <= min(MOST, max(1, FEWEST, more / 10), max(1, more / 5))
+    assert enough(more) <= max(1, share.below(more) * more)
+
+
+def test_a_source_with_sides_is_obeyed_where_no_share_is_asked_for() -> None:
+    share = Share(0, has_sides=True)
+    contents = np.frombuffer(b"".join(number.to_bytes(16) for number in range(400)), dtype="V16")
+    prompts = np.arange(400, dtype=np.uint64)
+    named = ["validation"] * 300 + ["train"] * 100
+    positions = np.array([position(bytes([n % 256, n // 256]), 1, share.between, side) for n, side in enumerate(named)])  # type: ignore[arg-type]
+    found = divide(Keys(contents, prompts, positions), share)
+    assert (len(found.validation), len(found.train)) == (300, 100)
+
+
 @given(st.integers(1, 40), st.integers(0, 999), st.floats(0.01, 0.99))
 def test_a_question_with_several_answers_is_on_one_side(questions: int, seed: int, fraction: float) -> None:
     asked = [(f"q{number % questions}", f"{number % questions} {number}") for number in range(3 * questions)]
@@ -85,7 +115,7 @@ def test_what_a_training_file_shares_with_a_test_file_is_left_out_of_training() 
     positions = [position(prompt, 1, 0.1, side) for (_, prompt), side in zip(keys, named, strict=True)]  # type: ignore[arg-type]
     contents = np.frombuffer(b"".join(bytes([n]) * 16 for n in range(4)), dtype="V16")
     prompts = np.frombuffer(b"".join(prompt for _, prompt in keys), dtype=np.uint64)
-    found = divide(Keys(contents, prompts, np.array(positions)), 0.1)
+    found = divide(Keys(contents, prompts, np.array(positions)), Share(0.1))
     assert (found.train.tolist(), sorted(found.validation.tolist()), found.leaked) == ([1], [2, 3], 1)
 
 
@@ -168,4 +198,4 @@ def test_training_files_whose_questions_are_all_held_out_are_refused() -> None:
     prompts = np.array([1, 2, 1, 2], dtype=np.uint64)
     contents = np.frombuffer(b"".join(bytes([n]) * 16 for n in range(4)), dtype="V16")
     with pytest.raises(DataError, match="every question of the training files is held out too"):
-        divide(Keys(contents, prompts, np.array([0.5, 0.6, 0.01, 0.02])), 0.1)
+        divide(Keys(contents, prompts, np.array([0.5, 0.6, 0.01, 0.02])), Share(0.1))

@@ -49,7 +49,7 @@ PARAMETERS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "a learning rate that is no number": ({"learning_rate": float("nan")}, ["--learning-rate", "got nan"]),
     "a warm-up as long as the run": ({"warmup_ratio": 1.0}, ["--warmup-ratio: must be < 1", "got 1"]),
     "a warm-up in steps": ({"warmup_ratio": 100}, ["--warmup-ratio: must be < 1", "got 100"]),
-    "nothing held out": ({"validation_fraction": 0}, ["--validation-fraction: must be > 0", "got 0"]),
+    "nothing held out": ({"validation_fraction": -0.1}, ["--validation-fraction: must be >= 0", "got -0.1"]),
     "everything held out": ({"validation_fraction": 1}, ["--validation-fraction: must be < 1", "got 1"]),
     "an unknown method": ({"method": "qlora"}, ["--method: must be one of 'auto', 'lora', 'rslora' or 'dora'", "got 'qlora'"]),
     "an unknown precision": ({"precision": "fp8"}, ["--precision: must be one of", "'bf16'", "got 'fp8'"]),

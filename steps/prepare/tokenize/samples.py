@@ -21,6 +21,7 @@ from steps.prepare.chat.forms import Layout, find_layout, with_cases
 from steps.prepare.chat.messages import Skip
 from steps.prepare.chat.template import Refused
 from steps.prepare.read.files import Row
+from steps.prepare.share import Share
 from steps.prepare.tokenize.tokens import ChatTokenizer, Tokens
 from steps.prepare.tokenize.words import ID_BYTES
 
@@ -39,6 +40,7 @@ class Recipe:
     sequence_length: int
     seed: int
     validation_fraction: float
+    """0: as many as are enough."""
     chat_template: str = ""
     """Jinja, in the place of the tokenizer's own."""
     template_arguments: tuple[tuple[str, Any], ...] = ()
@@ -51,6 +53,8 @@ class Chunk(NamedTuple):
 
     layout: Layout
     rows: list[Row]
+    below: float = 1.0
+    """Samples at higher positions are not held out, unless the source says so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +129,7 @@ class SampleMaker:
             ModelError: there is no usable tokenizer.
         """
         self._recipe = recipe
+        self._between = Share(recipe.validation_fraction).between
         self._tokenizer = tokenizer or ChatTokenizer.load(
             recipe.model, template=recipe.chat_template, arguments=dict(recipe.template_arguments)
         )
@@ -150,7 +155,7 @@ class SampleMaker:
                 fitting.append((candidate, tokens))
             else:
                 unusable.append(Unusable(TOO_LONG, candidate.row.place, tokens.mask.find(1) + 1))
-        return self._gather(fitting, tuple(unusable), frozenset(ignored))
+        return self._gather(fitting, chunk.below, tuple(unusable), frozenset(ignored))
 
     def _layout_of(self, row: Row, layout: Layout) -> Layout:
         """The file's, or the row's own where it has what another shape needs and not what the file's needs."""
@@ -171,7 +176,11 @@ class SampleMaker:
             return Unusable(f"a conversation that the model's chat template refuses: {error}", row.place)
 
     def _gather(
-        self, fitting: Sequence[tuple[_Candidate, Tokens]], unusable: tuple[Unusable, ...], ignored: frozenset[str]
+        self,
+        fitting: Sequence[tuple[_Candidate, Tokens]],
+        below: float,
+        unusable: tuple[Unusable, ...],
+        ignored: frozenset[str],
     ) -> Made:
         most = self._recipe.sequence_length
         masks = [tokens.mask[:most] for _, tokens in fitting]
@@ -187,22 +196,22 @@ class SampleMaker:
             prompts=b"".join(prompt for _, prompt in keys),
             positions=array("d", positions).tobytes(),
             answers=tuple(self._reference(candidate) for candidate, _ in fitting[:SCORED_ANSWERS]),
-            texts=tuple(self._texts([candidate for candidate, _ in fitting], positions)),
+            texts=tuple(self._texts([candidate for candidate, _ in fitting], positions, below)),
             unusable=unusable,
             notes=tuple(Counter(note for candidate, _ in fitting for note in candidate.rendered.notes).items()),
             ignored=ignored,
         )
 
     def _position(self, prompt: bytes, row: Row) -> float:
-        return split.position(prompt, self._recipe.seed, self._recipe.validation_fraction, row.side)
+        return split.position(prompt, self._recipe.seed, self._between, row.side)
 
     def _reference(self, candidate: _Candidate) -> str:
         return self._tokenizer.reference(candidate.conversation, candidate.rendered)
 
-    def _texts(self, candidates: Sequence[_Candidate], positions: Sequence[float]) -> Iterator[Text]:
-        lowest = min(positions, default=0.0)
+    def _texts(self, candidates: Sequence[_Candidate], positions: Sequence[float], below: float) -> Iterator[Text]:
+        lowest, below = min(positions, default=0.0), min(below, self._between)
         for sample, (candidate, position) in enumerate(zip(candidates, positions, strict=True)):
-            if position < self._recipe.validation_fraction or position == lowest:
+            if position < below or position == lowest:
                 described = json.dumps(self._describe(candidate), ensure_ascii=False, default=str)
                 yield Text(sample, position, described)
 
