@@ -51,8 +51,8 @@ class Ending:
 
     @property
     def started_nodes(self) -> int | None:
-        """How many nodes had started when the startup deadline passed; None if it was kept."""
-        if self.passed is None or self.passed.work is not Work.STARTUP:
+        """How many nodes had started when the startup deadline passed; None if it was kept, or not for want of nodes."""
+        if self.passed is None or self.passed.work is not Work.STARTUP or self.snapshot.is_refused:
             return None
         return sum(worker.started_s is not None for worker in self.snapshot.workers)
 
@@ -83,6 +83,9 @@ class _Seen:
     """Why its workers cannot be right about where to begin."""
     over_s: float | None = None
     """Since when all of its workers have ended."""
+    has_trained: bool = False
+    """An earlier attempt with the same image and spec has: what refuses its workers now is new, and may be lifted."""
+    is_refusal_told: bool = False
     new: list[Event] = field(default_factory=list)
 
     def read_events(self, now_s: float, job: Job) -> None:
@@ -128,15 +131,19 @@ class Watch:
     is_foreign: bool = False
     """The cluster makes failed workers anew within an attempt (`cluster.recovery: hyperpod`)."""
 
-    def until_end(self, number: int, *, on_admitted: Callable[[], None], expected_step: int = 0) -> Ending:
+    def until_end(
+        self, number: int, *, on_admitted: Callable[[], None], expected_step: int = 0, has_trained: bool = False
+    ) -> Ending:
         """Look until the attempt is over, a deadline has passed, or all the time is spent.
 
-        `expected_step`: of the checkpoint that its workers have to begin with, as seen when it was made; 0: any.
+        `expected_step`: of the checkpoint that its workers have to begin with, as seen when it was made; 0: any. `has_trained`:
+        an earlier attempt with the same image and spec has, so refused workers are waited for until the startup deadline.
 
         Raises:
             StorageError: the run directory has failed until half of the lease was gone.
         """
-        seen = _Seen(EventTail(self.job.directory.events(number)), self.outside.clock(), expected_step)
+        tail = EventTail(self.job.directory.events(number))
+        seen = _Seen(tail, self.outside.clock(), expected_step, has_trained=has_trained)
         seen.progress = deadlines.begin(seen.begun_s)
         while True:
             ending = None
@@ -162,7 +169,8 @@ class Watch:
         if was_queued and seen.progress.work is not Work.QUEUE:
             on_admitted()
         ending = Ending(snapshot, seen.progress, seen.begun_s, queued_s=self.spent.queued_s)
-        seen.over_s = (now_s if seen.over_s is None else seen.over_s) if snapshot.is_over else None
+        is_over = snapshot.is_over and not self._may_be_lifted(snapshot, seen)
+        seen.over_s = (now_s if seen.over_s is None else seen.over_s) if is_over else None
         if seen.over_s is not None and not (now_s - seen.over_s < PEER_WORD_S and self._awaits_word(number, snapshot)):
             return ending
         if cancel.is_requested(self.job.directory):
@@ -180,6 +188,18 @@ class Watch:
         if warning := self.budget.warning(self.spent.attempt_s):
             self.outside.notice(f"{self.job.label}: {warning}")
         return self.budget.is_spent(self.spent.attempt_s)
+
+    def _may_be_lifted(self, snapshot: JobSnapshot, seen: _Seen) -> bool:
+        """Its workers are refused by a rule that is new, since such workers have trained before: told once, and waited for."""
+        if not (snapshot.is_refused and seen.has_trained):
+            return False
+        if not seen.is_refusal_told:
+            seen.is_refusal_told = True
+            self.outside.notice(
+                f"{self.job.label}: {snapshot.message[:400]}; such workers have trained before, so this rule is new: it is "
+                f"waited for until it is lifted, up to {self.limits.startup_s:.0f} s from the start (deadlines.startup_s)"
+            )
+        return True
 
     def _awaits_word(self, number: int, snapshot: JobSnapshot) -> bool:
         """Only victims have spoken so far."""

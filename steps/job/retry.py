@@ -53,7 +53,7 @@ def decide(history: History, policy: Retry, *, spent_s: float, total_s: float) -
     last = history.attempts[-1]
     failure_class = FailureClass(last.failure_class)
     meaning = failure_class.meaning
-    if meaning.is_permanent and not _has_started_before(history):
+    if meaning.is_permanent and not (last.is_at_start and has_trained_alike(history)):
         return GiveUp("permanent", f"a failure of class {failure_class} would only come again")
     if meaning.is_permanent_at_same_step and _same_step_before(history):
         return GiveUp("permanent", f"{failure_class.replace('_', ' ')} twice {_at(last.step)}: {meaning.advice}")
@@ -69,11 +69,11 @@ def decide(history: History, policy: Retry, *, spent_s: float, total_s: float) -
     )
 
 
-def _has_started_before(history: History) -> bool:
-    """The workers could not start, and those of an earlier attempt with the same image and spec trained: this may pass."""
+def has_trained_alike(history: History) -> bool:
+    """An attempt with the last one's image and spec trained: what keeps such workers from starting now may pass."""
     last = history.attempts[-1]
     same = (item for item in history.attempts if (item.image, item.spec_digest) == (last.image, last.spec_digest))
-    return last.is_at_start and any(item.step is not None for item in same)
+    return any(item.step is not None for item in same)
 
 
 def _look_ahead(history: History, delay_s: float, spent_s: float, total_s: float) -> GiveUp | None:

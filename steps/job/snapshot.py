@@ -158,6 +158,8 @@ class JobSnapshot:
     message: str = ""
     remaining: int = 0
     """Processes or pods that could still write, and the job itself."""
+    is_refused: bool = False
+    """A rule of the platform refuses its workers: it failed, unless somebody changes that rule."""
 
     @property
     def is_over(self) -> bool:

@@ -21,7 +21,7 @@ from steps.job.lease import Lease, Patience, acting
 from steps.job.logbook import Logbook
 from steps.job.outcome import JobResult, publish
 from steps.job.progress import Spent
-from steps.job.retry import GiveUp, Resubmit, avoided_nodes, decide, fewer_nodes
+from steps.job.retry import GiveUp, Resubmit, avoided_nodes, decide, fewer_nodes, has_trained_alike
 from steps.job.snapshot import Launcher, Phase, Reason
 from steps.protocol.failure_class import FailureClass
 from steps.protocol.rundir import write_json
@@ -123,7 +123,10 @@ class _Supervisor:
 
     def _watch(self, number: int) -> Ending:
         """Watch to the end; when it leaves a queue is noted."""
-        return self.watch.until_end(number, on_admitted=self.book.admit, expected_step=self.expected_step)
+        has_trained = has_trained_alike(self.history)
+        return self.watch.until_end(
+            number, on_admitted=self.book.admit, expected_step=self.expected_step, has_trained=has_trained
+        )
 
     def _close(self, failure: Failure | None, ending: Ending | None, *, is_fresh: bool = False) -> None:
         self.watch.spent.advance(self.outside.clock())

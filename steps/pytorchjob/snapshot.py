@@ -66,8 +66,9 @@ def snapshot_of_cluster(view: View) -> JobSnapshot:
     if len(workers) >= view.nodes and all(_is_running(pod) for pod in view.pods):
         return JobSnapshot(Phase.RUNNING, workers, remaining=remaining)
     message = _why_pending(view)
-    phase = Phase.FAILED if REFUSED.search(message) else Phase.STARTING
-    return JobSnapshot(phase, workers, pending_class(message), message, remaining)
+    is_refused = bool(REFUSED.search(message))
+    phase = Phase.FAILED if is_refused else Phase.STARTING
+    return JobSnapshot(phase, workers, pending_class(message), message, remaining, is_refused)
 
 
 def is_suspended(job: Mapping[str, Any]) -> bool:

@@ -118,7 +118,7 @@ class ScriptedLauncher:
             return JobSnapshot(Phase.GONE)
         look = self.looks.get(attempt, 0)
         self.looks[attempt] = look + 1
-        if not found.snapshot.is_over or found.snapshot.names_another:
+        if not found.snapshot.is_over or found.snapshot.names_another or found.snapshot.is_refused:
             self.scripts[attempt - 1](found, look)
         return found.snapshot
 

@@ -1,0 +1,61 @@
+"""Workers that a rule of the platform refuses: told at once; final only where no such worker has trained before."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from steps.errors import JobPermanentError, JobRetriesExhausted
+from steps.job.snapshot import JobSnapshot, Phase, Reason
+from tests.job.job_fakes import Attempt, Script
+from tests.job.test_supervise import Stage, fail_with, succeed
+
+WORDS = 'FailedCreatePod: pods "x" is forbidden: violates PodSecurity "restricted:latest"'
+
+
+def refused(*, lifted_at: int | None = None) -> Script:
+    """No pod comes, until the rule is lifted at that look."""
+
+    def script(attempt: Attempt, look: int) -> None:
+        if lifted_at is not None and look >= lifted_at:
+            succeed(attempt, min(look - lifted_at, 1))
+            if look == lifted_at:
+                attempt.snapshot = JobSnapshot(Phase.RUNNING, remaining=1)
+            return
+        attempt.snapshot = JobSnapshot(Phase.FAILED, (), Reason.CONFIG, WORDS, 1, is_refused=True)
+
+    return script
+
+
+def stage(folder: Path, *scripts: Script) -> Stage:
+    made = Stage(folder, *scripts, deadlines={"startup_s": 60})
+    made.job = replace(made.job, nodes=2, node_choices=(2, 1))
+    return made
+
+
+def test_a_first_attempt_that_is_refused_is_final_at_once(tmp_path: Path) -> None:
+    made = stage(tmp_path, refused())
+    begun_s = made.clock()
+    with pytest.raises(JobPermanentError, match="violates PodSecurity"):
+        made.run()
+    assert made.clock() - begun_s < 5
+
+
+def test_a_rule_that_is_tightened_in_the_middle_is_told_once_and_waited_for(tmp_path: Path) -> None:
+    made = stage(tmp_path, fail_with("network", 77, saves=4), refused(lifted_at=100))
+    assert made.run().attempts == 2
+    said = [line for line in made.notices if "this rule is new: it is waited for" in line]
+    assert len(said) == 1
+    assert WORDS in said[0]
+
+
+def test_a_rule_that_stays_costs_a_start_at_a_time_and_no_node(tmp_path: Path) -> None:
+    made = stage(tmp_path, fail_with("network", 77, saves=4), *[refused()] * 3)
+    begun_s = made.clock()
+    with pytest.raises(JobRetriesExhausted, match="violates PodSecurity"):
+        made.run()
+    assert made.clock() - begun_s > 3 * 60
+    told = [(item["failure_class"], item["nodes"], item["is_at_start"]) for item in made.history["attempts"]]
+    assert told == [("network", 2, False), *[("config", 2, True)] * 3]
