@@ -27,6 +27,8 @@ QUICK_POLL_S = 0.1
 """Between two looks while workers start or leave: then a second matters to a person who waits."""
 PEER_WORD_S = 30.0
 """An ending that names another node's failure waits so long for that node's own word, before it is judged."""
+OTHERS_S = 600.0
+"""An attempt that leaves out a broken node waits so long for room on others: a platform that replaces the node may need it."""
 HANG_GRACE_S = 5.0
 """Grace of workers that missed a deadline: they have nothing to save, or cannot."""
 
@@ -71,22 +73,36 @@ class Ending:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What the supervisor knows of an attempt before it is looked at."""
+
+    expected_step: int = 0
+    """Of the checkpoint that its workers have to begin with, as seen when it was made; 0: any."""
+    has_trained: bool = False
+    """An earlier attempt with the same image and spec has: what refuses its workers now is new, and may be lifted."""
+    excluded: tuple[str, ...] = ()
+    """Nodes that it leaves out."""
+
+
 @dataclass(slots=True)
 class _Seen:
     """What the looks at an attempt have brought so far."""
 
     tail: EventTail
     begun_s: float
-    expected_step: int
+    known: Known
+    expected_step: int = field(init=False)
     progress: Progress = field(init=False)
     contradiction: str = ""
     """Why its workers cannot be right about where to begin."""
     over_s: float | None = None
     """Since when all of its workers have ended."""
-    has_trained: bool = False
-    """An earlier attempt with the same image and spec has: what refuses its workers now is new, and may be lifted."""
     is_refusal_told: bool = False
     new: list[Event] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.progress, self.expected_step = deadlines.begin(self.begun_s), self.known.expected_step
 
     def read_events(self, now_s: float, job: Job) -> None:
         """Take in what the workers have written."""
@@ -96,6 +112,14 @@ class _Seen:
             if event.kind == "started":
                 self.contradiction = _contradiction(event, self.expected_step, job)
                 self.expected_step = 0  # workers made anew later begin with what was saved since
+
+    def found_no_room(self, snapshot: JobSnapshot, now_s: float) -> Passed | None:
+        """Nodes are left out, and for long enough no others could take it."""
+        waited_s = now_s - self.progress.since_s
+        is_waiting = self.progress.work is Work.STARTUP and snapshot.lacks_room
+        if self.known.excluded and is_waiting and waited_s > OTHERS_S:
+            return Passed(Work.STARTUP, OTHERS_S, waited_s, self.known.excluded)
+        return None
 
     def take_new(self) -> list[Event]:
         """Events that nobody has been told of yet."""
@@ -131,20 +155,13 @@ class Watch:
     is_foreign: bool = False
     """The cluster makes failed workers anew within an attempt (`cluster.recovery: hyperpod`)."""
 
-    def until_end(
-        self, number: int, *, on_admitted: Callable[[], None], expected_step: int = 0, has_trained: bool = False
-    ) -> Ending:
+    def until_end(self, number: int, known: Known, *, on_admitted: Callable[[], None]) -> Ending:
         """Look until the attempt is over, a deadline has passed, or all the time is spent.
-
-        `expected_step`: of the checkpoint that its workers have to begin with, as seen when it was made; 0: any. `has_trained`:
-        an earlier attempt with the same image and spec has, so refused workers are waited for until the startup deadline.
 
         Raises:
             StorageError: the run directory has failed until half of the lease was gone.
         """
-        tail = EventTail(self.job.directory.events(number))
-        seen = _Seen(tail, self.outside.clock(), expected_step, has_trained=has_trained)
-        seen.progress = deadlines.begin(seen.begun_s)
+        seen = _Seen(EventTail(self.job.directory.events(number)), self.outside.clock(), known)
         while True:
             ending = None
             try:
@@ -177,7 +194,7 @@ class Watch:
             return replace(ending, snapshot=replace(snapshot, reason=Reason.CANCELLED))
         if seen.contradiction:
             return replace(ending, contradiction=seen.contradiction)
-        passed = deadlines.passed_deadline(seen.progress, self.limits, now_s)
+        passed = deadlines.passed_deadline(seen.progress, self.limits, now_s) or seen.found_no_room(snapshot, now_s)
         is_out_of_time = self.spent.total_s > self.limits.total_s
         is_over_budget = self._is_over_budget()
         if passed or is_out_of_time or is_over_budget:
@@ -191,7 +208,7 @@ class Watch:
 
     def _may_be_lifted(self, snapshot: JobSnapshot, seen: _Seen) -> bool:
         """Its workers are refused by a rule that is new, since such workers have trained before: told once, and waited for."""
-        if not (snapshot.is_refused and seen.has_trained):
+        if not (snapshot.is_refused and seen.known.has_trained):
             return False
         if not seen.is_refusal_told:
             seen.is_refusal_told = True

@@ -69,7 +69,9 @@ class Failure:
     traceback: tuple[str, ...] = ()
     """The worker's own last lines."""
     is_at_start: bool = False
-    """Its workers had not all started when the startup deadline passed."""
+    """Its workers have not all started (in time)."""
+    lacks_room: bool = False
+    """They waited for nodes in vain."""
 
     @property
     def is_permanent(self) -> bool:
@@ -162,21 +164,28 @@ def _node_of(rank: int, snapshot: JobSnapshot) -> str:
 def _of_deadline(passed: Passed, step: int | None, hint: str) -> Failure:
     words = f"nothing was heard for {passed.waited_s:.0f} s during {passed.work}; the limit is {passed.limit_s:.0f} s"
     words += f" ({hint})" if hint else ""
-    return Failure(passed.failure_class, words, step=step)
+    is_at_start = passed.work in (Work.QUEUE, Work.STARTUP)
+    return Failure(
+        passed.failure_class, words, step=step, is_at_start=is_at_start, lacks_room=passed.work is Work.QUEUE
+    )
 
 
 def _of_late_start(worker: WorkerState | None, snapshot: JobSnapshot, passed: Passed, step: int | None) -> Failure:
     """What kept the workers from starting until the deadline is believed now."""
     reason, said = (worker.reason, worker.message) if worker else (snapshot.reason, snapshot.message)
-    waited = f"waited for {passed.waited_s:.0f} s (deadlines.startup_s)"
-    return replace(_of_reason(reason, worker, f"{said}; {waited}" if said else waited, step), is_at_start=True)
+    which = f"without {', '.join(passed.without)}, which is left out" if passed.without else "deadlines.startup_s"
+    waited = f"waited for {passed.waited_s:.0f} s ({which})"
+    failure = _of_reason(reason, worker, f"{said}; {waited}" if said else waited, step)
+    return replace(failure, is_at_start=True, lacks_room=snapshot.lacks_room)
 
 
 def _of_reason(reason: Reason, worker: WorkerState | None, message: str, step: int | None) -> Failure:
     who = f"rank {worker.rank}{f' ({worker.name})' if worker.name else ''}" if worker else "the job"
     words = f"{who}: {TOLD[reason].words}{f' ({message})' if message else ''}"
     rank, node = (worker.rank, worker.node) if worker else (None, "")
-    return Failure(TOLD[reason].failure_class, words, rank, node, step)
+    kind = TOLD[reason].failure_class
+    # What a platform says of these classes keeps a worker from starting; what a worker says itself is in its record.
+    return Failure(kind, words, rank, node, step, is_at_start=kind.meaning.is_permanent)
 
 
 def _of_signal(worker: WorkerState, snapshot: JobSnapshot, step: int | None) -> Failure:

@@ -48,7 +48,11 @@ class Attempt:
     image: str = ""
     """The image of its workers; empty where there is none."""
     is_at_start: bool = False
-    """It failed because its workers did not all start in time."""
+    """It failed because its workers did not all start (in time)."""
+    excluded: tuple[str, ...] = ()
+    """Nodes that it left out, whatever it had to wait for."""
+    lacks_room: bool = False
+    """It waited in vain for nodes that could take it."""
     ready_s: float | None = None
     """Seconds from its creation to its first training step, without those in a queue."""
     spent_s: float | None = None
@@ -134,7 +138,8 @@ class History:
             raise ValueError(f"expected schema {SCHEMA}, found {raw.get('schema')!r}")
         known = {item.name for item in fields(Attempt)}
         attempts = tuple(
-            Attempt(**{key: value for key, value in item.items() if key in known}) for item in raw["attempts"]
+            Attempt(**{key: value for key, value in item.items() if key in known} | _excluded(item))
+            for item in raw["attempts"]
         )
         for attempt in attempts:
             FailureClass(attempt.failure_class or FailureClass.UNKNOWN)
@@ -142,6 +147,10 @@ class History:
         label, result = str(raw.get("label") or ""), dict(raw.get("result") or {})
         counts = (int(raw[NOT_COUNTED]), verdict, int(raw.get("not_budgeted") or 0))
         return cls(str(raw["identity"]), attempts, *counts, label, result)
+
+
+def _excluded(item: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    return {"excluded": tuple(str(node) for node in item.get("excluded", ()))}
 
 
 def how_to_begin_anew(path: Path) -> str:

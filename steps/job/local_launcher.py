@@ -39,8 +39,10 @@ class LocalLauncher:
         self._agents: dict[Path, subprocess.Popen[bytes]] = {}
         self._ranks: dict[Path, dict[int, int]] = {}
 
-    def create(self, job: Job, attempt: int, *, avoid_nodes: Sequence[str] = ()) -> None:
-        """Start the attempt's agent, unless it has been started. There is one node, so none can be avoided.
+    def create(
+        self, job: Job, attempt: int, *, avoid_nodes: Sequence[str] = (), exclude_nodes: Sequence[str] = ()
+    ) -> None:
+        """Start the attempt's agent, unless it has been started. There is one node, so none can be left out.
 
         Raises:
             StorageError: the run directory cannot be written.

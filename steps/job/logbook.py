@@ -14,7 +14,7 @@ from steps.job.classify import Failure
 from steps.job.history import Attempt, History, Verdict
 from steps.job.job import Job
 from steps.job.lease import Patience, spent_so_far
-from steps.job.retry import GiveUp
+from steps.job.retry import GiveUp, excluded_nodes
 from steps.protocol import checkpoints
 
 
@@ -39,10 +39,16 @@ class Logbook:
         return cls(job, wall, patience, patience.insist(lambda: memory.load(job.directory.history, job.identity)))
 
     def begin(self, job: Job, image: str = "") -> int:
-        """Name the next attempt before it exists, so that none can exist without a name; its number."""
+        """Name the next attempt, and what it leaves out, before it exists, so that none can exist without; its number."""
         number = 1 + max(self._newest_number(), self.history.last.number if self.history.last else 0)
         begun = Attempt(
-            number, self.wall(), job.spec_digest, begins_session=not self.has_begun, nodes=job.nodes, image=image
+            number,
+            self.wall(),
+            job.spec_digest,
+            begins_session=not self.has_begun,
+            nodes=job.nodes,
+            image=image,
+            excluded=excluded_nodes(self.history, job.nodes),
         )
         self.has_begun = True
         label = self.history.label or job.label
@@ -78,6 +84,7 @@ class Logbook:
                 "node": failure.node,
                 "step": failure.step,
                 "is_at_start": failure.is_at_start,
+                "lacks_room": failure.lacks_room,
             }
         self._remember(self.history.with_last(**changes))
 

@@ -33,7 +33,10 @@ def describe_retry(job: Job, attempt: int, failure: Failure, decision: Resubmit)
     """What failed and what happens now."""
     where = f"from step {decision.resume_from} of {job.total_steps}" if decision.resume_from else "from the start"
     when = f"in {decision.delay_s:.0f} s" if decision.delay_s >= 1 else "now"
-    without = f", without {', '.join(decision.avoid_nodes)} if others have room" if decision.avoid_nodes else ""
+    without = (
+        f", without {', '.join(decision.exclude_nodes)} as long as others have room" if decision.exclude_nodes else ""
+    )
+    without += f", without {', '.join(decision.avoid_nodes)} if others have room" if decision.avoid_nodes else ""
     return (
         f"attempt {attempt} failed ({describe_failure(failure)}); attempt {attempt + 1} starts {when} {where}{without}"
     )

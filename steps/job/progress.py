@@ -99,6 +99,8 @@ class Passed:
     work: Work
     limit_s: float
     waited_s: float
+    without: tuple[str, ...] = ()
+    """Nodes that were left out: its start waited in vain for others."""
 
     @property
     def failure_class(self) -> FailureClass:

@@ -4,13 +4,13 @@ The rules: a permanent failure stops at once (a start that failed is none if the
 is free, unless one follows another without progress; out of memory is tried once more, and stops when it comes at the same step
 again; anything else goes on from the last complete checkpoint while there is progress. Attempts in a row without a new complete
 checkpoint, attempts in all, and the total time have limits.
-A node that failed twice is avoided where there is room elsewhere, one with a broken accelerator at once; see `avoided_nodes`.
+A node that failed twice is avoided; one with a broken accelerator is left out, at once, as long as others have room.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,7 +19,7 @@ from steps.protocol.failure_class import FailureClass
 from steps.settings.config import Retry
 
 NODE_FAILURES = 2
-"""A node that failed this often is avoided; with a broken accelerator, once is enough."""
+"""A node that failed this often is avoided."""
 FADES_AFTER = 3
 """So many later attempts that came further, without a failure of the node, make up for one of its failures."""
 LONGEST_GROWTH = 64
@@ -35,6 +35,9 @@ class Resubmit:
     resume_from: int
     """Step of the newest complete checkpoint; 0: from the start."""
     avoid_nodes: tuple[str, ...] = ()
+    """Used where no other has room."""
+    exclude_nodes: tuple[str, ...] = ()
+    """Not used at all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +48,10 @@ class GiveUp:
     reason: str
 
 
-def decide(history: History, policy: Retry, *, spent_s: float, total_s: float) -> Resubmit | GiveUp:
+def decide(history: History, policy: Retry, *, spent_s: float, total_s: float, nodes: int = 0) -> Resubmit | GiveUp:
     """What follows the history's last attempt, which has failed.
 
-    `spent_s`: seconds used so far of the total deadline `total_s`.
+    `spent_s`: seconds used so far of the total deadline `total_s`. `nodes`: of the next attempt, if there is one.
     """
     last = history.attempts[-1]
     failure_class = FailureClass(last.failure_class)
@@ -64,8 +67,9 @@ def decide(history: History, policy: Retry, *, spent_s: float, total_s: float) -
     if used >= policy.max_attempts:
         return GiveUp("exhausted", f"all {policy.max_attempts} attempts (retry.max_attempts) are used up")
     delay_s = _delay_s(last, streak, policy)
+    excluded = excluded_nodes(history, nodes)
     return _look_ahead(history, delay_s, spent_s, total_s) or Resubmit(
-        delay_s, _reason(last, streak), resume_step(history), avoided_nodes(history)
+        delay_s, _reason(last, streak), resume_step(history), avoided_nodes(history, excluded), excluded
     )
 
 
@@ -102,20 +106,44 @@ def resume_step(history: History) -> int:
     return max((attempt.complete_step for attempt in history.attempts), default=0)
 
 
-def avoided_nodes(history: History) -> tuple[str, ...]:
+def excluded_nodes(history: History, nodes: int) -> tuple[str, ...]:
+    """Nodes that the next attempt, of `nodes` nodes, must not use: those with a broken accelerator.
+
+    As long as others have room: where an attempt of as many nodes has waited for others in vain, they are only avoided.
+    """
+    return tuple(
+        sorted(
+            {
+                blamed.node
+                for blamed, later in _blamed(history)
+                if blamed.failure
+                and blamed.failure.meaning.excludes_node
+                and not any(item.lacks_room and item.nodes == nodes and blamed.node in item.excluded for item in later)
+            }
+        )
+    )
+
+
+def avoided_nodes(history: History, excluded: Collection[str] = ()) -> tuple[str, ...]:
     """Nodes that the next attempt prefers not to use: those on which attempts failed first, twice or more.
 
-    One with a broken accelerator at once. It is a preference: where nothing else has room, they are used. Blame fades with
-    progress, and counts since a person last resumed.
+    One with a broken accelerator at once, if it is not `excluded`. Where nothing else has room, they are used.
     """
-    attempts = tuple(count(history))
-    blamed: Counter[str] = Counter()
-    for place, item in enumerate(attempts):
+    times: Counter[str] = Counter()
+    for blamed, _ in _blamed(history):
+        times[blamed.node] += NODE_FAILURES if blamed.failure and blamed.failure.meaning.excludes_node else 1
+    return tuple(sorted(node for node, count in times.items() if count >= NODE_FAILURES and node not in excluded))
+
+
+def _blamed(history: History) -> Iterator[tuple[Attempt, list[Attempt]]]:
+    """Attempts that a node is blamed for, each with those after it. Blame fades with progress, and when a person resumes."""
+    counted = tuple(count(history))
+    for place, item in enumerate(counted):
         node, failure = item.attempt.node, item.attempt.failure
-        made_up = sum(later.advanced and later.attempt.node != node for later in attempts[place + 1 :])
+        later = counted[place + 1 :]
+        made_up = sum(after.advanced and after.attempt.node != node for after in later)
         if node and failure and failure.meaning.blames_node and made_up < FADES_AFTER:
-            blamed[node] += NODE_FAILURES if failure.meaning.avoids_node_at_once else 1
-    return tuple(sorted(node for node, times in blamed.items() if times >= NODE_FAILURES))
+            yield item.attempt, [after.attempt for after in later]
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +154,8 @@ class Counted:
     advanced: bool
     """It left a newer complete checkpoint than all before it."""
     free: bool
-    """It uses up no retry: its failure's class does not, and it is not the second such in a row without progress."""
+    """It uses up no retry: its failure's class does not, and it is not the second such in a row without progress; or it only
+    found that no other node has room than those that it left out."""
 
 
 def count(history: History) -> Iterator[Counted]:
@@ -137,7 +166,8 @@ def count(history: History) -> Iterator[Counted]:
         advanced = attempt.complete_step > best
         is_spared = attempt.failure is not None and not attempt.failure.meaning.uses_up_retry
         is_idle = is_spared and not advanced
-        yield Counted(attempt, advanced, free=is_spared and not (is_idle and was_idle))
+        is_search = attempt.lacks_room and bool(attempt.excluded)
+        yield Counted(attempt, advanced, free=is_search or (is_spared and not (is_idle and was_idle)))
         best, was_idle = max(best, attempt.complete_step), is_idle
 
 

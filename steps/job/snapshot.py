@@ -167,6 +167,11 @@ class JobSnapshot:
         return self.phase in (Phase.SUCCEEDED, Phase.FAILED, Phase.GONE)
 
     @property
+    def lacks_room(self) -> bool:
+        """A worker waits for a node that could take it."""
+        return any(worker.reason is Reason.UNSCHEDULABLE for worker in self.workers)
+
+    @property
     def names_another(self) -> bool:
         """All that ended so far say that another node's workers failed first: it has yet to tell how."""
         failed = [worker for worker in self.workers if worker.has_failed]
@@ -182,8 +187,12 @@ class JobSnapshot:
 class Launcher(Protocol):
     """What the supervisor asks of a launcher; `LocalLauncher` and `KubeLauncher` satisfy it. No method waits for a worker."""
 
-    def create(self, job: Job, attempt: int, *, avoid_nodes: Sequence[str] = ()) -> None:
+    def create(
+        self, job: Job, attempt: int, *, avoid_nodes: Sequence[str] = (), exclude_nodes: Sequence[str] = ()
+    ) -> None:
         """Start an attempt; nothing happens if it runs already.
+
+        `avoid_nodes` are used where nothing else has room, `exclude_nodes` not at all.
 
         Raises:
             StorageError, ClusterError: it cannot be started.

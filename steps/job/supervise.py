@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from steps.errors import JobError
 from steps.job import cancel, messages
-from steps.job.attempt import Ending, Watch
+from steps.job.attempt import Ending, Known, Watch
 from steps.job.budget import budget_of
 from steps.job.classify import Failure
 from steps.job.goodput import account_of
@@ -123,10 +123,12 @@ class _Supervisor:
 
     def _watch(self, number: int) -> Ending:
         """Watch to the end; when it leaves a queue is noted."""
-        has_trained = has_trained_alike(self.history)
-        return self.watch.until_end(
-            number, on_admitted=self.book.admit, expected_step=self.expected_step, has_trained=has_trained
+        known = Known(
+            self.expected_step,
+            has_trained=has_trained_alike(self.history),
+            excluded=self.history.attempts[-1].excluded,
         )
+        return self.watch.until_end(number, known, on_admitted=self.book.admit)
 
     def _close(self, failure: Failure | None, ending: Ending | None, *, is_fresh: bool = False) -> None:
         self.watch.spent.advance(self.outside.clock())
@@ -157,7 +159,10 @@ class _Supervisor:
     def _start(self, number: int) -> None:
         write_json(self.job.directory.spec, dict(self.job.spec))
         self.watch.lease.begin(number)
-        self.launcher.create(self.job, number, avoid_nodes=avoided_nodes(self.history))
+        excluded = self.history.attempts[-1].excluded
+        self.launcher.create(
+            self.job, number, avoid_nodes=avoided_nodes(self.history, excluded), exclude_nodes=excluded
+        )
 
     def _adopt(self, number: int) -> bool:
         """Go on with an attempt that an earlier supervisor began; True if it had not come to exist."""
@@ -214,7 +219,7 @@ class _Supervisor:
             JobError: no further attempt.
         """
         nodes = self._next_nodes(ending)
-        decision = self._decide(ending)
+        decision = self._decide(ending, nodes)
         if isinstance(decision, GiveUp):
             raise self.book.give_up(number, failure, decision)
         decision = replace(decision, resume_from=self.book.kept_step())
@@ -238,7 +243,7 @@ class _Supervisor:
             return self.job.nodes
         return fewer_nodes(self.job.node_choices, self.job.nodes, ending.started_nodes)
 
-    def _decide(self, ending: Ending) -> Resubmit | GiveUp:
+    def _decide(self, ending: Ending, nodes: int) -> Resubmit | GiveUp:
         """What follows: `retry.decide`, unless the retries are not ours, or somebody cancelled."""
         is_old_wish = self.is_resumed and self.history.attempts[-1].number == self.ended_unwatched
         if ending.snapshot.reason is Reason.CANCELLED and not is_old_wish:
@@ -252,6 +257,7 @@ class _Supervisor:
             self.settings.retry,
             spent_s=self.watch.spent.total_s,
             total_s=self.settings.deadlines.total_s,
+            nodes=nodes,
         )
 
     def _use_nodes(self, nodes: int) -> None:

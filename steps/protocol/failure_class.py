@@ -30,8 +30,8 @@ class Meaning:
     """False: the next attempt begins at once and is not counted, unless this comes twice in a row without progress."""
     blames_node: bool = False
     """The node of the first rank that failed may be at fault: it is avoided after a second such failure."""
-    avoids_node_at_once: bool = False
-    """The first failure is enough to avoid the node."""
+    excludes_node: bool = False
+    """The first failure is enough to leave the node out, as long as others have room."""
     is_symptom: bool = False
     """A healthy worker reports it too when another one has died: any other record speaks first."""
     hides_hardware: bool = False
@@ -83,7 +83,7 @@ MEANINGS: dict[FailureClass, Meaning] = {
         "look at the accelerator's health on the node named above",
         exit_codes=(76,),
         blames_node=True,
-        avoids_node_at_once=True,
+        excludes_node=True,
         exceptions=("AcceleratorError",),  # torch's, of a failed CUDA call
     ),
     FailureClass.NODE: Meaning(

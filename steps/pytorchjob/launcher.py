@@ -24,6 +24,7 @@ from steps.pytorchjob.informer import Informer
 from steps.pytorchjob.manifest import LABEL
 from steps.pytorchjob.node_marks import is_unexplained, mark_of, with_marks
 from steps.pytorchjob.onlooker import Onlooker
+from steps.pytorchjob.pod_template import Shunned
 from steps.pytorchjob.snapshot import (
     View,
     has_ended,
@@ -66,14 +67,16 @@ class KubeLauncher:
         self._spec, self._kube, self._notice, self._clock = spec, kube, notice, clock
         self._watched: dict[int, _Watched] = {}
 
-    def create(self, job: Job, attempt: int, *, avoid_nodes: Sequence[str] = ()) -> None:
+    def create(
+        self, job: Job, attempt: int, *, avoid_nodes: Sequence[str] = (), exclude_nodes: Sequence[str] = ()
+    ) -> None:
         """Create the attempt's PyTorchJob; one that is there already is adopted if it is the same.
 
         Raises:
             ClusterError: refused, the API is away, or the name belongs to something else.
         """
         watched = self._watch(job, attempt)  # first: without the right to look, nothing is made
-        manifest = pytorchjob.build(self._spec, job, attempt, avoid_nodes=avoid_nodes)
+        manifest = pytorchjob.build(self._spec, job, attempt, shunned=Shunned(avoid_nodes, exclude_nodes))
         name = manifest["metadata"]["name"]
         made = self._kube.create(manifest)
         if made is not None:
@@ -99,7 +102,8 @@ class KubeLauncher:
         for question in questions:
             self._ask(watched, question)
         age_s = look.now_s - watched.seen.since_s
-        watched.onlooker.look(look.job, look.pods, age_s, hint=watched.seen.hint)
+        hint = watched.seen.hint if len(look.pods) < job.nodes else ""
+        watched.onlooker.look(look.job, look.pods, age_s, hint=hint)
         snapshot = self._snapshot(watched, job, look.job)
         if snapshot.phase is Phase.FAILED and not watched.has_looked_again:
             watched.has_looked_again = True

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
 from typing import Any
 
 from steps.job.job import Job
 from steps.pytorchjob import pod_template
+from steps.pytorchjob.pod_template import NOWHERE, Shunned
 from steps.pytorchjob.spec import JobSpec
 
 API_VERSION, KIND = "kubeflow.org/v1", "PyTorchJob"
@@ -29,7 +29,7 @@ AUTO_RESUME = "sagemaker.amazonaws.com/enable-job-auto-resume"
 MAX_RETRIES = "sagemaker.amazonaws.com/job-max-retry-count"
 
 
-def build(spec: JobSpec, job: Job, attempt: int, *, avoid_nodes: Sequence[str] = ()) -> dict[str, Any]:
+def build(spec: JobSpec, job: Job, attempt: int, *, shunned: Shunned = NOWHERE) -> dict[str, Any]:
     """The manifest of an attempt."""
     cluster = spec.cluster
     labels = labels_of(spec, job, attempt)
@@ -44,7 +44,7 @@ def build(spec: JobSpec, job: Job, attempt: int, *, avoid_nodes: Sequence[str] =
     worker = {
         "replicas": job.nodes,
         "restartPolicy": "OnFailure" if cluster.recovery == "hyperpod" else "Never",
-        "template": pod_template.template(spec, job, attempt, name=metadata["name"], labels=labels, avoid=avoid_nodes),
+        "template": pod_template.template(spec, job, attempt, name=metadata["name"], labels=labels, shunned=shunned),
     }
     body = {
         "nprocPerNode": str(job.processes),

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from steps.job.snapshot import Reason
-from steps.pytorchjob.pod_words import words_of
+from steps.pytorchjob.pod_words import INVALID, REFUSED, words_of
 from steps.pytorchjob.snapshot import has_conditions, is_suspended
 
 AWAY_S = 15.0
@@ -48,7 +48,7 @@ class Onlooker:
     def look(
         self, job: Mapping[str, Any] | None, pods: Sequence[Mapping[str, Any]], age_s: float, *, hint: str = ""
     ) -> None:
-        """The attempt as it is, `age_s` after it was first looked at; `hint`: what the events say about the job."""
+        """The attempt as it is, `age_s` after it was first looked at; `hint`: what the events say about pods that do not come."""
         has_spoken = job is None or has_conditions(job) or is_suspended(job) or bool(pods) or bool(hint)
         if not has_spoken and age_s > AWAY_S and not self.is_ignored:
             self.is_ignored = True
@@ -63,15 +63,22 @@ class Onlooker:
                 self.notice(f"pod {name} was deleted from outside, and made anew")
         for pod in pods:
             self._tell_trouble(pod)
+        if hint and not (
+            REFUSED.search(hint) or INVALID in hint
+        ):  # what nobody waits for is told by whoever decides on it
+            self._tell("", hint.partition(":")[0], f"pods of PyTorchJob {self.name} do not come ({hint[:400]})")
 
     def _tell_trouble(self, pod: Mapping[str, Any]) -> None:
         """What keeps a pod from starting may pass: a person reads what it is, and for how long it is waited for."""
         words, name = words_of(pod), str(pod["metadata"]["name"])
         kind = words.reason or words.message.partition(":")[0]
-        if not words.may_pass or words.reason is Reason.UNSCHEDULABLE or (name, kind) in self.troubles:
-            return
-        self.troubles.add((name, kind))
-        self.notice(
-            f"pod {name} does not start ({words.message[:400]}); this may pass, and it is waited for, up to "
-            f"{self.startup_s:.0f} s from the start (deadlines.startup_s)"
-        )
+        if words.may_pass and words.reason is not Reason.UNSCHEDULABLE:
+            self._tell(name, kind, f"pod {name} does not start ({words.message[:400]})")
+
+    def _tell(self, pod: str, kind: str, what: str) -> None:
+        if (pod, kind) not in self.troubles:
+            self.troubles.add((pod, kind))
+            self.notice(
+                f"{what}; this may pass, and it is waited for, up to {self.startup_s:.0f} s from the start "
+                "(deadlines.startup_s)"
+            )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +33,22 @@ INSTANCE_TYPE = "node.kubernetes.io/instance-type"
 QUEUE_LABELS = ("kueue.x-k8s.io/queue-name", "kueue.x-k8s.io/priority-class")
 
 
+@dataclass(frozen=True, slots=True)
+class Shunned:
+    """Nodes that an attempt is to stay away from, by name."""
+
+    avoided: Sequence[str] = ()
+    """Where nothing else has room, the job runs on them."""
+    excluded: Sequence[str] = ()
+
+
+NOWHERE = Shunned()
+
+
 def template(
-    spec: JobSpec, job: Job, attempt: int, *, name: str, labels: Mapping[str, str], avoid: Sequence[str]
+    spec: JobSpec, job: Job, attempt: int, *, name: str, labels: Mapping[str, str], shunned: Shunned
 ) -> dict[str, Any]:
-    """The pod template of `name`, which prefers other nodes than those in `avoid`."""
+    """The pod template of `name`."""
     cluster = spec.cluster
     metadata: dict[str, Any] = {"labels": {key: value for key, value in labels.items() if key not in QUEUE_LABELS}}
     annotations = {**_topology(cluster), **cluster.annotations}
@@ -51,7 +64,7 @@ def template(
         "volumes": [*_own_volumes(cluster), *(_volume(item) for item in cluster.volumes)],
     }
     selector = _node_selector(cluster)
-    affinity = _affinity(cluster, avoid)
+    affinity = _affinity(cluster, shunned)
     body |= {"nodeSelector": selector} if selector else {}
     body |= {"affinity": affinity} if affinity else {}
     body |= {"serviceAccountName": cluster.service_account} if cluster.service_account else {}
@@ -199,16 +212,21 @@ def _node_selector(cluster: Cluster) -> dict[str, str]:
     return {INSTANCE_TYPE: label, **cluster.node_selector}
 
 
-def _affinity(cluster: Cluster, avoid: Sequence[str]) -> dict[str, Any]:
-    """Nodes to avoid are a preference, one for each: where nothing else has room, the job runs on them."""
+def _affinity(cluster: Cluster, shunned: Shunned) -> dict[str, Any]:
+    """Nodes to avoid are a preference, one for each; those that are excluded a requirement (of one name each, by the API)."""
     found: dict[str, Any] = {}
     preferences: list[dict[str, Any]] = [
-        _preference(AVOIDED, "matchFields", "metadata.name", "NotIn", node) for node in avoid
+        _preference(AVOIDED, "matchFields", "metadata.name", "NotIn", node) for node in shunned.avoided
     ]
+    term: dict[str, Any] = {}
+    if shunned.excluded:
+        names = [{"key": "metadata.name", "operator": "NotIn", "values": [node]} for node in shunned.excluded]
+        term["matchFields"] = names
     if cluster.require_healthy_nodes:
-        term = {"matchExpressions": [{"key": HEALTH, "operator": "In", "values": ["Schedulable"]}]}
-        found["requiredDuringSchedulingIgnoredDuringExecution"] = {"nodeSelectorTerms": [term]}
+        term["matchExpressions"] = [{"key": HEALTH, "operator": "In", "values": ["Schedulable"]}]
         preferences.append(_preference(CHECKED, "matchExpressions", DEEP_HEALTH, "In", "Passed"))
+    if term:
+        found["requiredDuringSchedulingIgnoredDuringExecution"] = {"nodeSelectorTerms": [term]}
     if preferences:
         found["preferredDuringSchedulingIgnoredDuringExecution"] = preferences
     return {"nodeAffinity": found} if found else {}

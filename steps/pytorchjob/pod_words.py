@@ -33,6 +33,8 @@ PENDING_CLASS = {
 """What the scheduler or the API says of pods that do not come: the class when the startup deadline has passed."""
 REFUSED = re.compile(r"violates PodSecurity|(minimum|maximum) \S+ usage per |max limit to request ratio per ")
 """A LimitRange or PodSecurity admission: the same pod is refused for ever."""
+INVALID = "FailedValidation"
+"""In an event: the operator rejects the job's spec."""
 POD_IS_WRONG = frozenset(
     {"SysctlForbidden", "AppArmor", "PodOSNotSupported", "PodOSSelectorNodeLabelDoesNotMatch", "UnsupportedPodSpec"}
 )

@@ -10,7 +10,7 @@ Sources: the operator's code at v1.7.0 for the conditions, the kubelet's and the
 | suspended, and it never ran | QUEUED |
 | suspended after it ran | FAILED, preempted: the attempt ends, the next one waits in the queue |
 | a pod ended badly, or can never start | FAILED: not waiting for an operator that may be away |
-| a LimitRange or PodSecurity refuses the pods | FAILED, config |
+| a LimitRange or PodSecurity refuses the pods | FAILED, config, refused |
 | every training container ended with 0 | SUCCEEDED: a sidecar that never ends is not waited for |
 | every pod runs | RUNNING |
 | anything else | STARTING, with what the platform says about it |

@@ -18,6 +18,7 @@ from enum import StrEnum
 from typing import Any
 
 from steps.job.snapshot import JobSnapshot, Phase, Reason
+from steps.pytorchjob.pod_words import INVALID
 from steps.pytorchjob.snapshot import GONE_WITH_NODE, has_conditions, is_suspended
 
 NOTICE_S = 60.0
@@ -144,6 +145,6 @@ def judge(seen: Seen, look: Look, snapshot: JobSnapshot, *, was_begun: bool) -> 
         words = "the job was deleted while nobody watched it"
         return JobSnapshot(Phase.FAILED, (), Reason.PREEMPTED, words, snapshot.remaining)
     is_ignored = look.job is not None and not has_conditions(look.job) and not is_suspended(look.job)
-    if is_ignored and look.now_s - seen.since_s > NOTICE_S and "FailedValidation" in seen.hint:
-        return JobSnapshot(Phase.FAILED, (), Reason.CONFIG, seen.hint, snapshot.remaining)
+    if is_ignored and look.now_s - seen.since_s > NOTICE_S and INVALID in seen.hint:
+        return JobSnapshot(Phase.FAILED, (), Reason.CONFIG, seen.hint, snapshot.remaining, is_refused=True)
     return snapshot

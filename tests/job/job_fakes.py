@@ -108,8 +108,12 @@ class ScriptedLauncher:
     deaf: bool = False
     """Does not end on a deletion with grace."""
 
-    def create(self, job: Job, attempt: int, *, avoid_nodes: Sequence[str] = ()) -> None:
-        self.calls.append(f"create {attempt}" + (f" without {','.join(avoid_nodes)}" if avoid_nodes else ""))
+    def create(
+        self, job: Job, attempt: int, *, avoid_nodes: Sequence[str] = (), exclude_nodes: Sequence[str] = ()
+    ) -> None:
+        preferred = f" rather without {','.join(avoid_nodes)}" if avoid_nodes else ""
+        required = f" without {','.join(exclude_nodes)}" if exclude_nodes else ""
+        self.calls.append(f"create {attempt}{required}{preferred}")
         self.attempts[attempt] = Attempt(job, attempt, self.clock)
 
     def read(self, job: Job, attempt: int) -> JobSnapshot:

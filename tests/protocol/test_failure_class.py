@@ -51,4 +51,4 @@ def test_broken_hardware_comes_before_what_it_causes() -> None:
 def test_what_is_permanent_blames_no_node_and_hides_nothing() -> None:
     for row in MEANINGS.values():
         assert not (row.is_permanent and (row.blames_node or row.hides_hardware or row.is_symptom))
-        assert row.blames_node or not row.avoids_node_at_once
+        assert row.blames_node or not row.excludes_node

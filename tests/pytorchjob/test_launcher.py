@@ -164,7 +164,7 @@ def test_a_spec_that_the_operator_ignores_is_named_after_a_minute(scene: Scene) 
     scene.launcher.create(scene.job, 1)
     assert scene.read(10).phase is Phase.STARTING
     found = scene.read(60)
-    assert (found.phase, found.reason) == (Phase.FAILED, Reason.CONFIG)
+    assert (found.phase, found.reason, found.is_refused) == (Phase.FAILED, Reason.CONFIG, True)
     assert "no container named pytorch" in found.message
 
 

@@ -17,12 +17,14 @@ from steps.job.job import Job
 from steps.protocol.rundir import TrainDir
 from steps.pytorchjob import pod_template
 from steps.pytorchjob.manifest import LONGEST_NAME, build, label_value, name_of
+from steps.pytorchjob.pod_template import NOWHERE, Shunned
 from steps.pytorchjob.spec import Code
 from steps.settings.config import Settings, parse_settings
 
 HERE = Path(__file__).parent
 GOLDEN = HERE / "golden"
 CONFIG = HERE.parents[1] / "config" / "hyperpod.yaml"
+SHUNNED = Shunned(("node-7",), ("node-9",))
 BOOTSTRAP = "<steps/job/agent/bootstrap.py>"
 CPU = {
     "storage": {"root": "/shared/runs", "cache": "/shared/cache"},
@@ -86,11 +88,11 @@ def job_of(settings: Settings, **changes: Any) -> Job:
 
 
 def manifest(
-    settings: Settings, *, avoid: tuple[str, ...] = (), owner: dict[str, Any] | None = None, **changes: Any
+    settings: Settings, *, shunned: Shunned = NOWHERE, owner: dict[str, Any] | None = None, **changes: Any
 ) -> Any:
     code = Code(f"{settings.storage.root}/LoraFlow/17/code.tgz", "ab" * 32)
     spec = launchers.spec_of(settings, run="LoraFlow/17", step="train", code=code, owner=owner)
-    return build(spec, job_of(settings, **changes), 1, avoid_nodes=avoid)
+    return build(spec, job_of(settings, **changes), 1, shunned=shunned)
 
 
 def container(made: dict[str, Any]) -> dict[str, Any]:
@@ -107,7 +109,7 @@ def template(made: dict[str, Any]) -> dict[str, Any]:
 def test_the_manifest_is_the_golden_one(name: str) -> None:
     """UPDATE_GOLDEN=1 writes it anew: then read the difference."""
     raw = {"hyperpod": yaml.safe_load(CONFIG.read_text()), "cpu": CPU, "everything": EVERYTHING}[name]
-    made = manifest(settings_of(raw), avoid=("node-7",) if name == "everything" else ())
+    made = manifest(settings_of(raw), shunned=SHUNNED if name == "everything" else NOWHERE)
     container(made)["command"][-1] = BOOTSTRAP
     path = GOLDEN / f"{name}.yaml"
     if os.environ.get("UPDATE_GOLDEN"):
@@ -140,7 +142,7 @@ def test_the_operators_own_schema_knows_every_field(
 ) -> None:
     raw = {"hyperpod": yaml.safe_load(CONFIG.read_text()), "cpu": CPU, "everything": EVERYTHING}[name]
     made = manifest(
-        settings_of(raw), avoid=("node-7",), owner={"apiVersion": "batch/v1", "kind": "Job", "name": "j", "uid": "u"}
+        settings_of(raw), shunned=SHUNNED, owner={"apiVersion": "batch/v1", "kind": "Job", "name": "j", "uid": "u"}
     )
     operator_schema.validate(made)
 
@@ -223,7 +225,7 @@ def test_an_instance_without_adapters_asks_for_devices_alone() -> None:
 
 
 def test_nodes_to_avoid_are_a_preference_that_yields_where_nothing_else_has_room() -> None:
-    spec = template(manifest(settings_of(CPU), avoid=("node-7", "node-8")))["spec"]
+    spec = template(manifest(settings_of(CPU), shunned=Shunned(("node-7", "node-8"))))["spec"]
     found = spec["affinity"]["nodeAffinity"]
     assert "metadata.name" not in str(found["requiredDuringSchedulingIgnoredDuringExecution"])
     shunned = [item for item in found["preferredDuringSchedulingIgnoredDuringExecution"] if item["weight"] == 100]
@@ -231,6 +233,17 @@ def test_nodes_to_avoid_are_a_preference_that_yields_where_nothing_else_has_room
     assert fields == [
         [{"key": "metadata.name", "operator": "NotIn", "values": [node]}] for node in ("node-7", "node-8")
     ]
+
+
+@pytest.mark.parametrize("is_managed", [True, False])
+def test_nodes_that_are_excluded_are_a_requirement_beside_that_of_health(is_managed: bool) -> None:
+    raw = {**CPU, "cluster": {**CPU["cluster"], "require_healthy_nodes": is_managed}}  # type: ignore[dict-item]
+    made = manifest(settings_of(raw), shunned=Shunned(excluded=("node-7", "node-8")))
+    (term,) = template(made)["spec"]["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"][
+        "nodeSelectorTerms"
+    ]
+    assert [item["values"] for item in term["matchFields"]] == [["node-7"], ["node-8"]]  # the API takes one name each
+    assert ("matchExpressions" in term) == is_managed
 
 
 def test_the_shipped_worker_pod_passes_pod_security_restricted() -> None:

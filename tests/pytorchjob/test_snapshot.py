@@ -140,6 +140,7 @@ PHASES: dict[str, tuple[JobSnapshot, Phase, Reason]] = {
 def test_phase_and_reason(name: str) -> None:
     found, phase, reason = PHASES[name]
     assert (found.phase, found.reason) == (phase, reason)
+    assert found.is_refused == name.startswith("refused by")
 
 
 FULL_DISK = (
