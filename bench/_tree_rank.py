@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from steps.train.loop.ranks import Ranks
-from steps.train.pytorch.trainer import Gradients
+from steps.train.pytorch.gradients import TreeGradients
 
 TENSORS = 420
 """LoRA's matrices in a model of 30 layers: the same number of values in as many pieces."""
@@ -40,7 +40,7 @@ class Cheap(torch.nn.Module):
 def by_tree(values: int, micro_batches: int, ranks: Ranks) -> Callable[[], None]:
     """A step as the torch backend sums it."""
     model = Cheap(values)
-    gradients = Gradients(list(model.parameters()), ranks, accumulation=micro_batches)
+    gradients = TreeGradients(list(model.parameters()), ranks, accumulation=micro_batches)
 
     def step() -> None:
         for number in range(micro_batches):

@@ -104,7 +104,7 @@ def report_worker(scratch: Path, times: int) -> None:
     imports: list[float] = []
     rest: list[float] = []
     output(
-        sys.executable, "-c", f"import {stage.WORKER}, steps.train.pytorch.backend, steps.train.pytorch.trainer"
+        sys.executable, "-c", f"import {stage.WORKER}, steps.train.pytorch.backend, steps.train.pytorch.training"
     )  # bytecode
     for number in range(times):
         whole.append(until_first_step(spec.model_copy(update={"directory": str(scratch / f"train-{number}")})))

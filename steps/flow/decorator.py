@@ -58,6 +58,7 @@ class JobHandle:
         from steps.flow import launchers
         from steps.flow.cards.metaflow_cards import TrainCard
         from steps.flow.terminal import ProgressPrinter
+        from steps.flow.trackers import open_trackers
         from steps.job.supervise import Outside, supervise
 
         card = TrainCard(self._card, title=title, facts=facts, folder=job.directory.path)
@@ -70,20 +71,29 @@ class JobHandle:
         def observe(event: Any) -> None:
             printer.observe(event)
             card.observe(event)
+            for tracker in trackers:
+                tracker.observe(event)
 
+        trackers = open_trackers(
+            settings.reporting.report_to, folder=job.directory.path, title=title, key=job.identity, notice=notice
+        )
         launcher = _on_cluster(job, settings, notice) if settings.is_on_cluster else launchers.local_launcher(settings)
         # Retry 0 is always a person's: a first run, `resume`, or `argo retry`, which begins to count anew in the same run.
         resumed = current.retry_count == 0
-        result = supervise(
-            job,
-            launcher,
-            settings,
-            Outside(observe=observe, notice=notice),
-            retry_permanent=resumed,
-            lease_s=settings.cluster.lease_s,
-            # Metaflow kills a step's pod on Ctrl-C without a word to it: what is to stay must not need this process.
-            is_detached=settings.detaches and metaflow_internals.is_in_pod(),
-        )
+        try:
+            result = supervise(
+                job,
+                launcher,
+                settings,
+                Outside(observe=observe, notice=notice),
+                retry_permanent=resumed,
+                lease_s=settings.cluster.lease_s,
+                # Metaflow kills a step's pod on Ctrl-C without a word to it: what is to stay must not need this process.
+                is_detached=settings.detaches and metaflow_internals.is_in_pod(),
+            )
+        finally:
+            for tracker in trackers:
+                tracker.close()
         card.close(result.account)
         return result
 

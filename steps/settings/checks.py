@@ -45,12 +45,6 @@ def _in_launcher(plan: Plan) -> Iterator[Problem]:
             "launcher.precompile",
             "is for the neuron backend, and needs launcher.compile_cache, where other nodes find what it compiled",
         )
-    if launcher.backend == "neuron" and plan.settings.reporting.report_to:
-        names = ", ".join(plan.settings.reporting.report_to)
-        yield Problem(
-            "reporting.report_to",
-            f"is for the torch backend, got {names} with neuron; every step is in the run directory's events.jsonl",
-        )
     if plan.is_laid_out and (plan.world % size or plan.processes % max(plan.tensor_parallel, 1)):
         whose = "launcher.tensor_parallel" + (" × launcher.pipeline_parallel" if plan.pipeline_parallel > 1 else "")
         yield Problem("--processes", f"must be a multiple of {whose}, {size}, got {plan.processes}")
@@ -166,17 +160,16 @@ def _whole(config: dict[str, Any], key: str) -> int:
 def check_libraries(plan: Plan, is_installed: Callable[[str], bool]) -> None:
     """Whether all that the plan asks for can be loaded, before anything is fetched.
 
-    Only for workers on this machine: on a cluster they have their image's libraries, which nobody can look into from here.
+    What workers need is looked for only where they run on this machine: on a cluster they have their image's libraries, which
+    nobody can look into from here. Trackers are fed by the process that launches the job.
 
     Raises:
         ConfigError: with each library that is missing.
     """
-    if plan.settings.is_on_cluster:
-        return
     asked: list[tuple[str, str, str]] = [
         ("reporting.report_to", name, name) for name in plan.settings.reporting.report_to
     ]
-    if plan.training.quantization == "4bit":
+    if plan.training.quantization == "4bit" and not plan.settings.is_on_cluster:
         asked.append(("--quantization", "4bit", "bitsandbytes"))
     problems = [
         Problem(where, f"{what} needs the library {name}, which is not installed here; {how_to_install(name)}")

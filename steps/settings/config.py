@@ -204,7 +204,7 @@ class Inference(Section):
 
 
 class Reporting(Section):
-    """Experiment trackers, through transformers' own integrations."""
+    """Experiment trackers, fed by the process that launches the training; one run of a tracker holds all attempts."""
 
     report_to: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
     """Each must be installed; their credentials come from their own environment variables."""

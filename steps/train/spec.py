@@ -59,6 +59,7 @@ class TrainSpec(HoldsTraining):
     """Validations without a lower loss that end training; 0: never."""
     keep: Literal["last", "best"] = "last"
     report_to: tuple[str, ...] = ()
+    """Trackers; the launching process feeds them. It stays here, so that the digest of a spec stays."""
     threads_per_process: int = Field(default=0, ge=0)
     """CPU threads of a rank; 0: this machine's cores divided by its ranks."""
 

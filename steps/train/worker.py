@@ -77,7 +77,7 @@ class Worker:
         try:
             backend, writer, events = self._load()
         finally:
-            gc.freeze()  # all this stays: collections to come, of which accelerate asks for one, need not walk through it
+            gc.freeze()  # all this stays: collections to come need not walk through it
             gc.enable()
         assert self.callbacks is not None  # made in `_load`
         done = self.callbacks.step

@@ -43,3 +43,11 @@ def test_nothing_more_is_needed_by_a_plain_plan_and_nothing_is_known_of_a_cluste
     launcher = on_cluster.settings.launcher.model_copy(update={"kind": "pytorchjob"})
     settings = on_cluster.settings.model_copy(update={"launcher": launcher})
     check_libraries(on_cluster.model_copy(update={"settings": settings}), lambda name: False)
+
+
+def test_trackers_are_looked_for_here_even_where_workers_run_elsewhere() -> None:
+    plan = plan_of(TRACKED, quantization="4bit")
+    launcher = plan.settings.launcher.model_copy(update={"kind": "pytorchjob"})
+    settings = plan.settings.model_copy(update={"launcher": launcher})
+    on_cluster = plan.model_copy(update={"settings": settings})
+    assert_tells(lambda: check_libraries(on_cluster, lambda name: False), ["wandb needs the library wandb"])

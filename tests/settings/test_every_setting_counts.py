@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from steps.errors import ConfigError
 from steps.settings.config import Settings
 from steps.settings.options import OPTIONS
 from steps.settings.plan import LoraSettings, Plan, Training
@@ -22,8 +21,8 @@ STEPS = Path(__file__).resolve().parents[2] / "steps"
 TRAIN = STEPS / "train"
 SHARED = [TRAIN / "worker.py", TRAIN / "loop", TRAIN / "spec.py"]
 FOR_NEURON_ONLY = {"tensor_parallel", "pipeline_parallel", "compile_cache", "graphs_only"}
-REFUSED_ON_NEURON = {"report_to"}
-"""By `settings.checks`; the rest of what it cannot do is in `neuron/planning/refusals.py`, which reads it."""
+FOR_THE_LAUNCHER = {"report_to"}
+"""Trackers are fed by the process that launches the workers."""
 
 FOR_PEOPLE = {"gated"}
 """A preset says so to its readers; at run time the hub itself does."""
@@ -60,8 +59,8 @@ def test_every_setting_is_read_somewhere(kind: type[BaseModel]) -> None:
 def test_every_value_of_a_training_is_read_by_the_backend_or_refused(backend: str) -> None:
     read = attributes_read(*SHARED, TRAIN / backend)
     fields = {name for kind in (TrainSpec, Training, LoraSettings) for name in kind.model_fields}
-    others = FOR_NEURON_ONLY if backend == "pytorch" else REFUSED_ON_NEURON
-    assert sorted(fields - read - others - {"backend"}) == []
+    others = FOR_NEURON_ONLY if backend == "pytorch" else set()
+    assert sorted(fields - read - others - FOR_THE_LAUNCHER - {"backend"}) == []
 
 
 VALUES: dict[str, Any] = {
@@ -81,12 +80,9 @@ def test_every_option_is_tried() -> None:
     assert set(VALUES) == set(OPTIONS)
 
 
-def test_trackers_are_refused_where_nothing_would_reach_them() -> None:
+def test_every_backend_has_trackers() -> None:
     neuron = {"launcher": {"backend": "neuron"}, "reporting": {"report_to": ["tensorboard"]}}
-    with pytest.raises(
-        ConfigError, match=r"reporting.report_to: is for the torch backend, got tensorboard with neuron"
-    ):
-        plan_of(neuron)
+    assert plan_of(neuron).settings.reporting.report_to == ("tensorboard",)
 
 
 @pytest.mark.parametrize("name", sorted(VALUES))

@@ -189,7 +189,6 @@ def test_a_base_of_4_bits_trains_on_a_cpu(trainings: Trainings, precision: str) 
 @pytest.mark.slow
 def test_training_starts_from_an_adapter(whole: Training, trainings: Trainings) -> None:
     lora = whole.spec.training.lora.model_copy(update={"init_adapter": str(whole.result)})
-    training = trainings.make("from-adapter", lora=lora, warmup_ratio=0.0, steps=2, report_to=("tensorboard",))
+    training = trainings.make("from-adapter", lora=lora, warmup_ratio=0.0, steps=2)
     assert training.run() == 0, training.log()
-    assert list(training.path.rglob("*tfevents*"))
     assert training.events(kind="step")[0].data["loss"] < whole.events(kind="step")[0].data["loss"]

@@ -59,6 +59,10 @@ class Feed:
         size = self.slicing.global_batch
         return self._row_counts.total(self._order[step * size : (step + 1) * size])
 
+    def of_step(self, step: int) -> Iterator[MicroBatch]:
+        """This rank's micro-batches of one step, in order."""
+        return (self.micro_batch(step, micro) for micro in self.slicing.mine)
+
     def from_step(self, step: int) -> MicroBatches:
         """This rank's micro-batches from a step on, to the end of the run."""
         return MicroBatches(self, step)
@@ -99,7 +103,7 @@ class Feed:
 
 
 class MicroBatches:
-    """What Trainer takes for a DataLoader: it has a length and can be iterated."""
+    """What a library takes for a DataLoader: it has a length and can be iterated."""
 
     def __init__(self, feed: Feed, step: int) -> None:
         self._feed, self._step = feed, step
@@ -109,5 +113,4 @@ class MicroBatches:
 
     def __iter__(self) -> Iterator[MicroBatch]:
         for step in range(self._step, self._feed._steps):
-            for micro in self._feed.slicing.mine:
-                yield self._feed.micro_batch(step, micro)
+            yield from self._feed.of_step(step)

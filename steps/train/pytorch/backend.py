@@ -1,4 +1,4 @@
-"""The backend for CPUs and GPUs: transformers' Trainer and peft. Satisfies `backend.Backend`; made by `worker`.
+"""The backend for CPUs and GPUs: transformers' models, peft and a loop of our own. Satisfies `backend.Backend`; made by `worker`.
 
 One process or several (replicas whose gradients are summed in a fixed tree, so that 1, 2 and 4 give equal bits), or FSDP,
 which goes on only with as many processes as before.
@@ -57,23 +57,24 @@ class TorchBackend:
 
     def load(self, checkpoint: Path | None) -> ModelSize:
         """Model and adapter on this rank's device; a checkpoint's weights when there is one."""
-        import torch
-
-        import steps.train.pytorch.trainer  # noqa: F401  # Trainer's import takes seconds: part of loading, not of step 1
+        from steps.train.pytorch.device import take_device
         from steps.train.pytorch.model import TargetLoss, load_model, shard, trainable
 
-        self._device = (
-            torch.device("cuda", self._ranks.local_rank) if torch.cuda.is_available() else torch.device("cpu")
-        )
+        self._device = take_device(self._ranks.local_rank)
+        training = self._spec.training
         self._model = load_model(self._spec, place=self._device)
-        self._loss = TargetLoss(self._model, precision=self._spec.training.precision)
+        if training.gradient_checkpointing:
+            self._model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        self._loss = TargetLoss(self._model, precision=training.precision)
         self._checkpoint = checkpoint
         if checkpoint is not None:
             self._load_adapter(checkpoint)
         count = sum(parameter.numel() for parameter in self._model.parameters())
         size = ModelSize(count, sum(parameter.numel() for parameter in trainable(self._model).values()))
-        if self._spec.training.sharding == "fsdp":
+        if training.sharding == "fsdp":
             shard(self._model, place=self._device, world=self._ranks.world)
+        elif training.quantization == "none":  # a quantised one is there already
+            self._model.to(self._device)
         return size
 
     def _load_adapter(self, checkpoint: Path) -> None:
@@ -85,24 +86,17 @@ class TorchBackend:
             self._best = load_file(checkpoint / BEST)
 
     def train(self, *, done: int, listener: Listener) -> None:
-        """Run Trainer from step `done` on."""
-        from steps.train.pytorch.trainer import Course, OrderedTrainer, training_arguments
-
-        arguments = training_arguments(
-            self._spec, accumulation=self._feed.slicing.accumulation, on_cpu=self._device.type == "cpu"
-        )
-        self._trainer = OrderedTrainer(
-            self._model, arguments, spec=self._spec, ranks=self._ranks, feed=self._feed, loss=self._loss
-        )
-        restore = self._restore if self._checkpoint is not None else None
-        self._trainer.follow(Course(done, restore, listener, self._stop_asked))
-
-    def _restore(self, optimizer: Any, scheduler: Any) -> None:
+        """Run the loop from step `done` on."""
         from steps.train.pytorch.model import trainable
         from steps.train.pytorch.state import restore
+        from steps.train.pytorch.training import Course, TrainingLoop
 
-        assert self._checkpoint is not None
-        restore(self._checkpoint, optimizer, scheduler, trainable(self._model))
+        self._loop = TrainingLoop(
+            self._model, self._loss, spec=self._spec, ranks=self._ranks, feed=self._feed, place=self._device
+        )
+        if self._checkpoint is not None:
+            restore(self._checkpoint, self._loop.optimizer, self._loop.scheduler, trainable(self._model))
+        self._loop.follow(Course(done, listener, self._stop_asked))
 
     def validate(self) -> float:
         """Every rank looks at its share; sums are added in the order of the rows, so they do not depend on the layout."""
@@ -111,7 +105,7 @@ class TorchBackend:
         self._model.eval()
         with torch.no_grad():
             mine = [
-                (self._loss(self._trainer.model_wrapped, batch, self._device).item(), len(batch.targets))
+                (self._loss(self._model, batch, self._device).item(), len(batch.targets))
                 for batch in self._feed.validation_batches()
             ]
         everyone = [pair for pairs in self._ranks.gather(mine) for pair in pairs][: self._feed.validation_count]
@@ -135,7 +129,7 @@ class TorchBackend:
         from steps.train.pytorch.model import adapter_weights, trainable, write_adapter
         from steps.train.pytorch.state import NUMBERS, OPTIMIZER, numbers, optimizer_tensors
 
-        optimizer, scheduler = self._trainer.optimizer.optimizer, self._trainer.lr_scheduler
+        optimizer, scheduler = self._loop.optimizer, self._loop.scheduler
         weights = adapter_weights(self._model)
         moments = optimizer_tensors(optimizer, trainable(self._model))
         if self._ranks.rank:
@@ -163,7 +157,7 @@ class TorchBackend:
         if self._ranks.rank or self._spec.training.sharding == "fsdp":
             return
         del self._model, self._loss
-        self.__dict__.pop("_trainer", None)
+        self.__dict__.pop("_loop", None)
         gc.collect()
         check_adapter(self._spec, folder, expected, place=self._device)
 
