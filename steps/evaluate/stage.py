@@ -255,6 +255,7 @@ def _report(
         details={
             **_details(questions.score, before, after, words),
             "interval": [verdict.difference.low, verdict.difference.high],
+            "differing": verdict.difference.differing,
             "max_new_tokens": questions.max_new_tokens,
         },
         parents=parents,

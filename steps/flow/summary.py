@@ -9,10 +9,12 @@ from typing import Any
 
 from steps.flow import lineage as lineages
 from steps.flow import metaflow_internals
-from steps.flow.cards.evaluate import gate_words, headline, interval_words, notes, score_words
+from steps.flow.cards.evaluate import gate_words, headline, interval_words, notes, outcome, score_words
 from steps.flow.terminal import say
 from steps.plain_text import counted
 from steps.protocol.records import Adapter, MergedModel, PreparedData, Report
+
+REMEDY = "Train longer, or look at the data."
 
 
 def describe_data(data: PreparedData) -> list[str]:
@@ -66,12 +68,18 @@ def conclude(flow: Any) -> None:
 
 
 def verdict(report: Report) -> str:
-    """Did it learn? In one sentence, from the numbers."""
-    better_score, better_loss = report.tuned_score > report.base_score, report.tuned_loss < report.base_loss
-    if better_score and better_loss:
-        return "The model learned: both score and loss are better than the base model's."
-    if better_loss:
-        return "The model learned a little: its loss is lower than the base model's, its score is not higher."
-    if better_score:
-        return "Mixed: the score is higher than the base model's, the loss is not lower; look at the samples."
-    return "The model did not learn: neither score nor loss is better than the base model's. Train longer, or look at the data."
+    """Did it learn? In one sentence: by the interval of the scores, and by the loss."""
+    cannot_tell = f"whether its answers are better, {counted(report.samples, 'sample')} cannot tell"
+    if report.tuned_loss < report.base_loss:
+        return {
+            "better": "The model learned: both score and loss are better than the base model's.",
+            "same": "The model learned a little: its loss is lower than the base model's, its score is not higher.",
+            "unsure": f"The model learned: its loss is lower than the base model's; {cannot_tell}.",
+            "worse": "Mixed: the loss is lower than the base model's, but its answers are worse; look at the samples.",
+        }[outcome(report)]
+    return {
+        "better": "Mixed: the score is higher than the base model's, the loss is not lower; look at the samples.",
+        "same": f"The model did not learn: neither score nor loss is better than the base model's. {REMEDY}",
+        "unsure": f"The loss is not lower than the base model's; {cannot_tell}. {REMEDY}",
+        "worse": f"The model did not learn: its answers are worse, its loss is not lower than the base model's. {REMEDY}",
+    }[outcome(report)]

@@ -7,8 +7,8 @@ import tempfile
 from pathlib import Path
 
 from steps.errors import ConfigError
+from tests.matrix import generation
 from tests.matrix.architectures import CONFIGS, write
-from tests.matrix.generation import GENERATION
 from tests.matrix.measure import CLOSE, Outcome, measure
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "architectures.md"
@@ -25,6 +25,8 @@ model of their config.json, their modules and weight files are compared, and wha
 - **loss**: equal to plain transformers + PEFT on the same samples, and for a padded batch to the sum over its samples.
 - **merge**: weights equal to PEFT's `merge_and_unload`.
 - **reload**: the merged folder, loaded by plain transformers, has the loss that base and adapter have together.
+- **generation**: the answers of evaluation's batches are those of transformers' `generate` on each prompt alone, and how they are
+  made: by this project's own steps (what all prompts begin with is read once, ended rows are dropped), or by `generate` itself.
 
 | architecture | attention | packing | LoRA on all-linear | loss | merge | reload | generation |
 |---|---|---|---|---|---|---|---|
@@ -42,17 +44,16 @@ embedding has rows; sequences longer than the model's positions.
 """
 
 
-def line(name: str, found: Outcome | str) -> str:
-    """One row; `found` is why `start` refuses, where it does."""
-    generation = GENERATION.get(name, "not measured")
+def line(name: str, found: Outcome | str, answers: str) -> str:
+    """One row; `found` is why `start` refuses, where it does; `answers` is what `generation.look_at` says."""
     if isinstance(found, str):
         reason = found.removeprefix("--lora-targets: all-linear: ").split(". ")[0].replace("|", "\\|")
-        return f"| {name} | | | refused: {reason} | | | | {generation} |"
+        return f"| {name} | | | refused: {reason} | | | | {answers} |"
     packing = "works" if found.packed_loss is not None and found.packed_loss < CLOSE else _why(found)
     loss = "equal" if max(found.padded_loss, found.plain_loss) < CLOSE else "differs"
     merge = "equal" if found.merge < 1e-6 else "differs"
     reload = "equal" if found.reload < CLOSE else "differs"
-    return f"| {name} | {found.attention} | {packing} | {found.adapted} modules | {loss} | {merge} | {reload} | {generation} |"
+    return f"| {name} | {found.attention} | {packing} | {found.adapted} modules | {loss} | {merge} | {reload} | {answers} |"
 
 
 def _why(found: Outcome) -> str:
@@ -78,7 +79,8 @@ def main() -> int:
     lines = []
     for name in CONFIGS:
         with tempfile.TemporaryDirectory() as folder:
-            lines.append(line(name, look_at(name, Path(folder))) + "\n")
+            found = look_at(name, Path(folder))
+            lines.append(line(name, found, generation.look_at(Path(folder, "base"))) + "\n")
     PAGE.write_text(HEAD + "".join(lines) + TAIL)
     return 0
 

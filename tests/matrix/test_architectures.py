@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.matrix import table
+from tests.matrix import generation, table
 from tests.matrix.architectures import CONFIGS
 from tests.matrix.measure import CLOSE, Outcome
 
@@ -37,8 +37,9 @@ pytestmark = pytest.mark.filterwarnings("ignore")
     "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in CONFIGS]
 )
 def test_an_architecture_is_right_in_every_property_or_refused(name: str, tmp_path: Path) -> None:
-    found = table.look_at(name, tmp_path)
-    assert table.line(name, found) in table.PAGE.read_text().splitlines(), "python -m tests.matrix.table"
+    found, answers = table.look_at(name, tmp_path), generation.look_at(tmp_path / "base")
+    assert answers in generation.WORDS.values()
+    assert table.line(name, found, answers) in table.PAGE.read_text().splitlines(), "python -m tests.matrix.table"
     if isinstance(found, str):
         assert REFUSED[name] in found
         return

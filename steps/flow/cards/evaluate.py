@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
+from steps.evaluate.gate import LEAST_INFORMATIVE
 from steps.flow.terminal import number
 from steps.plain_text import counted, shorten
 from steps.protocol.records import Report
 
+Outcome = Literal["better", "worse", "same", "unsure"]
 TEXT_LIMIT = 2000
 """Characters of one text; samples.jsonl has it whole."""
 FIGURES = re.compile(r": score [^()]*\([^()]* interval [^()]*\)")
@@ -84,14 +86,24 @@ def view(
     }
 
 
+def outcome(report: Report) -> Outcome:
+    """What the samples tell of the tuned model's answers: by their interval, where the report has one, and not by the means."""
+    if report.tuned_score == report.base_score:
+        return "same"
+    limits = interval(report)
+    is_open = limits is not None and limits[0] <= 0 <= limits[1]
+    if is_open or number(report.details.get("differing", LEAST_INFORMATIVE)) < LEAST_INFORMATIVE:
+        return "unsure"
+    return "better" if report.tuned_score > report.base_score else "worse"
+
+
 def verdict(report: Report) -> str:
     """One phrase: is the tuned model better?"""
-    if report.tuned_score == report.base_score:
-        return "No better than the base model"
-    better = report.tuned_score > report.base_score
-    if (limits := interval(report)) and limits[0] <= 0 <= limits[1]:
+    found = outcome(report)
+    if found == "unsure":
+        better = report.tuned_score > report.base_score
         return f"{'Better' if better else 'Worse'} than the base model, but the samples are too few to be sure"
-    return "Better than the base model" if better else "Worse than the base model"
+    return {"same": "No better", "better": "Better", "worse": "Worse"}[found] + " than the base model"
 
 
 def headline(report: Report) -> str:
@@ -109,9 +121,10 @@ def interval_words(report: Report) -> str:
 
 def tone(report: Report) -> str:
     """How the verdict is coloured: good, even or bad."""
-    if report.tuned_score > report.base_score:
+    found = outcome(report)
+    if found == "better":
         return "good" if report.gate_passed else "even"
-    return "even" if report.tuned_score == report.base_score and report.gate_passed else "bad"
+    return "even" if found == "unsure" or (found == "same" and report.gate_passed) else "bad"
 
 
 def gate_words(report: Report) -> str:

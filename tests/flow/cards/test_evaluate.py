@@ -44,6 +44,13 @@ def drawn(samples: list[dict[str, Any]], **changes: Any) -> str:
         (0.3, 0.3, {"interval": [0.0, 0.0]}, "No better than the base model"),
         (0.1, 0.2, {"interval": [-0.1, 0.3]}, "Better than the base model, but the samples are too few to be sure"),
         (0.1, 0.2, {"interval": [0.05, 0.15]}, "Better than the base model"),
+        (
+            0.1,
+            0.2,
+            {"interval": [0.05, 0.15], "differing": 5},
+            "Better than the base model, but the samples are too few to be sure",
+        ),
+        (0.1, 0.2, {"interval": [0.05, 0.15], "differing": 6}, "Better than the base model"),
         (0.1, 0.2, {"interval": "damaged"}, "Better than the base model"),
     ],
 )
