@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+from steps.library_versions import cache_argument
+
 if TYPE_CHECKING:
     import torch
 
@@ -35,9 +37,9 @@ def read_prefix(model: Any, prefix: Sequence[int], rows: int) -> Any:
     if prefix:
         model(
             input_ids=torch.tensor([list(prefix)], device=model.device),
-            past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
+            **{cache_argument(model): cache},
         )
         cache.batch_repeat_interleave(rows)
     return cache

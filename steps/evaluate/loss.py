@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from steps.evaluate.batch import pad, read_prefix, shared_prefix
 from steps.evaluate.ways import way_of
+from steps.library_versions import cache_argument
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -101,9 +102,9 @@ def _after_prefix(model: Any, batch: Sequence[Sample]) -> Tensor:
     logits: Tensor = model(
         input_ids=tokens,
         attention_mask=torch.cat([own.new_ones(len(batch), shared), own], dim=1),
-        past_key_values=cache,
         use_cache=cache is not None,
         logits_to_keep=torch.arange(first - 1 - shared, tokens.shape[1], device=model.device),
+        **{cache_argument(model): cache},
     ).logits
     return logits
 

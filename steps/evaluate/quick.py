@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from steps.evaluate.batch import pad, read_prefix, shared_prefix
+from steps.library_versions import cache_argument
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,9 +62,9 @@ def next_logits(model: Any, state: State) -> Tensor:
         input_ids=state.tokens,
         attention_mask=state.mask,
         position_ids=state.positions,
-        past_key_values=state.cache,
         use_cache=True,
         logits_to_keep=1,
+        **{cache_argument(model): state.cache},
     )
     logits: Tensor = output.logits[:, -1]
     return logits

@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary
 
 from steps.evaluate import quick
 from steps.evaluate.batch import SHORTEST_PREFIX, pad
+from steps.library_versions import cache_argument
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -75,9 +76,9 @@ def is_all_full_attention(model: Any) -> bool:
     own = model.get_base_model() if hasattr(model, "get_base_model") else model
     takes = inspect.signature(own.forward).parameters
     config = own.config.get_text_config(decoder=True)
-    if not {"position_ids", "past_key_values", "logits_to_keep"} <= takes.keys():
+    if not ({"position_ids", "logits_to_keep"} <= takes.keys() and cache_argument(own)):
         return False
-    if config.is_encoder_decoder or not own._supports_default_dynamic_cache():
+    if config.is_encoder_decoder or own._is_stateful or not own._supports_default_dynamic_cache():
         return False
     if set(getattr(config, "layer_types", None) or ()) - {"full_attention"}:
         return False

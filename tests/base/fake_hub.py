@@ -15,7 +15,7 @@ SMALL = RandomModel(hidden_size=16, layers=1, heads=2, kv_heads=1, intermediate_
 
 
 class FakeHub:
-    """Answers the hub's three questions (model info, HEAD, GET of a file) from a local folder."""
+    """Answers the hub's questions (model info, list of files, HEAD, GET of a file) from a local folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -26,7 +26,9 @@ class FakeHub:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 hub.requests.append(f"{self.command} {self.path}")
-                if self.path.startswith("/api/models/"):
+                if "/tree/" in self.path:
+                    self._json(hub.tree())
+                elif self.path.startswith("/api/models/"):
                     self._json(hub.info())
                 else:
                     self._file(self.path.rsplit("/", 1)[1])
@@ -67,6 +69,13 @@ class FakeHub:
         """What the hub says of a model."""
         files = [{"rfilename": path.name, "size": path.stat().st_size} for path in sorted(self.folder.iterdir())]
         return {"id": "someone/small", "sha": COMMIT, "siblings": files, "tags": [], "private": False}
+
+    def tree(self) -> list[dict[str, object]]:
+        """The list of files that huggingface_hub asks for since 2.0."""
+        return [
+            {"type": "file", "path": path.name, "size": path.stat().st_size, "oid": COMMIT}
+            for path in sorted(self.folder.iterdir())
+        ]
 
     def close(self) -> None:
         """Stop answering."""

@@ -8,6 +8,7 @@ import pytest
 from steps.evaluate.attention import NAME
 from steps.evaluate.generate import end_tokens, generate, generate_batch
 from steps.evaluate.measure import load_model
+from steps.library_versions import cache_argument
 from tests.evaluate.evaluate_data import alone, token_rows, write_model
 
 
@@ -36,8 +37,8 @@ def test_one_new_token_is_attended_to_as_torchs_kernel_does(loaded: tuple[Any, A
     found = []
     with torch.inference_mode():
         for model in (loaded[0], theirs):
-            cache = model(input_ids=tokens, attention_mask=mask[:, :-1], use_cache=True).past_key_values
-            step = {"input_ids": tokens[:, -1:], "attention_mask": mask, "past_key_values": cache}
+            cache = model(input_ids=tokens, attention_mask=mask[:, :-1], use_cache=True)[cache_argument(model)]
+            step = {"input_ids": tokens[:, -1:], "attention_mask": mask, cache_argument(model): cache}
             found.append(model(**step, use_cache=True).logits)
     torch.testing.assert_close(*found, rtol=1e-5, atol=1e-5)
 

@@ -16,6 +16,7 @@ from typing import Any
 from steps.base.inspect import inspect, is_model_file
 from steps.base.progress import Room, Say, watched
 from steps.errors import ModelError
+from steps.library_versions import hub_transport_errors
 
 TIMEOUT_S = 10.0
 """Of each question to the hub: long enough for a slow line, short enough that nobody wonders."""
@@ -95,7 +96,6 @@ class Hub:
     def _errors(self) -> Iterator[None]:
         """The hub's exceptions as ModelError; of their texts nothing passes, since they quote requests."""
         from huggingface_hub import errors
-        from requests.exceptions import RequestException
 
         offline = f"or give a local folder as --model, or an s3:// prefix{self.hint}"
         try:
@@ -118,7 +118,7 @@ class Hub:
             if isinstance(error, errors.LocalEntryNotFoundError):
                 raise self._unreachable(error, offline) from error
             raise ModelError(f"{self.repository} has no config.json: it is no transformers model") from error
-        except (RequestException, errors.OfflineModeIsEnabled, OSError) as error:
+        except hub_transport_errors() as error:
             raise self._unreachable(error, offline) from error
 
     def _unreachable(self, error: BaseException, offline: str) -> ModelError:

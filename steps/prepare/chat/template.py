@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -76,11 +76,10 @@ class ChatTemplate:
         self.begin = tokens.get("bos_token", "") if templates.adds_bos else ""
         """What a bare text begins with."""
         self.edges = Edges()
-        self._with_tools = templates.with_tools or templates.source
         self._given = {**tokens, **(templates.arguments or {}), "strftime_now": TODAY.strftime}
-        self._render, plain = _renderer([self.source, self._with_tools])
-        self._plain = plain.new_context({**self._given, "tools": None, "documents": None})
-        self._print = plain.root_render_func
+        self._template, self._tooled = _compiled(self.source), _compiled(templates.with_tools or self.source)
+        self._plain = self._template.new_context({**self._given, "tools": None, "documents": None})
+        self._print = self._template.root_render_func
         self.marks_answers = _marks_answers(self.source)
         self._reasoning = [name for name in REASONING if name in self.source]
         self._added = re.compile("|".join(map(re.escape, sorted(filter(None, added), key=len, reverse=True))) or "(?!)")
@@ -113,8 +112,7 @@ class ChatTemplate:
             Refused: the template raised an error.
         """
         if conversation.tools or conversation.arguments:
-            rendered: str = self._call(conversation, messages, add_generation_prompt=generate)[0][0]
-            return rendered
+            return self._call(conversation, messages, generate=generate)[0]
         return self._text(messages, generate)
 
     def marked(self, conversation: Conversation) -> tuple[str, Spans]:
@@ -123,8 +121,7 @@ class ChatTemplate:
         Raises:
             Refused: the template raised an error.
         """
-        texts, spans = self._call(conversation, conversation.messages, return_assistant_tokens_mask=True)
-        return texts[0], tuple(tuple(span) for span in spans[0])
+        return self._call(conversation, conversation.messages, generate=False)
 
     def variants(self, conversation: Conversation) -> Iterator[Conversation]:
         """The conversation as it is; then in the forms that other templates want calls in: arguments as text, content as null."""
@@ -159,19 +156,24 @@ class ChatTemplate:
         except (TemplateError, *TEMPLATE_FAULTS) as error:
             raise Refused(str(error)[:120] or type(error).__name__) from error
 
-    def _call(self, conversation: Conversation, messages: Sequence[Message], **options: Any) -> Any:
+    def _call(self, conversation: Conversation, messages: Sequence[Message], *, generate: bool) -> tuple[str, Spans]:
+        """Text and marked parts, by what is inside transformers' `render_jinja_template`: since 5.2x that one replaces every
+        function that a template is given, our date among them, by its name."""
         from jinja2 import TemplateError
+        from transformers.utils.chat_template_utils import _render_with_assistant_indices
 
         try:
-            return self._render(
-                [messages],
-                tools=list(conversation.tools) or None,
-                chat_template=self._with_tools if conversation.tools else self.source,
-                **options,
+            text, spans = _render_with_assistant_indices(
+                self._tooled if conversation.tools else self._template,
+                messages,
+                list(conversation.tools) or None,
+                None,
+                generate,
                 **({**self._given, **conversation.arguments} if conversation.arguments else self._given),
             )
         except (TemplateError, *TEMPLATE_FAULTS) as error:
             raise Refused(str(error)[:120] or type(error).__name__) from error
+        return text, tuple(tuple(span) for span in spans)
 
 
 def reasoning_of(message: Message) -> str:
@@ -199,16 +201,15 @@ def _as_json(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
-def _renderer(sources: Sequence[str]) -> tuple[Callable[..., Any], Any]:
-    """transformers' own renderer, and the first of the templates as it has compiled it."""
+def _compiled(source: str) -> Any:
+    """A template as transformers compiles it: in a sandbox, with the functions that templates may use."""
     from jinja2 import TemplateError
-    from transformers.utils.chat_template_utils import _compile_jinja_template, render_jinja_template
+    from transformers.utils.chat_template_utils import _compile_jinja_template
 
     try:
-        compiled = [_compile_jinja_template(source) for source in sources]
+        return _compile_jinja_template(source)
     except (TemplateError, RecursionError) as error:
         raise ModelError(f"the chat template is not valid Jinja: {error}") from error
-    return render_jinja_template, compiled[0]
 
 
 def _marks_answers(source: str) -> bool:

@@ -139,18 +139,22 @@ class Reference:
 
     def __init__(self, folder: Path, template: str) -> None:
         from transformers import AutoTokenizer
+        from transformers.utils.chat_template_utils import _compile_jinja_template
 
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.template = template
+        self.compiled = _compile_jinja_template(template)
+        self.compiled.globals["strftime_now"] = TODAY.strftime  # transformers 5 takes no function among the arguments
 
     def text(self, conversation: Conversation, messages: Any, **options: Any) -> str:
+        tools = list(conversation.tools) or None
+        if any(
+            message["content"] is None for message in messages
+        ):  # transformers 5 drops what is null: templates miss it
+            values = {**self.tokenizer.special_tokens_map, "tools": tools, "documents": None, **options}
+            return str(self.compiled.render(messages=list(messages), **values))
         found: str = self.tokenizer.apply_chat_template(
-            list(messages),
-            tools=list(conversation.tools) or None,
-            chat_template=self.template,
-            tokenize=False,
-            strftime_now=TODAY.strftime,
-            **options,
+            list(messages), tools=tools, chat_template=self.template, tokenize=False, **options
         )
         return found
 
@@ -166,7 +170,6 @@ class Reference:
             chat_template=self.template,
             return_dict=True,
             return_assistant_tokens_mask=True,
-            strftime_now=TODAY.strftime,
         )
         return decoded(self.tokenizer, found["input_ids"], found["assistant_masks"])
 

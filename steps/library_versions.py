@@ -1,0 +1,31 @@
+"""What differs between the libraries' versions that this project runs with, each with its reason; all other code is the same.
+
+Two sets are tested: today's (requirements.lock: transformers 5, peft 0.21, huggingface_hub 2) and that of optimum-neuron 0.4.5
+(containers/neuron-requirements.lock: transformers 4.57, peft 0.17, huggingface_hub 0.36). Loads none of them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+from typing import Any
+
+HTTP_LIBRARIES = ("httpx2", "httpx")
+"""What huggingface_hub speaks through since 1.0, the newest first; before, requests, whose errors are OSErrors."""
+
+
+def cache_argument(model: Any) -> str:
+    """The name under which a model's forward takes its cache; empty: it takes none.
+
+    transformers 5.2x calls it `cache` and warns of the old name, which 5.40 no longer takes.
+    """
+    own = model.get_base_model() if hasattr(model, "get_base_model") else model
+    takes = inspect.signature(own.forward).parameters
+    return next((name for name in ("cache", "past_key_values") if name in takes), "")
+
+
+def hub_transport_errors() -> tuple[type[Exception], ...]:
+    """What huggingface_hub raises where the hub cannot be reached: OSErrors of its own, and of what carries its requests."""
+    found = (importlib.import_module(name) for name in HTTP_LIBRARIES if importlib.util.find_spec(name))
+    return (OSError, *(library.HTTPError for library in found))
