@@ -34,6 +34,7 @@ from steps.flow.parameters import FlowError
 if TYPE_CHECKING:
     from steps.job.snapshot import Launcher
     from steps.job.supervise import Job, JobResult
+    from steps.report.reporter import Reporter
     from steps.settings.config import Settings
 
 TRAIN_CARD = "training"
@@ -47,10 +48,18 @@ class JobHandle:
     def __init__(self, card: Any) -> None:
         self._card = card
 
-    def run(self, job: Job, settings: Settings, *, title: str, facts: Mapping[str, object]) -> JobResult:
+    def run(
+        self,
+        job: Job,
+        settings: Settings,
+        *,
+        title: str,
+        facts: Mapping[str, object],
+        reporter: Reporter | None = None,
+    ) -> JobResult:
         """Run the job to its end, or adopt the one that is already running; blocks.
 
-        `title` and `facts` head the live card.
+        `title` and `facts` head the live card; `reporter` tells trackers and people.
 
         Raises:
             JobError: it failed for good, too often, or took too long.
@@ -58,7 +67,6 @@ class JobHandle:
         from steps.flow import launchers
         from steps.flow.cards.metaflow_cards import TrainCard
         from steps.flow.terminal import ProgressPrinter
-        from steps.flow.trackers import open_trackers
         from steps.job.supervise import Outside, supervise
 
         card = TrainCard(self._card, title=title, facts=facts, folder=job.directory.path)
@@ -71,12 +79,12 @@ class JobHandle:
         def observe(event: Any) -> None:
             printer.observe(event)
             card.observe(event)
-            for tracker in trackers:
-                tracker.observe(event)
+            pass_on(reporter.sentences() if reporter else [])
 
-        trackers = open_trackers(
-            settings.reporting.report_to, folder=job.directory.path, title=title, key=job.identity, notice=notice
-        )
+        def pass_on(sentences: list[str]) -> None:
+            for sentence in sentences:
+                notice(sentence)
+
         launcher = _on_cluster(job, settings, notice) if settings.is_on_cluster else launchers.local_launcher(settings)
         # Retry 0 is always a person's: a first run, `resume`, or `argo retry`, which begins to count anew in the same run.
         resumed = current.retry_count == 0
@@ -85,15 +93,14 @@ class JobHandle:
                 job,
                 launcher,
                 settings,
-                Outside(observe=observe, notice=notice),
+                Outside(observe=observe, notice=notice, tell=reporter.tell if reporter else lambda change: None),
                 retry_permanent=resumed,
                 lease_s=settings.cluster.lease_s,
                 # Metaflow kills a step's pod on Ctrl-C without a word to it: what is to stay must not need this process.
                 is_detached=settings.detaches and metaflow_internals.is_in_pod(),
             )
         finally:
-            for tracker in trackers:
-                tracker.close()
+            pass_on(reporter.close() if reporter else [])
         card.close(result.account)
         return result
 

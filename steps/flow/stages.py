@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from steps.errors import ConfigError, LoraFlowError, Problem
-from steps.flow import estimate, metaflow_internals, neuron_jobs, summary
+from steps.flow import estimate, metaflow_internals, neuron_jobs, reporting, summary
 from steps.flow import lineage as lineages
 from steps.flow.small_data import fit_to_data
 from steps.flow.terminal import StageProgress, say
@@ -65,6 +65,7 @@ def start(flow: Any, raw_settings: Mapping[str, Any]) -> tuple[Artifact, Artifac
     plan = resolve(settings, options, fast_bf16=fast_bf16)
     check_libraries(plan, lambda name: importlib.util.find_spec(name) is not None)
     evaluate_stage.check_score(plan)
+    reporting.check(plan)
     cache = cache_folder(plan)
     config = base_stage.describe(plan.model, cache=cache)
     check_model(plan, config)
@@ -194,7 +195,8 @@ def train(
     with in_use(Path(run_dir), "train"):
         if plan.settings.launcher.precompile and not job.directory.adapter.is_dir():
             say(neuron_jobs.precompile(handle, job, plan.settings, facts))
-        result = handle.run(job, plan.settings, title=f"Training {job.label}", facts=facts)
+        reporter = reporting.reporter_of(plan, prepared, job.directory.path)
+        result = handle.run(job, plan.settings, title=f"Training {job.label}", facts=facts, reporter=reporter)
         adapter = train_stage.collect(
             spec, result.result_dir, attempts=result.attempts, account=result.account, layout=result.layout
         )
@@ -290,6 +292,7 @@ def evaluate(
         lineage=lineages.flat(made_from),
     )
     metaflow_internals.tag_run(lineages.tags(plan, report))
+    reporting.tell_evaluation(plan, prepared, adapter, report)
     if not report.gate_passed and plan.settings.evaluation.on_gate_failure == "fail":
         raise LoraFlowError(f"the gate is not passed: {report.gate}; the report is in {report.path}")
     return report.to_dict(), lineages.with_scores(made_from, report)

@@ -155,8 +155,10 @@ class Watch:
     is_foreign: bool = False
     """The cluster makes failed workers anew within an attempt (`cluster.recovery: hyperpod`)."""
 
-    def until_end(self, number: int, known: Known, *, on_admitted: Callable[[], None]) -> Ending:
+    def until_end(self, number: int, known: Known, *, on_queue: Callable[[bool], None]) -> Ending:
         """Look until the attempt is over, a deadline has passed, or all the time is spent.
+
+        `on_queue` is told True when it enters a queue, False when it leaves.
 
         Raises:
             StorageError: the run directory has failed until half of the lease was gone.
@@ -165,7 +167,7 @@ class Watch:
         while True:
             ending = None
             try:
-                ending = self._look(number, seen, on_admitted)
+                ending = self._look(number, seen, on_queue)
                 self.lease.advance(number, self.spent.attempt_s)
             except (OSError, StorageError) as error:
                 self.lease.patience.excuse(error)
@@ -175,7 +177,7 @@ class Watch:
                 return ending
             self.outside.sleep(QUICK_POLL_S if seen.progress.work in (Work.STARTUP, Work.EXIT) else POLL_S)
 
-    def _look(self, number: int, seen: _Seen, on_admitted: Callable[[], None]) -> Ending | None:
+    def _look(self, number: int, seen: _Seen, on_queue: Callable[[bool], None]) -> Ending | None:
         """One look; what it says of the end."""
         self.spent.advance(self.outside.clock(), is_queued=seen.progress.work is Work.QUEUE)
         snapshot = self.launcher.read(self.job, number)
@@ -183,8 +185,8 @@ class Watch:
         was_queued = seen.progress.work is Work.QUEUE
         seen.read_events(now_s, self.job)
         seen.progress = deadlines.observe_phase(seen.progress, snapshot.phase, now_s, is_foreign=self.is_foreign)
-        if was_queued and seen.progress.work is not Work.QUEUE:
-            on_admitted()
+        if was_queued != (seen.progress.work is Work.QUEUE):
+            on_queue(not was_queued)
         ending = Ending(snapshot, seen.progress, seen.begun_s, queued_s=self.spent.queued_s)
         is_over = snapshot.is_over and not self._may_be_lifted(snapshot, seen)
         seen.over_s = (now_s if seen.over_s is None else seen.over_s) if is_over else None

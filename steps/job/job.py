@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from steps.protocol.events import Event
 from steps.protocol.rundir import TrainDir
@@ -55,6 +55,22 @@ class Job:
         return hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()[:16]
 
 
+Turn = Literal["attempt_began", "queued", "admitted", "attempt_ended", "gave_up", "finished"]
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A turn in a training's story, told by the supervisor that acts: once each, but for `attempt_began` after an adoption."""
+
+    kind: Turn
+    time_s: float
+    """Unix time on the supervisor's clock."""
+    attempt: int
+    data: Mapping[str, Any] = field(default_factory=dict)
+    """attempt_began: nodes, is_adopted. attempt_ended: the attempt as `history` keeps it. gave_up: kind, failure_class, message.
+    finished: step, account. Plain JSON values."""
+
+
 @dataclass(frozen=True, slots=True)
 class Outside:
     """Time, and who is told. Handed in, so that a test runs a day in a second."""
@@ -63,6 +79,8 @@ class Outside:
     """Gets every event of the workers."""
     notice: Callable[[str], None] = lambda sentence: None
     """Gets a sentence about each decision."""
+    tell: Callable[[Change], None] = lambda change: None
+    """Gets every turn of the story. Must return at once, and raise nothing."""
     clock: Callable[[], float] = time.monotonic
     """Monotonic seconds: deadlines and delays are measured by it."""
     wall: Callable[[], float] = time.time

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from steps.errors import JobError
@@ -12,7 +12,7 @@ from steps.job import history as memory
 from steps.job.attempt import Ending
 from steps.job.classify import Failure
 from steps.job.history import Attempt, History, Verdict
-from steps.job.job import Job
+from steps.job.job import Change, Job, Outside, Turn
 from steps.job.lease import Patience, spent_so_far
 from steps.job.retry import GiveUp, excluded_nodes
 from steps.protocol import checkpoints
@@ -23,20 +23,25 @@ class Logbook:
     """One training's attempts, as remembered in its directory."""
 
     job: Job
-    wall: Callable[[], float]
+    outside: Outside
     patience: Patience
     history: History
     has_begun: bool = field(init=False, default=False)
     """An attempt was begun or adopted by this supervisor."""
 
     @classmethod
-    def open(cls, job: Job, wall: Callable[[], float], patience: Patience) -> Logbook:
+    def open(cls, job: Job, outside: Outside, patience: Patience) -> Logbook:
         """What is remembered so far.
 
         Raises:
             StorageError: the history is damaged, or another training's.
         """
-        return cls(job, wall, patience, patience.insist(lambda: memory.load(job.directory.history, job.identity)))
+        return cls(job, outside, patience, patience.insist(lambda: memory.load(job.directory.history, job.identity)))
+
+    @property
+    def wall(self) -> Callable[[], float]:
+        """Unix time."""
+        return self.outside.wall
 
     def begin(self, job: Job, image: str = "") -> int:
         """Name the next attempt, and what it leaves out, before it exists, so that none can exist without; its number."""
@@ -53,6 +58,7 @@ class Logbook:
         self.has_begun = True
         label = self.history.label or job.label
         self._remember(replace(self.history, label=label, attempts=(*self.history.attempts, begun)))
+        self.tell("attempt_began", nodes=job.nodes, is_adopted=False)
         return number
 
     def _newest_number(self) -> int:
@@ -61,9 +67,16 @@ class Logbook:
         writers = (path.name.partition("-")[0] for path in self.job.directory.writers.glob("[0-9]*-*"))
         return max((int(name) for name in (*folders, *writers) if name.isdigit()), default=0)
 
-    def admit(self) -> None:
-        """The newest attempt has left the queue."""
-        self._remember(self.history.with_last(admitted_s=self.wall()))
+    def note_queue(self, is_queued: bool) -> None:
+        """The newest attempt has entered a queue, or left it."""
+        if not is_queued:
+            self._remember(self.history.with_last(admitted_s=self.wall()))
+        self.tell("queued" if is_queued else "admitted")
+
+    def tell(self, kind: Turn, /, **data: Any) -> None:
+        """Tell a turn of the newest attempt's story to whoever listens."""
+        number = self.history.last.number if self.history.last else 0
+        self.outside.tell(Change(kind, self.wall(), number, data))
 
     def close(self, failure: Failure | None, ending: Ending | None, *, spent_s: float, is_fresh: bool = False) -> None:
         """How the newest attempt ended."""
@@ -87,12 +100,14 @@ class Logbook:
                 "lacks_room": failure.lacks_room,
             }
         self._remember(self.history.with_last(**changes))
+        self.tell("attempt_ended", **asdict(self.history.attempts[-1]))
 
     def give_up(self, number: int, failure: Failure, decision: GiveUp) -> JobError:
         """Remember the verdict, clear a cancel request, and return the error that tells it."""
         text = messages.final_message(self.job, number, failure, decision, self.kept_step())
         verdict = Verdict(decision.kind, failure.failure_class.value, number, text)
         self._remember(replace(self.history, verdict=verdict))
+        self.tell("gave_up", kind=verdict.kind, failure_class=verdict.failure_class, message=verdict.message)
         cancel.clear(self.job.directory)
         return messages.error_of(verdict)
 
@@ -108,6 +123,7 @@ class Logbook:
     def finish(self, result: dict[str, Any]) -> None:
         """Remember the result; a cancel request came too late, and is cleared."""
         self._remember(replace(self.history, result=result))
+        self.tell("finished", step=result["step"], account=result["account"])
         cancel.clear(self.job.directory)
 
     def leave(self, spent_s: float) -> None:

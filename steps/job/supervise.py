@@ -59,7 +59,7 @@ def supervise(
     outside = (outside or Outside()).steadied()
     patience, limits = Patience(lease_s / 2, outside), settings.deadlines
     with acting(job, limits.total_s + limits.queue_s, outside):
-        book = Logbook.open(job, outside.wall, patience)
+        book = Logbook.open(job, outside, patience)
         job = book.history.rename(job)
         lease, spent = Lease(job, lease_s, outside, patience, is_detached), Spent(outside.clock())
         watch = Watch(job, launcher, limits, lease, spent, budget_of(settings), outside, settings.recovery_is_foreign)
@@ -122,13 +122,13 @@ class _Supervisor:
             self._answer(number, failure, ending)
 
     def _watch(self, number: int) -> Ending:
-        """Watch to the end; when it leaves a queue is noted."""
+        """Watch to the end; when it enters or leaves a queue is noted."""
         known = Known(
             self.expected_step,
             has_trained=has_trained_alike(self.history),
             excluded=self.history.attempts[-1].excluded,
         )
-        return self.watch.until_end(number, known, on_admitted=self.book.admit)
+        return self.watch.until_end(number, known, on_queue=self.book.note_queue)
 
     def _close(self, failure: Failure | None, ending: Ending | None, *, is_fresh: bool = False) -> None:
         self.watch.spent.advance(self.outside.clock())
@@ -167,6 +167,7 @@ class _Supervisor:
     def _adopt(self, number: int) -> bool:
         """Go on with an attempt that an earlier supervisor began; True if it had not come to exist."""
         self.book.has_begun = True
+        self.book.tell("attempt_began", nodes=self.job.nodes, is_adopted=True)
         self.expected_step = 0
         self._take_over()
         snapshot = self.launcher.read(self.job, number)

@@ -167,7 +167,9 @@ def check_libraries(plan: Plan, is_installed: Callable[[str], bool]) -> None:
         ConfigError: with each library that is missing.
     """
     asked: list[tuple[str, str, str]] = [
-        ("reporting.report_to", name, name) for name in plan.settings.reporting.report_to
+        ("reporting.report_to", name, name)
+        for name in plan.settings.reporting.report_to
+        if name in ("tensorboard", "wandb")
     ]
     if plan.training.quantization == "4bit" and not plan.settings.is_on_cluster:
         asked.append(("--quantization", "4bit", "bitsandbytes"))

@@ -16,6 +16,7 @@ from pydantic_core import PydanticCustomError
 from steps.errors import ConfigError, Problem
 from steps.settings.cluster import Cluster, cluster_problems
 from steps.settings.options import Dtype, Options
+from steps.settings.reporting import Reporting
 from steps.settings.section import Section, suggest, validate
 
 
@@ -201,13 +202,6 @@ class Inference(Section):
     """That will serve it; empty: cluster.instance_type."""
     limit_s: float = Field(default=6 * 3600.0, gt=0)
     """How long the compiler may take, in seconds."""
-
-
-class Reporting(Section):
-    """Experiment trackers, fed by the process that launches the training; one run of a tracker holds all attempts."""
-
-    report_to: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
-    """Each must be installed; their credentials come from their own environment variables."""
 
 
 MOVED_PRICES = {"price_per_node_hour": "node_hour", "currency": "currency"}

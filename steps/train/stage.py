@@ -91,7 +91,6 @@ def build(plan: Plan, base: BaseModel, prepared: PreparedData, run: RunDir) -> t
         validation_rows=plan.validation_rows(prepared.validation_samples),
         patience=settings.validation.early_stopping_patience,
         keep=settings.validation.keep,
-        report_to=settings.reporting.report_to,
         threads_per_process=settings.launcher.threads_per_process,
     )
     identity = _identity(unnamed, max_rows=settings.validation.max_rows)

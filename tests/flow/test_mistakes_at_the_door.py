@@ -224,10 +224,10 @@ def test_in_where_files_go(door: Place, tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("mlflow") is not None, reason="mlflow is installed here")
+@pytest.mark.skipif(importlib.util.find_spec("wandb") is not None, reason="wandb is installed here")
 def test_in_a_library_that_is_not_installed(door: Place) -> None:
-    words = run_words(door, {}, reporting={"report_to": ["mlflow"]})
-    assert_answers(door, ["reporting.report_to: mlflow needs the library mlflow", "pip install mlflow"], "", words)
+    words = run_words(door, {}, reporting={"report_to": ["wandb"]})
+    assert_answers(door, ["reporting.report_to: wandb needs the library wandb", "pip install wandb"], "", words)
 
 
 def test_every_row_that_make_test_runs_is_a_row() -> None:
