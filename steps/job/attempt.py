@@ -270,9 +270,7 @@ class Watch:
             if self._is_clear(number):
                 return
             self.launcher.delete(self.job, number, grace_s=patience_s)
-            until_s = self.outside.clock() + patience_s + self.limits.deletion_s
-            while not self._is_clear(number) and self.outside.clock() < until_s:
-                self.outside.sleep(QUICK_POLL_S)
+            self._wait_until_clear(number, patience_s + self.limits.deletion_s)
         if not self._is_clear(number):
             folder = self.job.directory.attempt(number)
             raise JobTimeout(
@@ -281,6 +279,17 @@ class Watch:
                 f"answer, where nodes may not be read); see {folder}, end it by hand, then `resume`",
                 attempt=number,
             )
+
+    def _wait_until_clear(self, number: int, limit_s: float) -> None:
+        """Time in which the platform cannot be asked does not count: nobody knows what is left then."""
+        at_s = self.outside.clock()
+        while limit_s > 0:
+            snapshot = self.launcher.read(self.job, number)
+            if snapshot.remaining == 0:
+                return
+            self.outside.sleep(QUICK_POLL_S)
+            passed_s, at_s = self.outside.clock() - at_s, self.outside.clock()
+            limit_s -= 0.0 if snapshot.silent_s else passed_s
 
     def _is_clear(self, number: int) -> bool:
         return self.launcher.read(self.job, number).remaining == 0

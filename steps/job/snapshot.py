@@ -158,6 +158,8 @@ class JobSnapshot:
     message: str = ""
     remaining: int = 0
     """Processes or pods that could still write, and the job itself."""
+    silent_s: float = 0.0
+    """For how long the platform could not be asked: it may be different by now."""
     is_refused: bool = False
     """A rule of the platform refuses its workers: it failed, unless somebody changes that rule."""
 

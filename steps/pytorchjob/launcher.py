@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -116,7 +116,8 @@ class KubeLauncher:
             nodes = {worker.node for worker in snapshot.workers if is_unexplained(worker)}
             watched.marks |= {node: mark_of(self._kube.node(node) or {}) for node in nodes - watched.marks.keys()}
         was_begun = snapshot.phase is Phase.GONE and job.directory.files(attempt).nodes.is_dir()
-        return judge(watched.seen, look, with_marks(snapshot, watched.marks), was_begun=was_begun)
+        judged = judge(watched.seen, look, with_marks(snapshot, watched.marks), was_begun=was_begun)
+        return replace(judged, silent_s=watched.informer.silent_s)
 
     def _look(self, watched: _Watched, job: Job, attempt: int) -> Look:
         """What the watch shows; a job that it does not show is asked for."""

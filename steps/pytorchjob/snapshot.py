@@ -68,7 +68,7 @@ def snapshot_of_cluster(view: View) -> JobSnapshot:
     message = _why_pending(view)
     is_refused = bool(REFUSED.search(message))
     phase = Phase.FAILED if is_refused else Phase.STARTING
-    return JobSnapshot(phase, workers, pending_class(message), message, remaining, is_refused)
+    return JobSnapshot(phase, workers, pending_class(message), message, remaining, is_refused=is_refused)
 
 
 def is_suspended(job: Mapping[str, Any]) -> bool:

@@ -5,7 +5,7 @@ Keys: steps, step_s (later_step_s from the second attempt on), save_every, and b
 together (no rank goes on without the others, as with a collective; one that is to stop waits `meet_s` for them). An error
 leaves a failure record, as the real worker does.
 Acts: crash, exit <code>, record <class> <code>, hang, deaf (hangs and ignores SIGTERM), no_result, eat (all memory),
-abort <a word of the Neuron runtime>, talk <MiB> (into its log, then hangs).
+abort <a word of the Neuron runtime>, talk <MiB> (into its log, then hangs), half (stays inside its next save for ever).
 """
 
 from __future__ import annotations
@@ -144,6 +144,8 @@ def main() -> int:
                 path = checkpoint_path(directory.checkpoints, step, writer)
                 path.mkdir(parents=True, exist_ok=True)
                 (path / "state").write_text(str(step) + " " * 1024 * int(play.get("ballast_kib", 0)))
+                if todo.get("act") == "half" and step >= todo["step"]:
+                    sleep_for_ever()
                 commit(path, step=step, writer=writer, identity="play", layout={})
                 events.emit("checkpoint", step, seconds=0.0)
         if leaving:

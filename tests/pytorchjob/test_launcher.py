@@ -217,6 +217,9 @@ def test_a_pod_of_a_dead_node_is_not_waited_for(
 def test_an_api_that_is_away_for_too_long_ends_in_words(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     scene.cluster.found = job("Running")
     scene.read()
+    assert scene.read().silent_s == 0.0
+    monkeypatch.setattr(type(scene.launcher._watched[1].informer), "silent_s", 29.0)
+    assert scene.read().silent_s == 29.0
     monkeypatch.setattr(type(scene.launcher._watched[1].informer), "silent_s", 31.0)
     with pytest.raises(ClusterError, match=r"away for 31 s .*`resume` adopts them"):
         scene.read()

@@ -25,6 +25,7 @@ from steps.protocol.events import Event, parse_line
 from steps.protocol.rundir import TrainDir, read_json
 from steps.pytorchjob.manifest import label_value
 
+ROOT = Path(__file__).resolve().parents[3]
 PROGRAM = Path(__file__).parents[1] / "supervise_on_cluster.py"
 NAMESPACE = os.environ.get("LORA_E2E_FAULTS", "hyperpod-ns-faults")
 """Another name for whoever shares a cluster with other people's tests."""
@@ -137,6 +138,11 @@ class Trial:
         return self.folder.name
 
     @property
+    def label(self) -> str:
+        """What its jobs are called."""
+        return str(self.more.get("label", self.name))
+
+    @property
     def directory(self) -> TrainDir:
         return TrainDir(next(self.folder.glob("train-*"), self.folder / "train-play"))
 
@@ -189,7 +195,7 @@ class Trial:
             "folder": folder,
             "nodes": self.nodes,
             "processes": 1,
-            "label": self.name,
+            "label": self.label,
             "settings": settings,
             **what,
             **self.more,
@@ -207,6 +213,20 @@ class Trial:
             f"{self.name}: step {step} of attempt {attempt}",
             lambda: any(event.step >= step for event in self.events(attempt)),
         )
+
+    def write_config(self) -> Path:
+        """The settings of its first supervisor, as a person's Config."""
+        config = self.folder / "config.yaml"
+        config.write_text(json.dumps(json.loads((self.folder / "plan-0.json").read_text())["settings"]))
+        return config
+
+    def cancel(self) -> str:
+        """What `hyperpod-lora cancel` says."""
+        words = ["cancel", str(self.folder), "--yes", "--config", str(self.write_config())]
+        command = [sys.executable, "-m", "steps.cli", *words]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
 
     def objects(self, kind: str) -> list[dict[str, Any]]:
         """This training's objects."""
@@ -243,7 +263,7 @@ class Trial:
         """Jobs, pods and services that are still there."""
         kinds = "pytorchjobs.kubeflow.org,pods,services"
         names = kubectl("-n", self.namespace, "get", kinds, "-o", "name").splitlines()
-        return [name for name in names if f"/{self.name}-" in name]
+        return [name for name in names if f"/{self.label}-" in name]
 
     def damaged(self) -> list[str]:
         """Complete checkpoints that are not what they say."""

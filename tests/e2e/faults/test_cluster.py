@@ -2,76 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import signal
-import subprocess
 import time
-from collections.abc import Iterator
 
-import psutil
 import pytest
 
+from tests.e2e.faults.cluster_parts import api_away, node_away, standing_still
 from tests.e2e.faults.conftest import Expect, MakeTrial
-from tests.e2e.faults.fault_harness import Trial, eventually, kubectl, tool
+from tests.e2e.faults.fault_harness import Trial, eventually
 
 pytestmark = [pytest.mark.cluster, pytest.mark.alone, pytest.mark.timeout(1200)]
 
 OUTAGE_S = 60.0
-
-
-@contextlib.contextmanager
-def operator_away() -> Iterator[None]:
-    """The Training Operator stands still: it sees nothing and does nothing."""
-    found = [process for process in psutil.process_iter(["name"]) if process.info["name"].startswith("training-oper")]
-    if not found:
-        pytest.skip("the operator does not run on this machine, so it cannot be stopped here")
-    for process in found:
-        process.send_signal(signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        for process in found:
-            process.send_signal(signal.SIGCONT)
-
-
-@contextlib.contextmanager
-def api_away() -> Iterator[None]:
-    """Connections to the API are refused."""
-    tool("api-stop")
-    try:
-        yield
-    finally:
-        eventually("the API is back", api_is_back, limit_s=600)
-
-
-def api_is_back() -> bool:
-    """Begun again until it answers: a busy machine may take longer than the tool waits."""
-    with contextlib.suppress(subprocess.CalledProcessError):
-        tool("api-start")
-    return kubectl("get", "--raw=/readyz", check=False) == "ok"
-
-
-@contextlib.contextmanager
-def node_away(node: str, *, cut: bool = False) -> Iterator[None]:
-    """A node dies, or is only cut off from the network (the test cluster's nodes hang on links lora-<n>)."""
-    number = node.rsplit("-", 1)[-1]
-    link = ["ip", "link", "set", f"lora-{number}"]
-    if cut:
-        subprocess.run([*link, "down"], check=True)
-    else:
-        tool("node-kill", number)
-    try:
-        yield
-    finally:
-        if cut:
-            subprocess.run([*link, "up"], check=True)
-        else:
-            tool("node-start", number)
-        eventually(f"{node} is Ready", lambda: "True" in ready(node), limit_s=120)
-
-
-def ready(node: str) -> str:
-    return kubectl("get", "node", node, "-o", 'jsonpath={.status.conditions[?(@.type=="Ready")].status}')
 
 
 def test_an_api_that_is_away_for_a_minute_costs_nothing_and_a_death_meanwhile_is_seen_afterwards(
@@ -96,7 +37,7 @@ def test_an_operator_that_is_away_hides_no_death_and_only_delays_a_start(trial: 
     dying, new = trial("operator"), trial("opstart", steps=6)
     supervisor = dying.start()
     dying.when_step(5)
-    with operator_away():
+    with standing_still("training-oper"):
         starting = new.start()
         dying.kill_rank(0)
         supervisor.when_said("attempt 1 failed", 60)

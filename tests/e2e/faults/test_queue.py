@@ -95,6 +95,21 @@ def test_a_queue_that_never_admits_ends_at_the_queues_deadline(trial: MakeTrial,
 
 
 @pytest.mark.usefixtures("queues")
+def test_a_job_that_is_cancelled_while_it_waits_in_the_queue(trial: MakeTrial, expect: Expect) -> None:
+    training = trial("waits", settings=in_queue(LOW, NARROW))
+    training.start().when_said("PyTorchJob")
+    kind = "pytorchjobs.kubeflow.org"
+    eventually(
+        "it is queued", lambda: [item for item in training.objects(kind) if item["spec"]["runPolicy"]["suspend"]]
+    )
+    said = training.cancel()
+    assert "its launcher begins no further attempt" in said, said
+    assert "no checkpoint was complete yet" in said, said
+    reads = "No further attempt: somebody cancelled or deleted the job"
+    expect("cancelled while it waits in a queue", training, classes=["preempted"], error="JobCancelled", reads=reads)
+
+
+@pytest.mark.usefixtures("queues")
 def test_a_webhook_that_is_away_is_waited_for(trial: MakeTrial, expect: Expect) -> None:
     where = ["-n", "kueue-system", "scale", "deployment", "kueue-controller-manager"]
     kubectl(*where, "--replicas=0")

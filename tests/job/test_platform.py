@@ -1,4 +1,4 @@
-"""Workers that a rule of the platform refuses: told at once; final only where no such worker has trained before."""
+"""What a platform refuses, or cannot tell for a while: told at once; final only where it cannot pass."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from steps.errors import JobPermanentError, JobRetriesExhausted
+from steps.job.job import Job
 from steps.job.snapshot import JobSnapshot, Phase, Reason
 from tests.job.job_fakes import Attempt, Script
 from tests.job.test_supervise import Stage, fail_with, succeed
@@ -59,3 +60,20 @@ def test_a_rule_that_stays_costs_a_start_at_a_time_and_no_node(tmp_path: Path) -
     assert made.clock() - begun_s > 3 * 60
     told = [(item["failure_class"], item["nodes"], item["is_at_start"]) for item in made.history["attempts"]]
     assert told == [("network", 2, False), *[("config", 2, True)] * 3]
+
+
+def test_a_platform_that_cannot_be_asked_while_workers_leave_ends_nothing(tmp_path: Path) -> None:
+    """Its API is away for longer than `deletion_s`: what is left is not known, so nobody says that it is too long."""
+    made = stage(tmp_path, fail_with("network", 77, saves=4), succeed)
+    launcher, left = made.launcher, JobSnapshot(Phase.FAILED, remaining=3)
+    read, gone_s = launcher.read, made.clock() + 600
+
+    def silent(job: Job, attempt: int) -> JobSnapshot:
+        found = read(job, attempt)
+        if attempt > 1 or not found.is_over or made.clock() > gone_s:
+            return found
+        return replace(left, workers=found.workers, silent_s=1.0)
+
+    launcher.read = silent  # type: ignore[method-assign]
+    assert made.run().attempts == 2
+    assert made.clock() > gone_s
