@@ -14,12 +14,15 @@ import os
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # `python flows/lora_flow.py` works without installing the project
+CHECKOUT = Path(__file__).resolve().parents[1]
+if (CHECKOUT / "steps").is_dir():
+    sys.path.insert(0, str(CHECKOUT))  # `python flows/lora_flow.py` works without installing the project
 
 from steps.flow.home import keep_records_in  # noqa: E402
+from steps.settings.places import config_root, home  # noqa: E402
+from steps.settings.places import package_sources as sources  # noqa: E402
 
-keep_records_in(ROOT, os.environ)  # before Metaflow is imported
+keep_records_in(home(), os.environ)  # before Metaflow is imported
 
 from metaflow import Config, FlowSpec, card, current, package_sources, step  # noqa: E402
 
@@ -31,11 +34,11 @@ from steps.flow.step_pods import step_pods  # noqa: E402
 
 @option_parameters
 @step_pods
-@package_sources(["../steps", "../config"], suffixes=[".py", ".yaml", ".json", ".html", ".css"])
+@package_sources(sources(), suffixes=[".py", ".yaml", ".json", ".html", ".css"])
 class LoraFlow(FlowSpec):
     """Fine-tune a language model with LoRA and show what it learned."""
 
-    config = Config("config", default=str(ROOT / "config" / "local.yaml"), parser=read_config)
+    config = Config("config", default=str(config_root() / "local.yaml"), parser=read_config)
 
     @step
     def start(self) -> None:

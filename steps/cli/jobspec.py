@@ -51,8 +51,8 @@ def jobspec(config: Path | None, run: str, write: bool, root: str | None, **opti
     from steps.cli.view.run_folders import find_run, storage_root
     from steps.flow.launchers import read_settings
     from steps.protocol.rundir import RunDir
-    from steps.settings.catalog import config_root
     from steps.settings.config import parse_options
+    from steps.settings.places import config_root
     from steps.settings.resolve import resolve
 
     settings = read_settings(config or config_root() / "hyperpod.yaml")

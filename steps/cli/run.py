@@ -97,8 +97,8 @@ def check(config: Path | None, given: dict[str, Any]) -> None:
         ConfigError: with every mistake.
     """
     from steps.flow.launchers import read_settings
-    from steps.settings.catalog import config_root
     from steps.settings.config import parse_options
+    from steps.settings.places import config_root
     from steps.settings.resolve import resolve
 
     settings = read_settings(config or config_root() / "local.yaml")

@@ -5,6 +5,7 @@ Called by the flow's file before Metaflow is imported, since Metaflow reads its 
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import MutableMapping
 from pathlib import Path
@@ -17,5 +18,9 @@ ELSEWHERE = ("KUBERNETES_SERVICE_HOST", "METAFLOW_PROFILE", RECORDS)
 
 def keep_records_in(root: Path, environment: MutableMapping[str, str]) -> None:
     """Have `.metaflow` below `root`, unless something else has been chosen or `root` cannot be written."""
-    if not any(name in environment for name in ELSEWHERE) and os.access(root, os.W_OK):
+    if any(name in environment for name in ELSEWHERE):
+        return
+    with contextlib.suppress(OSError):  # Metaflow's own choice then
+        root.mkdir(exist_ok=True)
+    if os.access(root, os.W_OK):
         environment[RECORDS] = str(root)

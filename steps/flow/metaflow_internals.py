@@ -24,6 +24,7 @@ from metaflow.util import get_username
 from steps.flow.terminal import say
 from steps.machine import quiet_threads
 from steps.settings.options import OPTIONS
+from steps.settings.places import INSTALLED
 
 if TYPE_CHECKING:
     from steps.preflight.cloud import Datastore
@@ -130,9 +131,12 @@ def run_command_line(flow: Callable[[], object]) -> None:
 def code_version(root: Path) -> dict[str, str]:
     """Which code this is: `digest` of the sources that Metaflow packages, and git's `commit` where there is one.
 
+    An installed package lies among others, and its environment may lie in somebody's repository: its folder alone is looked at.
     `commit` ends in `+changes` when tracked files differ from it. Both are facts for the lineage, nothing depends on them.
     """
     version = {"digest": sources_digest(root)}
+    if _is_installed(root):
+        return version
     commit = _packaged_commit(root) if (root / PACKAGE_INFO).is_file() else _commit(root)
     if commit:
         version["commit"] = commit
@@ -163,12 +167,18 @@ def sources_digest(root: Path) -> str:
 
 def _sources(root: Path) -> Iterable[tuple[str, Path]]:
     """Each source with its name in the checkout; a code package has what lies in flows/ at its root."""
-    found = [path for folder in ("steps", "config", "flows") for path in (root / folder).rglob("*")]
+    folders = ("steps",) if _is_installed(root) else ("steps", "config", "flows")
+    found = [path for folder in folders for path in (root / folder).rglob("*")]
     for path in found:
         if path.suffix in SOURCE_SUFFIXES and path.is_file():
             yield str(path.relative_to(root)), path
-    if not (root / "flows").is_dir():
+    if not _is_installed(root) and not (root / "flows").is_dir():
         yield from ((f"flows/{path.name}", path) for path in root.glob("*.py"))
+
+
+def _is_installed(root: Path) -> bool:
+    """An installed package's steps/ has config/ and flows/ inside; what lies beside it is not ours."""
+    return (root / "steps" / INSTALLED.name).is_dir()
 
 
 def _git(root: Path, *words: str) -> str:

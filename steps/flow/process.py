@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TextIO
 
-from steps.settings.catalog import project_root
+from steps.settings.places import flow_file
 
 PREFIX = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} (?:\[\S+ \(pid \d+\)\] )?")
 """What Metaflow writes before every line: the time, and the task that said it."""
@@ -42,12 +42,6 @@ def run_flow(words: Sequence[str], *, config: Path | None = None) -> int:
         finally:
             signal.signal(signal.SIGINT, before)
     return child.returncode
-
-
-def flow_file() -> Path:
-    """The flow: beside `steps/` in a checkout, inside the package where it is installed."""
-    beside = project_root() / "flows" / "lora_flow.py"
-    return beside if beside.is_file() else Path(__file__).resolve().parents[1] / "_flows" / "lora_flow.py"
 
 
 def show(lines: Iterable[str], out: TextIO, *, is_terminal: bool) -> None:

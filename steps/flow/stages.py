@@ -21,10 +21,10 @@ from steps.job.agent.in_use import in_use
 from steps.machine import has_fast_bf16
 from steps.protocol.records import Adapter, BaseModel, MergedModel, PreparedData
 from steps.protocol.rundir import RunDir, run_directory
-from steps.settings.catalog import project_root
 from steps.settings.checks import check_libraries, check_model
 from steps.settings.config import parse_options, parse_settings
 from steps.settings.options import OPTIONS
+from steps.settings.places import home, project_root
 from steps.settings.plan import Plan
 from steps.settings.resolve import resolve
 
@@ -74,7 +74,7 @@ def start(flow: Any, raw_settings: Mapping[str, Any]) -> tuple[Artifact, Artifac
     neuron_jobs.check_inference(plan, config)
     check_cluster(plan)
     flow_name, run_id = str(current.flow_name), str(current.run_id)
-    run = run_directory(plan.settings.storage.root, project_root(), flow_name, run_id)
+    run = run_directory(plan.settings.storage.root, home(), flow_name, run_id)
     if plan.continue_from:
         run = find_run(plan, flow_name)
         say(f"continuing {run.path}")
@@ -114,7 +114,7 @@ def find_run(plan: Plan, flow_name: str) -> RunDir:
         ConfigError: there is none.
     """
     given = plan.continue_from
-    by_id = run_directory(plan.settings.storage.root, project_root(), flow_name, given)
+    by_id = run_directory(plan.settings.storage.root, home(), flow_name, given)
     for candidate in (by_id.path, Path(given).expanduser().resolve()):
         if any(any(candidate.glob(name)) for name in ("train-*/spec.json", "prepared-*", "plan.json")):
             return RunDir(candidate)

@@ -16,6 +16,7 @@ from pydantic import Field
 from steps.errors import ConfigError, Problem
 from steps.settings.config import Score
 from steps.settings.options import Precision
+from steps.settings.places import config_root
 from steps.settings.section import Section, suggest, validate
 
 REFUSED_MODELS = {
@@ -151,17 +152,6 @@ class DatasetPreset(Section):
 
 
 PresetT = TypeVar("PresetT", ModelPreset, DatasetPreset)
-
-
-def config_root() -> Path:
-    """The folder that holds the presets: `config/` beside `steps/`, or the copy inside an installed package."""
-    beside = project_root() / "config"
-    return beside if beside.is_dir() else Path(__file__).resolve().parents[1] / "_config"
-
-
-def project_root() -> Path:
-    """The folder that relative storage paths start from."""
-    return Path(__file__).resolve().parents[2]
 
 
 def preset_names(kind: Literal["models", "datasets"]) -> list[str]:

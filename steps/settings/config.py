@@ -24,7 +24,7 @@ class Storage(Section):
     """Where files go."""
 
     root: str = ".lora"
-    """Run directories; relative to the project's folder, whatever the working directory."""
+    """Run directories; relative to the project's folder (installed: ~/hyperpod-lora), whatever the working directory."""
     cache: str = "~/.cache/hyperpod-lora"
     """Converted and downloaded base models, shared by all runs."""
     min_free_gib: float = Field(default=1.0, ge=0)

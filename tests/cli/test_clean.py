@@ -17,7 +17,7 @@ from steps.job.agent.in_use import in_use
 from steps.job.agent.processes import MARKER, identify, marker_of
 from steps.job.history import Attempt, History
 from steps.protocol.rundir import TrainDir, write_json
-from steps.settings.catalog import project_root
+from steps.settings.places import project_root
 from tests.cli.cli_harness import call, make_run
 
 

@@ -27,7 +27,7 @@ from steps.flow.metaflow_internals import (
     set_current,
     sources_digest,
 )
-from steps.settings.catalog import project_root
+from steps.settings.places import project_root
 
 
 def make_project(root: Path) -> Path:
@@ -216,8 +216,8 @@ if __name__ == "__main__":
     Archiving()
 """
 INSIDE = """
-import steps.job.agent.pod_main, steps.train.worker, steps.settings.catalog, sys
-print(steps.__file__, steps.settings.catalog.config_root(), steps.settings.catalog.find_model("tiny").name)
+import steps.job.agent.pod_main, steps.train.worker, steps.settings.catalog, steps.settings.places, sys
+print(steps.__file__, steps.settings.places.config_root(), steps.settings.catalog.find_model("tiny").name)
 """
 
 

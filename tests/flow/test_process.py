@@ -9,7 +9,8 @@ import pytest
 
 from steps.flow.home import RECORDS, keep_records_in
 from steps.flow.metaflow_internals import config_first
-from steps.flow.process import flow_file, readable, show
+from steps.flow.process import readable, show
+from steps.settings.places import flow_file
 
 TASK = "2026-11-28 13:41:49.535 [1795873235623434/train/3 (pid 13928)] "
 TIME = "2026-11-28 13:40:35.628 "
@@ -96,7 +97,7 @@ def test_metaflows_records_lie_beside_the_project_unless_something_else_is_chose
 
 def test_a_folder_that_cannot_be_written_is_no_place_for_records(tmp_path: Path) -> None:
     environment: dict[str, str] = {}
-    keep_records_in(tmp_path / "nowhere", environment)
+    keep_records_in(tmp_path / "no" / "where", environment)
     assert environment == {}
 
 

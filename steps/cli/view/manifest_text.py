@@ -14,12 +14,10 @@ import tarfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import yaml
 
-import steps
 from steps.errors import ConfigError, Problem, StorageError
 from steps.flow.launchers import spec_of
 from steps.flow.training import read_inputs
@@ -31,7 +29,7 @@ from steps.plain_text import counted
 from steps.protocol.rundir import RunDir, TrainDir, held_lock, run_directory, write_atomic, write_json
 from steps.pytorchjob import manifest as pytorchjob
 from steps.pytorchjob.spec import Code, JobSpec
-from steps.settings.catalog import config_root, project_root
+from steps.settings.places import home, package_sources
 from steps.settings.plan import Plan
 from steps.train.stage import WORKER, notes, process_environment
 
@@ -58,7 +56,7 @@ class Printable:
 
 def planned(plan: Plan) -> Printable:
     """The job of a run that does not exist yet."""
-    run = run_directory(plan.settings.storage.root, project_root(), "LoraFlow", "RUN-ID")
+    run = run_directory(plan.settings.storage.root, home(), "LoraFlow", "RUN-ID")
     job = Job(
         module=WORKER,
         spec={},
@@ -152,7 +150,7 @@ def archive_sources(run: RunDir, *, write: bool) -> Code:
     """
     packed = io.BytesIO()
     with gzip.GzipFile(fileobj=packed, mode="wb", mtime=0) as zipped, tarfile.open(fileobj=zipped, mode="w") as tar:
-        for folder, name in ((Path(steps.__file__).parent, "steps"), (config_root(), "config")):
+        for folder, name in package_sources():
             for path in sorted(path for path in folder.rglob("*") if path.suffix in SUFFIXES and path.is_file()):
                 entry = tarfile.TarInfo(f"{name}/{path.relative_to(folder)}")
                 entry.size = path.stat().st_size

@@ -21,10 +21,10 @@ NEWEST = 10
 
 def storage_root(given: str) -> Path:
     """The absolute folder of run directories."""
-    from steps.settings.catalog import project_root
+    from steps.settings.places import home
 
     path = Path(given).expanduser()
-    return path if path.is_absolute() else project_root() / path
+    return path if path.is_absolute() else home() / path
 
 
 def run_folders(root: Path, *, older_than_s: float = 0.0) -> list[Path]:

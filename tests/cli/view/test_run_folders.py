@@ -9,7 +9,7 @@ import pytest
 
 from steps.cli.view.run_folders import find_run, run_folders, storage_root, story
 from steps.errors import StorageError
-from steps.settings.catalog import project_root
+from steps.settings.places import project_root
 from tests.cli.cli_harness import make_run
 
 
