@@ -8,6 +8,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -47,15 +48,24 @@ def _columns(members: Indices, bounds: Indices, reader: SampleReader) -> list[ob
     """The three list columns of one batch: rows `members[bounds[r]:bounds[r + 1]]`."""
     import pyarrow as pa
 
-    ids, masks = zip(*(reader.read(int(sample)) for sample in members[bounds[0] : bounds[-1]]), strict=True)
+    ids, masks = zip(*(reader.read(sample) for sample in members[bounds[0] : bounds[-1]].tolist()), strict=True)
     lengths = np.fromiter((len(mask) for mask in masks), dtype=np.int32, count=len(masks))
     sample_ends = (bounds - bounds[0]).astype(np.int32)
     token_ends = np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))[sample_ends].astype(np.int32)
     return [
-        pa.ListArray.from_arrays(pa.array(token_ends), pa.array(np.frombuffer(b"".join(ids), dtype=np.int32))),
-        pa.ListArray.from_arrays(pa.array(token_ends), pa.array(np.frombuffer(b"".join(masks), dtype=np.uint8))),
-        pa.ListArray.from_arrays(pa.array(sample_ends), pa.array(lengths)),
+        _lists(token_ends, b"".join(ids), pa.int32()),
+        _lists(token_ends, b"".join(masks), pa.uint8()),
+        _lists(sample_ends, lengths.tobytes(), pa.int32()),
     ]
+
+
+def _lists(ends: npt.NDArray[np.int32], values: bytes, kind: Any) -> object:
+    """A list column over the bytes as they are: `pa.array` of a numpy array imports pandas, which takes longer than it all."""
+    import pyarrow as pa
+
+    count, flat = len(ends) - 1, len(values) * 8 // kind.bit_width
+    inside = pa.Array.from_buffers(kind, flat, [None, pa.py_buffer(values)])
+    return pa.Array.from_buffers(pa.list_(kind), count, [None, pa.py_buffer(ends.tobytes())], children=[inside])
 
 
 def write_held_out(path: Path, samples: Samples, chosen: Indices) -> None:

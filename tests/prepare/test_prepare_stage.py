@@ -327,3 +327,13 @@ def test_memory_does_not_grow_with_the_file(base: BaseModel, tmp_path: Path) -> 
 def test_the_keys_order_is_that_of_their_bytes() -> None:
     keys = np.frombuffer(bytes(range(255, -1, -1)), dtype="V16")
     assert [key.tobytes() for key in np.sort(keys)] == sorted(key.tobytes() for key in keys)
+
+
+def test_writing_rows_imports_no_pandas(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from types import SimpleNamespace; from steps.prepare import pack, write\n"
+        "reader = SimpleNamespace(read=lambda sample: (bytes(8), bytes(2)))\n"
+        f"write.write_rows(Path({str(tmp_path / 'rows')!r}), pack.one_each(3), reader, row_tokens=2, progress=print)\n"
+        "sys.exit('pandas' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

@@ -42,7 +42,7 @@ def render(template: ChatTemplate, conversation: Conversation) -> Rendered:
     first: Refused | None = None
     for variant in template.variants(conversation):
         try:
-            return _ended(template, _checked(template, variant, *_find(template, variant)))
+            return _ended(template, _find(template, variant))
         except Refused as error:
             first = first or error
     raise first or Refused("nothing to render")
@@ -90,15 +90,22 @@ def _bare(template: ChatTemplate, text: str) -> Rendered:
     return Rendered(whole, ((len(template.begin), len(whole)),))
 
 
-def _find(template: ChatTemplate, conversation: Conversation) -> tuple[str, Spans]:
+def _find(template: ChatTemplate, conversation: Conversation) -> Rendered:
     """The text and the answers' places."""
     if template.marks_answers:
         text, spans = template.marked(conversation)
         chosen = _of_learned(conversation, spans)
         if chosen:
-            return text, tuple((start, _with_end(template, text, end)) for start, end in chosen)
+            places = tuple((start, _with_end(template, text, end)) for start, end in chosen)
+            return _checked(conversation, text, places)
     text = template.text(conversation, conversation.messages, generate=False)
-    return text, tuple(_place(template, conversation, text, index) for index in conversation.learned)
+    known = template.edges.find(conversation, text)
+    if known and _is_in(text, _system_of(conversation)):
+        return Rendered(
+            text, (known,)
+        )  # the very words stand between what stood around another answer: nothing is left out
+    places = tuple(_place(template, conversation, text, index) for index in conversation.learned)
+    return _checked(conversation, text, places)
 
 
 def _of_learned(conversation: Conversation, spans: Spans) -> Spans:
@@ -119,9 +126,6 @@ def _with_end(template: ChatTemplate, text: str, end: int) -> int:
 def _place(template: ChatTemplate, conversation: Conversation, text: str, index: int) -> tuple[int, int]:
     """Start and end of the answer at `index`: after its prompt, up to where its own rendering ends."""
     messages = conversation.messages
-    known = template.edges.find(conversation, text)
-    if known:
-        return known
     prompt = template.text(conversation, messages[:index], generate=True) if index else ""
     if prompt and text.startswith(prompt):
         is_last = index + 1 == len(messages)
@@ -185,7 +189,7 @@ def _ended(template: ChatTemplate, rendered: Rendered) -> Rendered:
     return Rendered(whole + text[at:], tuple(places), (*rendered.notes, note))
 
 
-def _checked(template: ChatTemplate, conversation: Conversation, text: str, spans: Spans) -> Rendered:
+def _checked(conversation: Conversation, text: str, spans: Spans) -> Rendered:
     """Refuses what lacks an answer, a call or a tool's result; names what else is not in the text."""
     for index, span in zip(conversation.learned, spans, strict=False):
         _check_answer(conversation.messages[index], text[slice(*span)])

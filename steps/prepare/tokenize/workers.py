@@ -17,7 +17,7 @@ from steps import machine
 from steps.fork_pool import fork_pool, killed_in_words
 from steps.prepare.tokenize.samples import Chunk, Made, SampleMaker
 
-ALONE_CHUNKS = 4
+ALONE_CHUNKS = 1
 """Chunks made in this process before others are started; what it learned of the words, they inherit."""
 MOST_PROCESSES = 8
 """Beyond these, reading and storing in this process is what takes the time."""
