@@ -54,6 +54,17 @@ def test_any_power_of_two_of_ranks_ends_with_the_same_bits(odd: int, doublings: 
     torch.testing.assert_close(expected.double(), leaves.double().sum(0), rtol=1e-4, atol=1e-4 * leaves.abs().max())
 
 
+@pytest.mark.parametrize("world", [2, 4, 8])
+def test_ranks_that_cannot_swap_add_up_along_the_same_tree(world: int) -> None:
+    leaves = torch.randn(world, 7, generator=torch.Generator().manual_seed(world)) * 1e3 ** torch.arange(world)[:, None]
+    mine = leaves[0].clone()
+    sum_over_ranks(
+        mine, rank=0, world=world, exchange=lambda *_: pytest.fail("no pairs"), add_up=pytest.fail,
+        all_gather=lambda piece: leaves,
+    )  # fmt: skip
+    assert torch.equal(mine, total_on(world, leaves)[0])
+
+
 def test_other_worlds_take_the_plain_sum() -> None:
     called = []
     sum_over_ranks(torch.ones(1), rank=0, world=3, exchange=lambda *_: pytest.fail("no pairs"), add_up=called.append)

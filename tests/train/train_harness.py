@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +80,8 @@ class Training:
     """A spec on disk, and ways to run the worker on it."""
 
     spec: TrainSpec
+    environment: dict[str, str] = field(default_factory=dict)
+    """Variables of the worker's own."""
 
     @property
     def path(self) -> Path:
@@ -92,6 +94,7 @@ class Training:
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
         command = [*(launcher if processes > 1 else []), "-m", "steps.train.worker", str(self.spec.place.spec)]
         environment = {**os.environ, **PROCESS_ENVIRONMENT, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        environment |= self.environment
         with (self.path / f"log-{attempt}.txt").open("wb") as log:
             return subprocess.Popen(
                 [sys.executable, *command, "--attempt", str(attempt)],

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from steps import machine
@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 ValueT = TypeVar("ValueT")
+
+
+CARRIERS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
+"""Type of device → back end of a process group that carries its tensors, the CPU's and objects."""
 
 
 class PeerLostError(ConnectionError):
@@ -32,6 +36,8 @@ class Ranks:
     local_rank: int = 0
     local_world: int = 1
     """Processes on this machine."""
+    _side: list[Any] = field(default_factory=list, repr=False, compare=False)
+    """A gloo group beside the default one, once connected, where that one carries neither objects nor CPU tensors."""
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Ranks:
@@ -45,24 +51,31 @@ class Ranks:
     @property
     def group(self) -> Any:
         """The process group that carries Python objects; None: the default one."""
-        return None
+        return self._side[0] if self._side else None
 
     def threads(self, asked: int) -> int:
         """CPU threads of this process: as asked, or its share of the cores that it may use."""
         return machine.threads_of(asked, self.local_world)
 
     def connect(self) -> None:
-        """Meet the other ranks.
+        """Meet the other ranks, before the device is touched.
 
         Raises:
             PeerLostError: they did not come.
         """
-        if self.world > 1:
-            import torch
-            import torch.distributed as dist
+        if self.world == 1:
+            return
+        import torch.distributed as dist
 
-            with peers():
-                dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+        from steps.train.loop.device import device_type
+
+        kind = device_type()
+        with peers():
+            if kind in CARRIERS:
+                dist.init_process_group(CARRIERS[kind])
+            else:
+                dist.init_process_group(dist.get_default_backend_for_device(kind))
+                self._side.append(dist.new_group(backend="gloo"))
 
     def share(self, value: ValueT) -> ValueT:
         """Rank 0's value, on every rank."""
@@ -86,6 +99,11 @@ class Ranks:
             dist.all_gather_object(found, value, group=self.group)
         return found
 
+    @property
+    def has_pairs(self) -> bool:
+        """Can two ranks swap tensors of the device? TorchNeuron's group has no send and receive."""
+        return not self._side
+
     def exchange(self, partner: int, mine: Tensor) -> Tensor:
         """Swap equal-sized tensors with another rank; returns the partner's."""
         import torch
@@ -97,6 +115,15 @@ class Ranks:
             for work in dist.batch_isend_irecv(swap):
                 work.wait()
         return theirs
+
+    def all_gather(self, mine: Tensor) -> Tensor:
+        """(n,) of each rank → (world, n), in the order of ranks."""
+        import torch.distributed as dist
+
+        everyone = mine.new_empty(self.world * mine.numel())
+        with peers():
+            dist.all_gather_into_tensor(everyone, mine.contiguous())
+        return everyone.view(self.world, -1)
 
     def add_up(self, tensor: Tensor) -> None:
         """Sum over all ranks, in place, in an order of the transport's own."""

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+PIECE = 1 << 20
+"""Values gathered at a time: with 64 ranks 256 MiB in fp32."""
+
+
 def odd_part(count: int) -> int:
     """The largest odd divisor of a positive number."""
     return count // (count & -count)
@@ -75,16 +79,29 @@ def sum_over_ranks(
     world: int,
     exchange: Callable[[int, Tensor], Tensor],
     add_up: Callable[[Tensor], object],
+    all_gather: Callable[[Tensor], Tensor] | None = None,
 ) -> None:
     """Add the ranks' subtrees in place; every rank ends with the same bits.
 
     A power of two: pairs at distance 1, 2, 4, … swap their sums (`exchange(partner, mine)` returns the partner's) and both add;
-    a+b = b+a to the bit. Any other world: `add_up`, a plain all-reduce, whose order and so whose last bits are its own.
+    a+b = b+a to the bit. `all_gather` ((n,) → (world, n)) is given where ranks cannot swap: then each adds up everyone's, a piece
+    at a time, along the same tree. Any other world: `add_up`, a plain all-reduce, whose order and so whose last bits are its own.
     """
     if world & (world - 1):
         add_up(flat)
+        return
+    if all_gather is not None:
+        for piece in flat.split(PIECE):
+            piece.copy_(_sum_pairs(all_gather(piece)))
         return
     distance = 1
     while distance < world:
         flat.add_(exchange(rank ^ distance, flat))
         distance *= 2
+
+
+def _sum_pairs(parts: Tensor) -> Tensor:
+    """(world, n) → (n,)."""
+    while len(parts) > 1:
+        parts = parts[0::2] + parts[1::2]
+    return parts[0]

@@ -7,8 +7,8 @@ claim, losses, digests) go through a second group, over gloo on the host: no dev
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Protocol
 
 from steps.errors import ConfigError, Problem
 from steps.train.loop.ranks import Ranks, ValueT
@@ -38,19 +38,12 @@ class NeuronRanks(Ranks):
 
     tensor_parallel: int = 1
     pipeline_parallel: int = 1
-    _host: list[Any] = field(default_factory=list, repr=False, compare=False)
-    """The gloo group, once connected."""
 
     @classmethod
     def of(cls, ranks: Ranks, *, tensor_parallel: int, pipeline_parallel: int = 1) -> NeuronRanks:
         """The same process."""
         places = (ranks.rank, ranks.world, ranks.local_rank, ranks.local_world)
-        return cls(*places, tensor_parallel, pipeline_parallel)
-
-    @property
-    def group(self) -> Any:
-        """The gloo group."""
-        return self._host[0] if self._host else None
+        return cls(*places, tensor_parallel=tensor_parallel, pipeline_parallel=pipeline_parallel)
 
     def connect(self) -> None:
         """Meet the other ranks, on both groups, and lay them out. Needs torchrun's environment, for one process too.
@@ -73,7 +66,7 @@ class NeuronRanks(Ranks):
 
         with peers():
             dist.init_process_group("xla")
-            self._host.append(dist.new_group(backend="gloo"))
+            self._side.append(dist.new_group(backend="gloo"))
         parallel_state.initialize_model_parallel(
             tensor_model_parallel_size=self.tensor_parallel, pipeline_model_parallel_size=self.pipeline_parallel
         )

@@ -67,6 +67,7 @@ class TreeGradients:
             world=self._ranks.world,
             exchange=self._ranks.exchange,
             add_up=self._ranks.add_up,
+            all_gather=None if self._ranks.has_pairs else self._ranks.all_gather,
         )
         self._attach(root)
         return root[-2:].clone()

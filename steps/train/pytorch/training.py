@@ -60,7 +60,7 @@ class TrainingLoop:
         for step in range(course.done, self._spec.steps):
             rate = float(self.scheduler.get_last_lr()[0])
             with peers_may_vanish():
-                loss, asked, norm = self._take_step(self._feed.of_step(step), course.stop_asked).tolist()
+                loss, asked, norm = self._take_step(self._feed.of_step(step), course.stop_asked).cpu().tolist()
             tokens, targets = self._feed.counts(step)
             if course.listener.step_done(StepDone(step + 1, loss, rate, norm, tokens, targets, asked > 0)):
                 return

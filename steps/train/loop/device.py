@@ -1,0 +1,34 @@
+"""Which device a rank of the torch backend trains on, asked of torch.accelerator."""
+
+from __future__ import annotations
+
+import torch
+
+from steps.errors import ConfigError, Problem
+
+NOT_TRIED = frozenset({"mps"})
+"""Accelerators that are passed over for the CPU: nobody has compared what they compute."""
+COMPILED = frozenset({"neuron"})
+"""Devices on which every new shape is a compilation."""
+
+
+def device_type() -> str:
+    """`cpu`, `cuda`, `neuron`, …; does not touch the device, which some allow only once there is a process group."""
+    found = torch.accelerator.current_accelerator(check_available=True)
+    return "cpu" if found is None or found.type in NOT_TRIED else found.type
+
+
+def take_device(local_rank: int) -> torch.device:
+    """This rank's device, made the current one. Comes after `Ranks.connect`.
+
+    Raises:
+        ConfigError: there are more processes than devices on this machine.
+    """
+    kind = device_type()
+    if kind == "cpu":
+        return torch.device(kind)
+    if local_rank >= (count := torch.accelerator.device_count()):
+        what = f"must be at most the {count} {kind} devices of this machine, got {local_rank + 1} or more"
+        raise ConfigError([Problem("--processes", what)])
+    torch.accelerator.set_device_index(local_rank)
+    return torch.device(kind, local_rank)
