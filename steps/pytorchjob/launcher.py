@@ -133,12 +133,16 @@ class KubeLauncher:
         """Put a question to the API, and take its answer in."""
         if question.ask is Ask.NODE:
             watched.seen = watched.seen.with_node(question, self._kube.is_node_ready(question.name))
+        elif question.ask is Ask.PULL:
+            watched.seen = watched.seen.with_pull(question, self._kube.events(question.name))
         else:
             watched.seen = watched.seen.with_warnings(self._kube.events(question.name))
 
     def _snapshot(self, watched: _Watched, job: Job, found: Mapping[str, Any] | None) -> JobSnapshot:
         pods, recovery, seen = watched.informer.pods, self._spec.cluster.recovery, watched.seen
-        return snapshot_of_cluster(View(found, pods, job.nodes, job.processes, seen.dead, seen.hint, recovery))
+        return snapshot_of_cluster(
+            View(found, pods, job.nodes, job.processes, seen.dead, seen.hint, recovery, seen.pulls)
+        )
 
     def delete(self, job: Job, attempt: int, *, grace_s: float) -> None:
         """Ask the workers to save and stop, then delete the job; its pods go with it.

@@ -23,6 +23,8 @@ NO_SUCH_IMAGE = re.compile(
 )
 """In a pull's message: what is still so when the startup deadline has passed is the image's fault. A registry that is slow or
 away says other things."""
+BARE_BACK_OFF = re.compile(r'Back-off pulling image "[^"]*"\.?')
+"""All that a kubelet before 1.31 says of a pull between two tries; why the last one failed was said then, and in an event."""
 PASSING_CONFIG = re.compile(r"failed to sync|timed out|timeout", re.I)
 """A container that cannot be created since the kubelet could not ask: nothing is wrong with the settings."""
 PENDING_CLASS = {
@@ -56,8 +58,8 @@ class Words(NamedTuple):
     """It only keeps the pod from starting, and may go away by itself."""
 
 
-def words_of(pod: Mapping[str, Any]) -> Words:
-    """The most telling word of the platform about a pod, and its message."""
+def words_of(pod: Mapping[str, Any], pull: str = "") -> Words:
+    """The most telling word of the platform about a pod, and its message; `pull`: why its image could not be pulled before."""
     status = pod.get("status") or {}
     conditions = {item["type"]: item for item in status.get("conditions") or []}
     state = container_of(pod).get("state") or {}
@@ -74,9 +76,19 @@ def words_of(pod: Mapping[str, Any]) -> Words:
         return Words(own or reason_of(ended.get("reason")), words)
     if status.get("phase") == "Failed":
         return _of_rejection(status)
-    return (
-        _of_waiting(waiting) if waiting.get("message") or waiting.get("reason") in REASONS else _of_pending(conditions)
-    )
+    if waiting.get("message") or waiting.get("reason") in REASONS:
+        return _of_waiting(waiting, pull)
+    return _of_pending(conditions)
+
+
+def failed_pull(pod: Mapping[str, Any]) -> str | None:
+    """Why its image could not be pulled; empty if the pod does not tell, None if no pull has failed."""
+    status = pod.get("status") or {}
+    waiting = _waiting_first(status) or (container_of(pod).get("state") or {}).get("waiting") or {}
+    if waiting.get("reason") not in PULLS:
+        return None
+    message = str(waiting.get("message", ""))
+    return "" if BARE_BACK_OFF.fullmatch(message.strip()) else message
 
 
 def _waiting_first(status: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -110,9 +122,11 @@ def _of_rejection(status: Mapping[str, Any]) -> Words:
     return Words(Reason.CONFIG if word in POD_IS_WRONG else Reason.NODE, message)
 
 
-def _of_waiting(waiting: Mapping[str, Any]) -> Words:
+def _of_waiting(waiting: Mapping[str, Any], pull: str) -> Words:
     """A container that cannot start yet."""
     reason, message = str(waiting.get("reason", "")), str(waiting.get("message", ""))
+    if pull and BARE_BACK_OFF.fullmatch(message.strip()):
+        message = f"{message}: {pull}"
     if reason == "InvalidImageName":  # no registry was asked: the name can never be one
         return Words(Reason.IMAGE, message)
     shown = f"{reason}: {message}" if message else reason

@@ -19,7 +19,7 @@ Sources: the operator's code at v1.7.0 for the conditions, the kubelet's and the
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -44,6 +44,8 @@ class View:
     hint: str = ""
     """What the events say about pods that do not come."""
     recovery: str = "client"
+    pulls: Mapping[str, str] = field(default_factory=dict)
+    """Why an image could not be pulled the last time, by the pod's UID."""
 
 
 def snapshot_of_cluster(view: View) -> JobSnapshot:
@@ -139,7 +141,7 @@ def _is_running(pod: Mapping[str, Any]) -> bool:
 def _worker(pod: Mapping[str, Any], view: View) -> WorkerState:
     state = container_of(pod).get("state") or {}
     ended = state.get("terminated") or {}
-    words = words_of(pod)
+    words = words_of(pod, view.pulls.get(pod["metadata"]["uid"], ""))
     return WorkerState(
         rank=index_of(pod) * view.processes,
         name=pod["metadata"]["name"],

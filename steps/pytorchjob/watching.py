@@ -8,6 +8,7 @@
 | it was begun, and was gone before we looked | preempted: it was deleted while nobody watched |
 | a pod is on its way out, and its node does not answer | it is not waited for |
 | pods do not come | the events say why: a quota, a validation |
+| an image is not pulled, and the pod does not say why | what it said before, or its events |
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from enum import StrEnum
 from typing import Any
 
 from steps.job.snapshot import JobSnapshot, Phase, Reason
-from steps.pytorchjob.pod_words import INVALID
+from steps.pytorchjob.pod_words import INVALID, failed_pull
 from steps.pytorchjob.snapshot import GONE_WITH_NODE, has_conditions, is_suspended
 
 NOTICE_S = 60.0
@@ -36,6 +37,8 @@ class Ask(StrEnum):
     """The watch may lag behind a job that was just made."""
     EVENTS = "events"
     NODE = "node"
+    PULL = "pull"
+    """Events of a pod whose image is not pulled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +47,9 @@ class Question:
 
     ask: Ask
     name: str
-    """Name of the job, or of the node."""
+    """Name of the job, the node or the pod."""
     uid: str = ""
-    """UID of the pod on that node."""
+    """UID of that pod, or of the pod on that node."""
     is_given_up: bool = False
     """The cluster itself has given this pod up."""
 
@@ -77,6 +80,8 @@ class Seen:
     """When a pod was first seen on its way out, by UID."""
     dead: frozenset[str] = frozenset()
     """UIDs of pods whose node does not answer."""
+    pulls: Mapping[str, str] = field(default_factory=dict)
+    """Why an image could not be pulled the last time, by the pod's UID."""
 
     def is_due(self, ask: Ask, every_s: float, now_s: float) -> bool:
         """Whether it is time to ask."""
@@ -91,6 +96,12 @@ class Seen:
         said = [f"{event['reason']}: {event['message']}" for event in events if event.get("type") == "Warning"]
         return replace(self, hint="; ".join(dict.fromkeys(said[-3:])))
 
+    def with_pull(self, question: Question, events: tuple[Mapping[str, Any], ...]) -> Seen:
+        """What a pod's events say about its image."""
+        said = [str(event.get("message", "")) for event in events if event.get("reason") == "Failed"]
+        told = [message for message in said if message.startswith("Failed to pull image")]
+        return replace(self, pulls={**self.pulls, question.uid: told[-1]}) if told else self
+
     def with_node(self, question: Question, is_ready: bool | None) -> Seen:
         """Whether the node of a leaving pod answers; None: nodes may not be read."""
         is_dead = is_ready is False or (is_ready is None and question.is_given_up)
@@ -101,8 +112,10 @@ def advance(seen: Seen, look: Look) -> tuple[Seen, tuple[Question, ...]]:
     """What is known after a look, and what is worth asking now."""
     leaving = {pod["metadata"]["uid"] for pod in look.pods if pod["metadata"].get("deletionTimestamp")}
     first = {uid: seen.leaving_s.get(uid, look.now_s) for uid in sorted(leaving)}
-    seen = replace(seen, has_been=seen.has_been or look.job is not None, leaving_s={**seen.leaving_s, **first})
-    questions = (*_about_nodes(seen, look), *_about_events(seen, look))
+    told = {pod["metadata"]["uid"]: pull for pod in look.pods if (pull := failed_pull(pod))}
+    has_been = seen.has_been or look.job is not None
+    seen = replace(seen, has_been=has_been, leaving_s={**seen.leaving_s, **first}, pulls={**seen.pulls, **told})
+    questions = (*_about_nodes(seen, look), *_about_events(seen, look), *_about_pulls(seen, look))
     for question in questions:
         seen = seen.asked(question.ask, look.now_s)
     return seen, questions
@@ -135,6 +148,17 @@ def _about_events(seen: Seen, look: Look) -> Iterator[Question]:
     every_s = ASK_AGAIN_S if seen.hint or age_s > NOTICE_S else ASK_SOON_S
     if age_s >= CONFIRM_S and seen.is_due(Ask.EVENTS, every_s, look.now_s):
         yield Question(Ask.EVENTS, str(look.job["metadata"]["name"]))
+
+
+def _about_pulls(seen: Seen, look: Look) -> Iterator[Question]:
+    """Why an image is not pulled, of a pod that says so in an event only: one at a time."""
+    if not seen.is_due(Ask.PULL, ASK_AGAIN_S, look.now_s):
+        return
+    for pod in look.pods:
+        metadata = pod["metadata"]
+        if failed_pull(pod) == "" and metadata["uid"] not in seen.pulls:
+            yield Question(Ask.PULL, str(metadata["name"]), metadata["uid"])
+            return
 
 
 def judge(seen: Seen, look: Look, snapshot: JobSnapshot, *, was_begun: bool) -> JobSnapshot:

@@ -19,7 +19,7 @@ from steps.pytorchjob.spec import Code
 from steps.settings.config import parse_settings
 from tests.pytorchjob.test_informer import Listed
 from tests.pytorchjob.test_node_marks import MARKED, WORDS
-from tests.pytorchjob.test_snapshot import disrupted, job, pod, terminated, unscheduled
+from tests.pytorchjob.test_snapshot import disrupted, job, pod, terminated, unscheduled, waiting
 
 
 @dataclass
@@ -166,6 +166,15 @@ def test_a_spec_that_the_operator_ignores_is_named_after_a_minute(scene: Scene) 
     found = scene.read(60)
     assert (found.phase, found.reason, found.is_refused) == (Phase.FAILED, Reason.CONFIG, True)
     assert "no container named pytorch" in found.message
+
+
+def test_a_launcher_that_comes_when_the_pod_only_says_back_off_reads_why_in_its_events(scene: Scene) -> None:
+    bare = waiting("ImagePullBackOff", 'Back-off pulling image "x"')
+    scene.cluster.found, scene.cluster.pods = job("Created"), [pod(0), pod(1, "Pending", state=bare)]
+    scene.cluster.told = [{"reason": "Failed", "message": 'Failed to pull image "x": manifest unknown'}]
+    found = scene.read(100.0).workers[1]
+    assert (found.reason, found.may_pass) == (Reason.IMAGE, True)
+    assert found.message == ('ImagePullBackOff: Back-off pulling image "x": Failed to pull image "x": manifest unknown')
 
 
 def test_a_quota_is_read_from_the_events_and_asked_for_seldom(scene: Scene) -> None:

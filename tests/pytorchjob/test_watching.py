@@ -6,7 +6,7 @@ from typing import Any
 
 from steps.job.snapshot import JobSnapshot, Phase, Reason
 from steps.pytorchjob.watching import Ask, Look, Question, Seen, advance, judge
-from tests.pytorchjob.test_snapshot import disrupted, job, pod
+from tests.pytorchjob.test_snapshot import disrupted, job, pod, waiting
 
 
 def look(now_s: float, *pods: dict[str, Any], found: dict[str, Any] | None = None, nodes: int = 2) -> Look:
@@ -76,3 +76,29 @@ def test_advance_changes_nothing_that_it_was_given() -> None:
     seen = Seen(0.0)
     advance(seen, look(5.0, leaving(0), found=job("Running")))
     assert seen == Seen(0.0)
+
+
+BARE = waiting("ImagePullBackOff", 'Back-off pulling image "x"')
+
+
+def test_an_image_that_is_not_pulled_keeps_the_last_real_reason() -> None:
+    said = pod(0, "Pending", state=waiting("ErrImagePull", "manifest unknown"))
+    seen, _ = advance(Seen(0.0), look(10.0, said, found=job("Created"), nodes=1))
+    seen, questions = advance(seen, look(20.0, pod(0, "Pending", state=BARE), found=job("Created"), nodes=1))
+    assert (seen.pulls, questions) == ({"p0": "manifest unknown"}, ())
+
+
+def test_a_pod_that_only_says_back_off_is_asked_about_by_its_events_until_they_tell() -> None:
+    bare = pod(0, "Pending", state=BARE)
+    looks = [look(float(now_s), bare, found=job("Created"), nodes=1) for now_s in range(61)]
+    assert asked(Seen(0.0), *looks) == [(0.0, Ask.PULL), (30.0, Ask.PULL), (60.0, Ask.PULL)]
+    question = Question(Ask.PULL, "j-worker-0", "p0")
+    events = (
+        {"reason": "Failed", "message": 'Failed to pull image "x": no such host'},
+        {"reason": "Failed", "message": "Error: ImagePullBackOff"},
+        {"reason": "BackOff", "message": 'Back-off pulling image "x"'},
+    )
+    assert Seen(0.0).with_pull(question, events[1:]).pulls == {}
+    seen = Seen(0.0).with_pull(question, events)
+    assert seen.pulls == {"p0": 'Failed to pull image "x": no such host'}
+    assert asked(seen, *looks) == []
