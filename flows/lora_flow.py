@@ -109,9 +109,10 @@ class LoraFlow(FlowSpec):
     @step
     def end(self) -> None:
         """Say in plain words what was learned and where it lies."""
-        from steps.flow import summary
+        from steps.flow import stages, summary
 
         summary.conclude(self)
+        stages.end(self.run_dir)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from steps.job.local_jobs import RunningJob
     from steps.pytorchjob.client import Kube
 
-LOCAL_GRACE_S = 60.0
 SETTLE_S = 60.0
 """Beyond the pods' grace period, until they are gone."""
 HEARD_S = 180.0
@@ -43,20 +43,20 @@ def cancel(run: str, yes: bool, wait_s: float, config: Path | None, root: str | 
         cancel_here(find_run(place.root, run), run, is_agreed=yes)
         return
     kube = open_cluster(place.settings)
-    visible = trainings_below(place.root, run)
-    found = named(look(kube), run) if visible else wait_for_job(kube, run, wait_s=wait_s)
-    visible = visible or [Path(job.directory) for job in found[-1:]]
+    folder = run_below(place.root, run)
+    found = named(look(kube), run) if folder else wait_for_job(kube, run, wait_s=wait_s)
+    visible = jobs_of(folder) if folder else [Path(job.directory) for job in found[-1:]]
     supervised, live = supervised_of(visible), [job for job in found if not job.is_over]
     if not live and not supervised:
-        leave_for_later(visible, run, say=click.echo)
+        leave_for_later(folder, visible, run, say=click.echo)
         return
     if not yes:
         names = ", ".join(f"{job.namespace}/{job.name} ({job.state}, {counted(job.nodes, 'node')})" for job in live)
         what = f"Delete PyTorchJob {names}?" if live else f"End run {run}, which is between two attempts?"
         click.confirm(f"{what} The workers save first", abort=True)
-    ask_all(unfinished_of(visible), say=click.echo)
+    asked = ask_all(folder, unfinished_of(visible), say=click.echo)
     cancel_jobs(kube, live, say=click.echo)
-    wait_until_heard(supervised, say=click.echo)
+    wait_until_heard([path for path in supervised if path in asked], say=click.echo)
     click.echo(f"to go on: {how_to_go_on(live[-1].run_id if live else supervised[-1].parent.name, config)}")
 
 
@@ -84,34 +84,44 @@ def named(jobs: Sequence[SeenJob], run: str) -> list[SeenJob]:
 
 def cancel_here(run: Path, given: str, *, is_agreed: bool) -> None:
     """End the processes of a run on this machine."""
-    from steps.job.local_jobs import cancel_running, running_in
+    from steps.job.local_jobs import cancel_running, running_in, time_to_save_s
 
     trainings = jobs_of(run)
     supervised = supervised_of(trainings)
     running: list[RunningJob] = [job for path in trainings for job in running_in(path)]
     if not running and not supervised:
-        leave_for_later(trainings, given, say=click.echo)
+        leave_for_later(run, trainings, given, say=click.echo)
         return
     if not is_agreed:
         what = ", ".join(f"attempt {job.attempt} of {job.directory} ({len(job.pids)} processes)" for job in running)
         click.confirm(
             f"End {what or f'run {given}, which is between two attempts'}? The workers save first", abort=True
         )
-    ask_all(unfinished_of(trainings), say=click.echo)
+    asked = ask_all(run, unfinished_of(trainings), say=click.echo)
     for job in running:
-        killed = cancel_running(job, grace_s=LOCAL_GRACE_S)
+        limit_s = time_to_save_s(job.directory, job.attempt)
+        click.echo(f"attempt {job.attempt}: its workers have up to {limit_s:.0f} s to end their step and save")
+        killed = cancel_running(job)
         click.echo(f"attempt {job.attempt} has ended{f'; {killed} processes had to be killed' if killed else ''}")
         click.echo(kept_in(job.directory))
-    wait_until_heard(supervised, say=click.echo)
-    click.echo(f"to go on: {how_to_go_on(run.name, None)}")
+    wait_until_heard([path for path in supervised if path in asked], say=click.echo)
+    if running or asked:
+        click.echo(f"to go on: {how_to_go_on(run.name, None)}")
+        return
+    raise StorageError(f"run {given} goes on: nothing of it could be ended by this user; {as_its_user(run)}")
 
 
-def trainings_below(root: Path, given: str) -> list[Path]:
-    """The jobs' directories of a run, as far as they can be seen from here."""
+def as_its_user(run: Path) -> str:
+    """How to act on a run that somebody else started."""
+    return f"say the same as its user: `sudo -u '#{run.stat().st_uid}' hyperpod-lora cancel {run}`"
+
+
+def run_below(root: Path, given: str) -> Path | None:
+    """A run's directory, if it can be seen from here."""
     try:
-        return jobs_of(find_run(root, given))
+        return find_run(root, given)
     except StorageError:  # a laptop, or the name of a job: the cluster's own objects tell
-        return []
+        return None
 
 
 def jobs_of(run: Path) -> list[Path]:
@@ -128,10 +138,16 @@ def unfinished_of(trainings: Sequence[Path]) -> list[Path]:
     return [path for path in trainings if path.is_dir() and (path in supervised or may_go_on(path))]
 
 
-def leave_for_later(trainings: Sequence[Path], given: str, *, say: Callable[[str], object]) -> None:
-    """Nothing runs just now: a launcher that is being started anew (a moved pod, an automatic retry) must find the request."""
-    say(f"nothing of run {given} runs just now, as far as this machine can see")
-    asked = ask_all(unfinished_of(trainings), say=say)
+def leave_for_later(run: Path | None, trainings: Sequence[Path], given: str, *, say: Callable[[str], object]) -> None:
+    """No job runs just now: a flow that is at another step, or a launcher that is being started anew, must find the request."""
+    from steps.job.agent.in_use import flows_of
+
+    flows = list(flows_of(run).values()) if run else []
+    if not flows:
+        say(f"nothing of run {given} runs just now, as far as this machine can see")
+    asked = ask_all(run, unfinished_of(trainings), say=say)
+    for user in flows:
+        say(f"{user}: its flow begins nothing after that; Ctrl-C where it runs ends it at once")
     for path in asked:
         say(f"{path.name}: a launcher that starts by itself begins no attempt; `resume` goes on; {kept_in(path)}")
 
@@ -143,20 +159,27 @@ def supervised_of(trainings: Sequence[Path]) -> list[Path]:
     return [path for path in trainings if path.is_dir() and is_supervised(path)]
 
 
-def ask_all(trainings: Sequence[Path], *, say: Callable[[str], object]) -> list[Path]:
-    """Leave the request to end for each launcher, before any job is deleted, so that no other is made. Returns those left."""
-    from steps.job.cancel import request
-    from steps.protocol.rundir import TrainDir
+def ask_all(run: Path | None, trainings: Sequence[Path], *, say: Callable[[str], object]) -> list[Path]:
+    """Leave the request to end for each launcher, and for flows that have yet to start one, before any job is deleted.
 
+    Returns the trainings where it was left.
+    """
+    from steps.job import cancel as requests
+    from steps.job.agent.in_use import flows_of
+    from steps.protocol.rundir import RunDir, TrainDir
+
+    wishes: dict[Path, Callable[[], None]] = {path: partial(requests.request, TrainDir(path)) for path in trainings}
+    if run and (flows := flows_of(run)):
+        wishes[run] = partial(requests.request_of_flows, RunDir(run), flows.keys())
     left = []
-    for path in trainings:
+    for path, leave in wishes.items():
         try:
-            request(TrainDir(path))
+            leave()
         except (StorageError, OSError) as error:  # another user's directory: its job can be ended all the same
             say(f"{path}: the request cannot be left there ({error}); a launcher takes the end of its job for one")
         else:
             left.append(path)
-    return left
+    return [path for path in left if path != run]
 
 
 def wait_until_heard(
@@ -197,6 +220,7 @@ def cancel_jobs(
         ClusterError: a pod did not go, or the API refused.
     """
     for job in jobs:
+        let_save(kube, job, say=say, clock=clock, sleep=sleep)
         kube.delete(job.name)
         say(f"{job.namespace}/{job.name}: deletion asked for; the workers have {job.grace_s:.0f} s to save")
     for job in jobs:
@@ -207,6 +231,32 @@ def cancel_jobs(
             sleep(POLL_S)
         say(f"{job.name} and its pods are gone")
         say(kept_in(Path(job.directory)))
+
+
+def let_save(
+    kube: Kube,
+    job: SeenJob,
+    *,
+    say: Callable[[str], object],
+    clock: Callable[[], float],
+    sleep: Callable[[float], None],
+) -> None:
+    """Where a step takes longer than the pods' grace period, the workers are asked first, and the deletion waits for them."""
+    from steps.job.local_jobs import ask_to_stop, time_to_save_s
+
+    directory = Path(job.directory)
+    limit_s = time_to_save_s(directory, job.attempt) if directory.is_dir() else 0.0
+    if limit_s <= job.grace_s or not ask_to_stop(directory, job.attempt, grace_s=limit_s, reason="cancelled"):
+        return
+    say(f"{job.name}: a step takes longer than {job.grace_s:.0f} s; the workers have up to {limit_s:.0f} s to save")
+    until_s = clock() + limit_s
+    while clock() < until_s and any(phase == "Running" for phase in _phases(kube, job)):
+        sleep(POLL_S)
+
+
+def _phases(kube: Kube, job: SeenJob) -> list[str]:
+    pods = kube.list("pods", label_selector=f"training.kubeflow.org/job-name={job.name}").items
+    return [str(pod["status"].get("phase")) for pod in pods]
 
 
 def _left(kube: Kube, job: SeenJob) -> list[tuple[str, str]]:

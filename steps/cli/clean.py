@@ -71,7 +71,7 @@ def end_unwatched(root: Path, *, yes: bool) -> list[RunningJob]:
         found.append(job)
         click.echo(f"running, no launcher: attempt {job.attempt} of {job.directory}, {len(job.pids)} processes")
         if yes:
-            killed = end_running(job, grace_s=60.0)
+            killed = end_running(job)
             click.echo(f"  ended{f'; {killed} had to be killed' if killed else ', its state is saved'}")
     return found
 

@@ -67,7 +67,9 @@ class JobHandle:
         from steps.flow import launchers
         from steps.flow.cards.metaflow_cards import TrainCard
         from steps.flow.terminal import ProgressPrinter
+        from steps.job import cancel
         from steps.job.supervise import Outside, supervise
+        from steps.protocol.rundir import RunDir
 
         card = TrainCard(self._card, title=title, facts=facts, folder=job.directory.path)
         printer = ProgressPrinter()
@@ -87,7 +89,9 @@ class JobHandle:
 
         launcher = _on_cluster(job, settings, notice) if settings.is_on_cluster else launchers.local_launcher(settings)
         # Retry 0 is always a person's: a first run, `resume`, or `argo retry`, which begins to count anew in the same run.
-        resumed = current.retry_count == 0
+        # Unless a person has cancelled this very flow before it came here.
+        is_cancelled = cancel.take_over(RunDir(job.directory.path.parent), metaflow_internals.flow_id(), job.directory)
+        resumed = current.retry_count == 0 and not is_cancelled
         try:
             result = supervise(
                 job,

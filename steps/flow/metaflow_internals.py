@@ -194,6 +194,11 @@ def pathspec() -> str:
     return f"{current.flow_name}/{current.run_id}"
 
 
+def flow_id() -> str:
+    """Run id of the flow that this step belongs to; empty outside of one."""
+    return str(current.run_id or "")
+
+
 def tag_run(tags: Iterable[str]) -> None:
     """Add tags to the run that this step belongs to.
 

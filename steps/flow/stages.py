@@ -5,19 +5,21 @@ Called by `flows/lora_flow.py` only; the one place where all packages meet. The 
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from steps.errors import ConfigError, LoraFlowError, Problem
+from steps.errors import LoraFlowError
 from steps.flow import estimate, metaflow_internals, neuron_jobs, reporting, summary
 from steps.flow import lineage as lineages
 from steps.flow.small_data import fit_to_data
 from steps.flow.terminal import StageProgress, say
-from steps.flow.training import Inputs, with_share_of
-from steps.job.agent.in_use import in_use
+from steps.flow.training import Inputs, check_continuation, find_run, with_share_of
+from steps.job import cancel
+from steps.job.agent.in_use import in_use, leave
 from steps.machine import has_fast_bf16
 from steps.protocol.records import Adapter, BaseModel, MergedModel, PreparedData
 from steps.protocol.rundir import RunDir, run_directory
@@ -30,7 +32,6 @@ from steps.settings.resolve import resolve
 
 if TYPE_CHECKING:
     from steps.flow.decorator import JobHandle
-    from steps.train.spec import TrainSpec
 
 Artifact = dict[str, Any]
 
@@ -81,13 +82,35 @@ def start(flow: Any, raw_settings: Mapping[str, Any]) -> tuple[Artifact, Artifac
     say(f"run directory: {run.path}")
     if metaflow_internals.lacks_cards():
         say(NO_CARDS)
-    base = base_stage.fetch(
-        plan.model, cache=cache, min_free_gib=plan.settings.storage.min_free_gib, progress=StageProgress()
-    )
+    with (
+        at_work(run.path, "start") if plan.continue_from else contextlib.nullcontext()
+    ):  # a new run has nothing to lose yet
+        base = base_stage.fetch(
+            plan.model, cache=cache, min_free_gib=plan.settings.storage.min_free_gib, progress=StageProgress()
+        )
     check_vocabulary(Path(base.path))
     architecture.check_weights(plan, config, Path(base.path))
     say(f"base model: {base.name}, {base.parameters / 1e6:,.0f} M parameters, {base.source}, in {base.path}")
     return plan.model_dump(mode="json"), base.to_dict(), str(run.path)
+
+
+@contextlib.contextmanager
+def at_work(run: Path, what: str) -> Iterator[None]:
+    """Show everybody that a step of this flow uses the run directory, and keep it for the next one.
+
+    Raises:
+        JobCancelled: a person has asked that the flow begins nothing more (a job's own supervisor answers that itself).
+    """
+    flow = metaflow_internals.flow_id()
+    if what not in ("train", "compile"):
+        cancel.require_wanted(RunDir(run), flow, what)
+    with in_use(run, what, flow=flow):
+        yield
+
+
+def end(run_dir: str) -> None:
+    """The flow is over: it keeps the run directory no longer."""
+    leave(Path(run_dir), metaflow_internals.flow_id())
 
 
 def check_cluster(plan: Plan) -> None:
@@ -107,23 +130,6 @@ def check_cluster(plan: Plan) -> None:
     require(target, notice=say)
 
 
-def find_run(plan: Plan, flow_name: str) -> RunDir:
-    """The run directory that --continue-from names: a path, or a run id below storage.root.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    given = plan.continue_from
-    by_id = run_directory(plan.settings.storage.root, home(), flow_name, given)
-    for candidate in (by_id.path, Path(given).expanduser().resolve()):
-        if any(any(candidate.glob(name)) for name in ("train-*/spec.json", "prepared-*", "plan.json")):
-            return RunDir(candidate)
-    known = sorted(path.name for path in by_id.path.parent.glob("*") if any(path.glob("train-*")))
-    names = ", ".join(known[-5:]) or "none"
-    message = f"no run found in {by_id.path} or {Path(given).resolve()}; the newest runs there: {names}"
-    raise ConfigError([Problem("--continue-from", message)])
-
-
 def prepare(raw_plan: Artifact, raw_base: Artifact, run_dir: str) -> tuple[Artifact, Artifact]:
     """Tokenised rows and their order; the plan, fitted to small data, in one line.
 
@@ -135,7 +141,7 @@ def prepare(raw_plan: Artifact, raw_base: Artifact, run_dir: str) -> tuple[Artif
     plan, base, run = Plan.model_validate(raw_plan), BaseModel.from_dict(raw_base), RunDir(Path(run_dir))
     if plan.continue_from:
         plan = with_share_of(run, plan)
-    with in_use(run.path, "prepare"):
+    with at_work(run.path, "prepare"):
         prepared = prepare_stage.prepare(plan, base, run, cache=cache_folder(plan), progress=StageProgress())
         if (fitted := fit_to_data(plan, prepared)) != plan:
             plan = fitted
@@ -149,30 +155,6 @@ def prepare(raw_plan: Artifact, raw_base: Artifact, run_dir: str) -> tuple[Artif
     inputs.save(run)
     say(estimate.plan_line(plan, base, prepared, cache=cache_folder(plan)))
     return plan.model_dump(mode="json"), prepared.to_dict()
-
-
-def check_continuation(spec: TrainSpec, run: RunDir) -> None:
-    """A continued run must be the same training, whatever it runs on.
-
-    Raises:
-        ConfigError: with every value that differs from the newest training in the run directory.
-        StorageError: that training's spec is damaged.
-    """
-    from steps.train.spec import read_spec
-
-    if spec.place.spec.is_file():
-        return
-    trainings = sorted(run.path.glob("train-*/spec.json"), key=lambda path: path.stat().st_mtime)
-    if not trainings:  # it had prepared data at most: that is taken over, and nothing contradicts it
-        return
-    before = read_spec(trainings[-1]).identity_values()
-    differing = [
-        Problem(f"--continue-from ({key})", f"that run has {before.get(key)!r}, this one {value!r}: use the same")
-        for key, value in spec.identity_values().items()
-        if before.get(key) != value
-    ]
-    message = f"no training in {run.path} matches this one; start a new run without --continue-from"
-    raise ConfigError(differing or [Problem("--continue-from", message)])
 
 
 def train(
@@ -192,7 +174,7 @@ def train(
     )
     spec, job = Inputs(plan, base, prepared).job(RunDir(Path(run_dir)))
     facts = lineages.plan_facts(plan, prepared)
-    with in_use(Path(run_dir), "train"):
+    with at_work(Path(run_dir), "train"):
         if plan.settings.launcher.precompile and not job.directory.adapter.is_dir():
             say(neuron_jobs.precompile(handle, job, plan.settings, facts))
         reporter = reporting.reporter_of(plan, prepared, job.directory.path)
@@ -231,7 +213,7 @@ def merge(raw_plan: Artifact, raw_base: Artifact, raw_adapter: Artifact, run_dir
 
     plan, base, adapter = Plan.model_validate(raw_plan), BaseModel.from_dict(raw_base), Adapter.from_dict(raw_adapter)
     run = RunDir(Path(run_dir))
-    with in_use(run.path, "merge"):
+    with at_work(run.path, "merge"):
         merged = merge_stage.merge(plan, base, adapter, run, lineage=made_from, progress=StageProgress())
         write_cards(Made(plan, base, adapter, merged, made_from))
     say(f"merged model: {merged.path}, {merged.bytes / 2**20:,.0f} MiB of {merged.dtype} in {merged.seconds:.1f} s")
@@ -250,7 +232,7 @@ def compile_merged(handle: JobHandle, raw_plan: Artifact, raw_merged: Artifact, 
         LoraFlowError: model and request do not go together, or the compiler failed.
     """
     plan, merged = Plan.model_validate(raw_plan), MergedModel.from_dict(raw_merged)
-    with in_use(Path(run_dir), "compile"):
+    with at_work(Path(run_dir), "compile"):
         compiled = neuron_jobs.compile_merged(handle, plan, merged, RunDir(Path(run_dir)))
     say(neuron_jobs.describe(compiled))
     return compiled.to_dict()
@@ -275,7 +257,7 @@ def evaluate(
     base, prepared = BaseModel.from_dict(raw_base), PreparedData.from_dict(raw_prepared)
     adapter, merged, run = Adapter.from_dict(raw_adapter), MergedModel.from_dict(raw_merged), RunDir(Path(run_dir))
     begun_s = time.time()
-    with in_use(run.path, "evaluate"):
+    with at_work(run.path, "evaluate"):
         check_merged(plan, prepared, adapter, merged)
         report = evaluate_stage.evaluate(plan, base, prepared, adapter, merged, run, progress=StageProgress())
         told = Made(plan, base, adapter, merged, made_from, report, lineages.example_prompt(report))

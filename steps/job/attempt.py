@@ -20,6 +20,7 @@ from steps.protocol.checkpoints import newest_step
 from steps.protocol.events import Event, EventTail
 from steps.protocol.failure_class import FailureClass
 from steps.protocol.failure_record import read_records
+from steps.protocol.rundir import write_json
 from steps.settings.config import Deadlines
 
 POLL_S = 0.5
@@ -232,12 +233,26 @@ class Watch:
             JobTimeout: something of it is left, even after it was killed.
             StorageError: the evidence cannot be written.
         """
-        failure = self._failure(number, ending)
         insist = self.lease.patience.insist
+        if ending.snapshot.reason is Reason.CANCELLED and ending.snapshot.remaining:
+            insist(lambda: self._let_save(number, ending.progress))
+        failure = self._failure(number, ending)
         if failure:
             insist(lambda: save_evidence(self.job, number, ending.snapshot, failure, self.launcher))
         insist(lambda: self.clear(number, grace_s=HANG_GRACE_S if ending.passed else self.limits.grace_s))
         return failure
+
+    def _let_save(self, number: int, progress: Progress) -> None:
+        """A person does not want it any more: where a step takes longer than the grace period, it is waited for all the same."""
+        limit_s = deadlines.time_to_save_s(progress, self.limits.grace_s)
+        if limit_s <= self.limits.grace_s:
+            return  # the deletion gives the workers as much
+        self.outside.notice(f"{self.job.label}: cancelled; its workers have {limit_s:.0f} s to end their step and save")
+        write_json(self.job.directory.files(number).stop, {"grace_s": limit_s, "reason": "cancelled"})
+        until_s = self.outside.clock() + limit_s
+        while not self.launcher.read(self.job, number).is_over and self.outside.clock() < until_s:
+            self.lease.advance(number, self.spent.attempt_s)
+            self.outside.sleep(QUICK_POLL_S)
 
     def _failure(self, number: int, ending: Ending) -> Failure | None:
         finished, step = ending.progress.finished, ending.progress.step
@@ -251,8 +266,7 @@ class Watch:
         if ending.is_out_of_time:
             return Failure(FailureClass.PREEMPTED, "the total deadline (deadlines.total_s) has passed", step=step)
         if ending.is_over_budget:
-            words = f"the budget is used up: {self.budget.limit}"
-            return Failure(FailureClass.PREEMPTED, words, step=step)
+            return Failure(FailureClass.PREEMPTED, f"the budget is used up: {self.budget.limit}", step=step)
         if ending.passed:
             collect_stacks(self.job, number, sleep=self.outside.sleep)
         folder = self.job.directory.attempt(number)

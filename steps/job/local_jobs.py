@@ -28,6 +28,8 @@ from steps.protocol.rundir import TrainDir, write_json
 from steps.protocol.set_aside import NAME
 from steps.settings.config import Prices
 
+GRACE_S = 60.0
+"""Of an attempt that does not tell its own."""
 WORD_S = 10.0
 """Time in which the agent kills what did not end in its grace, and writes how everything ended."""
 
@@ -89,14 +91,16 @@ def unseen_attempt(directory: Path) -> str:
     )
 
 
-def end_running(job: RunningJob, *, grace_s: float, sleep: Callable[[float], None] = time.sleep) -> int:
-    """End a job's processes: the agent lets the ranks save; what is left after `grace_s` is killed. Returns how many were."""
+def end_running(job: RunningJob, *, sleep: Callable[[float], None] = time.sleep) -> int:
+    """End a job's processes: the agent lets the ranks save; what is left after their time is killed. Returns how many were."""
+    grace_s = time_to_save_s(job.directory, job.attempt)
+    ask_to_stop(job.directory, job.attempt, grace_s=grace_s, reason="stopped")
     marker = processes.marker_of(job.directory, job.attempt)
     agent = read_or_empty(TrainDir(job.directory).files(job.attempt).agent.state)
     first = [int(agent["pid"])] if agent and processes.is_alive(agent) else processes.marked_with(marker)
     for pid in first:
         processes.send(pid, signal.SIGTERM)
-    until_s = time.monotonic() + grace_s
+    until_s = time.monotonic() + grace_s + WORD_S
     while processes.marked_with(marker) and time.monotonic() < until_s:
         sleep(0.1)
     left = processes.marked_with(marker)
@@ -105,18 +109,33 @@ def end_running(job: RunningJob, *, grace_s: float, sleep: Callable[[float], Non
     return len(left)
 
 
-def cancel_running(job: RunningJob, *, grace_s: float, sleep: Callable[[float], None] = time.sleep) -> int:
-    """End a job because a person wants it: a supervisor that watches starts no further attempt. Returns how many were killed.
-
-    Raises:
-        StorageError: the request cannot be written.
-    """
+def cancel_running(job: RunningJob, *, sleep: Callable[[float], None] = time.sleep) -> int:
+    """End a job because a person wants it: a supervisor that watches starts no further attempt. Returns how many were killed."""
     if job.is_watched:
-        write_json(TrainDir(job.directory).files(job.attempt).stop, {"grace_s": grace_s, "reason": "cancelled"})
+        grace_s = time_to_save_s(job.directory, job.attempt)
+        ask_to_stop(job.directory, job.attempt, grace_s=grace_s, reason="cancelled")
         until_s = time.monotonic() + grace_s + WORD_S
         while processes.marked_with(processes.marker_of(job.directory, job.attempt)) and time.monotonic() < until_s:
             sleep(0.1)
-    return end_running(job, grace_s=grace_s)
+    return end_running(job, sleep=sleep)
+
+
+def time_to_save_s(directory: Path, attempt: int) -> float:
+    """Seconds that an attempt's workers have to save: as it was begun with on this machine, longer where its steps are slow."""
+    paths = TrainDir(directory)
+    plan = read_or_empty(paths.files(attempt).agent.plan)
+    return deadlines.time_to_save_s(_progress(paths, attempt), float(plan.get("grace_s", GRACE_S)))
+
+
+def ask_to_stop(directory: Path, attempt: int, *, grace_s: float, reason: str) -> bool:
+    """Ask an attempt's agents; False where that cannot be written (another user's directory): they keep to their own grace."""
+    stop = TrainDir(directory).files(attempt).stop
+    try:
+        if not stop.exists():
+            write_json(stop, {"grace_s": grace_s, "reason": reason})
+    except (StorageError, OSError):
+        return False
+    return True
 
 
 def may_go_on(directory: Path) -> bool:

@@ -108,7 +108,7 @@ class Logbook:
         verdict = Verdict(decision.kind, failure.failure_class.value, number, text)
         self._remember(replace(self.history, verdict=verdict))
         self.tell("gave_up", kind=verdict.kind, failure_class=verdict.failure_class, message=verdict.message)
-        cancel.clear(self.job.directory)
+        cancel.conclude(self.job.directory)
         return messages.error_of(verdict)
 
     def reset_retry_count(self) -> None:

@@ -18,6 +18,8 @@ from steps.settings.config import Deadlines
 
 REMEMBERED_STEPS = 31
 """Step durations kept for the median: enough to ignore a slow one, few enough to follow a change of pace."""
+SLOWER = 1.5
+"""Than the slowest so far a step or save may be."""
 MIN_STEPS_FOR_PACE = 3
 """Below this many steps the floor alone applies."""
 
@@ -75,6 +77,8 @@ class Progress:
     """Seconds that each of the latest steps took."""
     complete_step: int = 0
     """Step of the newest checkpoint whose completion was seen."""
+    save_s: float = 0.0
+    """Seconds that the longest save took."""
     started: dict[str, Any] | None = None
     finished: dict[str, Any] | None = None
     """Data of these two events."""
@@ -160,7 +164,8 @@ def advance(progress: Progress, event: Event, seen_s: float) -> Progress:
             trained_at_s = seen_s if progress.trained_at_s is None else progress.trained_at_s
             return replace(moved, step=event.step, trained_at_s=trained_at_s, durations_s=kept)
         case "checkpoint":
-            return replace(moved, complete_step=max(event.step, progress.complete_step))
+            save_s = max(progress.save_s, _seconds(event) or 0.0)
+            return replace(moved, complete_step=max(event.step, progress.complete_step), save_s=save_s)
         case "finished":
             return replace(moved, step=event.step, finished=event.data)
         case "stopping":
@@ -173,9 +178,18 @@ def _with_duration(progress: Progress, event: Event, seen_s: float) -> tuple[flo
     """The first step's time is compilation, so only `step` counts; a duration is safe to take from the worker."""
     if event.kind != "step" or progress.work is not Work.STEP:
         return progress.durations_s
+    told_s = _seconds(event)
+    return (*progress.durations_s, seen_s - progress.since_s if told_s is None else told_s)[-REMEMBERED_STEPS:]
+
+
+def _seconds(event: Event) -> float | None:
     told = event.data.get("seconds")
-    seconds = float(told) if isinstance(told, int | float) else seen_s - progress.since_s
-    return (*progress.durations_s, seconds)[-REMEMBERED_STEPS:]
+    return float(told) if isinstance(told, int | float) else None
+
+
+def time_to_save_s(progress: Progress, grace_s: float) -> float:
+    """Seconds to wait for workers that are to save and stop: the grace period, or longer where steps or saves are slow."""
+    return max(grace_s, SLOWER * (max(progress.durations_s, default=0.0) + progress.save_s))
 
 
 def observe_phase(progress: Progress, phase: Phase, now_s: float, *, is_foreign: bool = False) -> Progress:

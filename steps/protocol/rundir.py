@@ -46,6 +46,11 @@ class RunDir:
 
     path: Path
 
+    @property
+    def cancel(self) -> Path:
+        """A person's request that the flows which were at work then begin nothing more."""
+        return self.path / "cancel.json"
+
     def prepared(self, identity: str) -> Path:
         """Directory of prepared data."""
         return self.path / f"prepared-{identity}"

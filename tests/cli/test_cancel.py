@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,13 +18,14 @@ from steps.cli.cancel import cancel_jobs, kept_in, wait_for_job, wait_until_hear
 from steps.cli.main import main
 from steps.cli.retry import reset_retry_count
 from steps.cli.view.cluster_jobs import see_all
-from steps.errors import ClusterError, StorageError
+from steps.errors import ClusterError, JobCancelled, StorageError
 from steps.job import history as memory
-from steps.job.cancel import clear, is_requested, request
+from steps.job.agent.in_use import in_use
+from steps.job.cancel import clear, is_requested, request, require_wanted, take_over
 from steps.job.history import Attempt, History, Verdict
 from steps.protocol.checkpoints import Writer, checkpoint_path, commit
 from steps.protocol.events import EventWriter
-from steps.protocol.rundir import TrainDir, held_lock
+from steps.protocol.rundir import RunDir, TrainDir, held_lock
 from tests.shared.cluster_objects import FakeCluster, make_job, make_pod
 
 
@@ -107,6 +109,30 @@ def test_cancel_asks_every_launcher_of_the_run(tmp_path: Path) -> None:
     call("cancel", "17", "--root", tmp_path)
     assert is_requested(train)
     assert is_requested(compiling)
+
+
+def test_cancel_before_the_training_is_remembered_by_its_flow(tmp_path: Path) -> None:
+    run = tmp_path / "LoraFlow" / "17"
+    (run / "prepared-x").mkdir(parents=True)
+    with in_use(run, "prepare", flow="17"):
+        said = call("cancel", "17", "--root", tmp_path).output
+    assert f"prepare (process {os.getpid()} on " in said
+    assert "its flow begins nothing after that" in said
+    train = TrainDir(run / "train-abc")
+    assert not take_over(RunDir(run), "18", train), "a flow that was started later is wanted"
+    assert take_over(RunDir(run), "17", train)
+    assert is_requested(train), "its supervisor remembers it"
+    assert not take_over(RunDir(run), "17", train)
+
+
+def test_a_flow_that_was_cancelled_begins_no_further_step_until_a_person_resumes(tmp_path: Path) -> None:
+    run = make_training(tmp_path).path.parent
+    with in_use(run, "merge", flow="17"):
+        call("cancel", "17", "--root", tmp_path)
+    require_wanted(RunDir(run), "18", "evaluate")
+    with pytest.raises(JobCancelled, match=r"before evaluate began; what was made is kept in .*, and `resume` goes on"):
+        require_wanted(RunDir(run), "17", "evaluate")
+    require_wanted(RunDir(run), "17", "evaluate")
 
 
 def test_where_the_wish_cannot_be_left_the_job_is_deleted_all_the_same(

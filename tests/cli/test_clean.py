@@ -13,7 +13,7 @@ import pytest
 
 from steps.cli.clean import remove
 from steps.job.agent.agent import DETACHED
-from steps.job.agent.in_use import in_use
+from steps.job.agent.in_use import hand_over, in_use
 from steps.job.agent.processes import MARKER, identify, marker_of
 from steps.job.history import Attempt, History
 from steps.protocol.rundir import TrainDir, write_json
@@ -71,6 +71,14 @@ def test_clean_leaves_a_run_alone_while_a_stage_of_it_works(tmp_path: Path, stag
     with in_use(run, stage):
         assert f"in use, left alone: {run}: {stage} (process" in call("clean", "--root", tmp_path, "--yes").output
         assert run.is_dir()
+
+
+def test_clean_leaves_a_run_alone_whose_flow_is_between_two_steps(tmp_path: Path) -> None:
+    run = make_run(tmp_path).path.parent
+    hand_over(run, "17")
+    said = call("clean", "--root", tmp_path, "--yes").output
+    assert f"in use, left alone: {run}: a flow that is between two steps (process {os.getppid()} on " in said
+    assert run.is_dir()
 
 
 def test_clean_asks_for_the_config_before_it_removes_a_run_whose_attempt_may_be_on_a_cluster(tmp_path: Path) -> None:

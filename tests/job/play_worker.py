@@ -138,7 +138,9 @@ def main() -> int:
         leaving = stopping or not met
         if events and writer:
             if met:
-                events.emit("first_step" if step == first + 1 else "step", step, of=play["steps"], loss=1 / step)
+                events.emit(
+                    "first_step" if step == first + 1 else "step", step, of=play["steps"], loss=1 / step, seconds=step_s
+                )
             if step % play.get("save_every", 2) == 0 or leaving:
                 events.emit("checkpoint_begin", step)
                 path = checkpoint_path(directory.checkpoints, step, writer)

@@ -195,7 +195,7 @@ def test_a_cancelled_job_saves_and_its_supervisor_starts_no_other_attempt(tmp_pa
     wait_for(lambda: '"checkpoint"' in events_text(job, 1))
     [running] = running_jobs(tmp_path)
     assert running.is_watched
-    assert cancel_running(running, grace_s=20) == 0
+    assert cancel_running(running) == 0
     supervisor.join(30)
     assert "somebody cancelled or deleted it" in str(ended[0])
     assert '"stopping"' in events_text(job, 1)
@@ -212,7 +212,7 @@ def test_stopped_process_is_ended_too(tmp_path: Path) -> None:
     wait_for(lambda: '"step"' in events_text(job, 1))
     os.kill(pids_of(job, 1)["0"], signal.SIGSTOP)
     [running] = running_jobs(tmp_path)
-    end_running(running, grace_s=20)
+    end_running(running)
     snapshot = launcher.read(job, 1)
     assert (snapshot.phase, snapshot.remaining) == (Phase.FAILED, 0)
 

@@ -4,6 +4,9 @@ A stage holds a file in `<run>/.in-use/`, a supervisor `<training>/supervisor.js
 attempt. Each holds its owner's identity, and its owner touches it every `BEAT_S`. Where the owner's processes can be seen
 (same boot, same PID namespace), the process itself is the answer; elsewhere a file untouched for `SILENT_S` has no owner any
 more, by the file system's own clock. A supervisor's lock is looked at as well. Nothing here needs more than permission to read.
+
+Between two steps no process of a flow is at work on the run: what the last one leaves there speaks for the process that starts
+the next one, or, where that cannot be seen, for as long as a pod may need to come (`HANDOVER_S`). The last step removes it.
 """
 
 from __future__ import annotations
@@ -29,6 +32,9 @@ from steps.protocol.rundir import AttemptDir, TrainDir, write_json
 FOLDER = ".in-use"
 SILENT_S = 180.0
 """Twelve beats, and longer than any NFS client keeps a file's old time (60 s)."""
+HANDOVER_S = 3600.0
+"""From the end of a step to the beginning of the next, where steps are pods: a place is found, an image is pulled."""
+BETWEEN = "a flow that is between two steps"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,31 +45,56 @@ class User:
     """merge, evaluate, the launcher of train-1a2b …"""
     node: str = ""
     pid: int = 0
+    flow: str = ""
+    """Run id of the flow that it belongs to; empty: of none, or of an older version's."""
 
     def __str__(self) -> str:
         return f"{self.what} (process {self.pid} on {self.node})" if self.pid else self.what
 
 
 @contextlib.contextmanager
-def in_use(run: Path, what: str) -> Iterator[None]:
+def in_use(run: Path, what: str, *, flow: str = "") -> Iterator[None]:
     """Show everybody that `what` uses this run directory, until the block ends or this process dies.
+
+    `flow`: run id of the flow that it is a step of; it keeps the run until its next step (see `hand_over`).
 
     Raises:
         StorageError: the directory cannot be written.
     """
     _sweep(run / FOLDER)
-    with held(run / FOLDER / f"{what}-{uuid.uuid4().hex[:8]}.json", what):
-        yield
+    with held(run / FOLDER / f"{what}-{uuid.uuid4().hex[:8]}.json", what, flow=flow):
+        try:
+            yield
+        finally:
+            if flow:
+                hand_over(run, flow)
+
+
+def hand_over(run: Path, flow: str) -> None:
+    """The flow's present step is over: keep the run for the next one. Where that cannot be written, nothing is lost but this."""
+    record = {**processes.identify(os.getppid()), "what": BETWEEN, "flow": flow, "silent_s": HANDOVER_S}
+    with contextlib.suppress(StorageError, OSError):
+        write_json(_between(run, flow), record)
+
+
+def leave(run: Path, flow: str) -> None:
+    """The flow's last step is over."""
+    with contextlib.suppress(OSError):  # it is silent from now on, which says the same
+        _between(run, flow).unlink(missing_ok=True)
+
+
+def _between(run: Path, flow: str) -> Path:
+    return run / FOLDER / f"flow-{flow}.json"
 
 
 @contextlib.contextmanager
-def held(path: Path, what: str) -> Iterator[None]:
+def held(path: Path, what: str, *, flow: str = "") -> Iterator[None]:
     """Hold one such file: written at the beginning, touched every `BEAT_S` by a thread, removed at the end.
 
     Raises:
         StorageError: it cannot be written.
     """
-    record = {**processes.identify(os.getpid()), "what": what}
+    record = {**processes.identify(os.getpid()), "what": what, **({"flow": flow} if flow else {})}
     write_json(path, record)
     stop = threading.Event()
     threading.Thread(target=_beat, args=(path, record, stop), daemon=True, name="in-use").start()
@@ -107,6 +138,12 @@ def users_of(run: Path) -> list[User]:
     return [*found, *(user for path in trainings if (user := supervisor_of(path)))]
 
 
+def flows_of(run: Path) -> dict[str, User]:
+    """The flows that are at work on a run directory, by run id, with what they do."""
+    between_last = sorted(users_of(run), key=lambda user: user.what != BETWEEN)
+    return {user.flow: user for user in between_last if user.flow}
+
+
 def supervisor_of(training: Path) -> User | None:
     """The supervisor that acts on a training, here or on another machine; None if there is none."""
     found = _user(TrainDir(training).holder, _now_s(training))
@@ -131,8 +168,10 @@ def _user(path: Path, now_s: float) -> User | None:
     try:
         with path.open(encoding="utf-8") as file:  # opening asks an NFS server anew
             record, touched_s = json.load(file), os.fstat(file.fileno()).st_mtime
-        user = User(str(record.get("what") or "workers"), str(record.get("node", "")), int(record["pid"]))
-        is_alive = processes.is_alive(record) if processes.is_visible(record) else now_s - touched_s < SILENT_S
+        told = (str(record.get("what") or "workers"), str(record.get("node", "")), int(record["pid"]))
+        user = User(*told, flow=str(record.get("flow", "")))
+        silent_s = float(record.get("silent_s", SILENT_S))
+        is_alive = processes.is_alive(record) if processes.is_visible(record) else now_s - touched_s < silent_s
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return user if is_alive else None

@@ -14,7 +14,18 @@ from filelock import FileLock
 
 from steps.job.agent import in_use as module
 from steps.job.agent import processes
-from steps.job.agent.in_use import FOLDER, SILENT_S, in_use, is_supervised, touch, users_of
+from steps.job.agent.in_use import (
+    BETWEEN,
+    FOLDER,
+    HANDOVER_S,
+    SILENT_S,
+    flows_of,
+    in_use,
+    is_supervised,
+    leave,
+    touch,
+    users_of,
+)
 from steps.protocol.rundir import TrainDir, write_json
 
 ELSEWHERE = {"pid": 7, "start": 1, "boot": "another", "pids": "pid:[1]", "node": "node-b"}
@@ -134,3 +145,40 @@ def test_a_long_stage_touches_its_file(tmp_path: Path, monkeypatch: pytest.Monke
         while time.time() - path.stat().st_mtime > 100 and time.monotonic() < until_s:
             time.sleep(0.02)
         assert time.time() - path.stat().st_mtime < 100
+
+
+def step_of_a_flow(folder: Path, flow: str = "17") -> None:
+    """A step in a process of its own, as Metaflow starts it: its parent is this one."""
+    program = (
+        "import sys; from pathlib import Path; from steps.job.agent.in_use import in_use\n"
+        "with in_use(Path(sys.argv[1]), 'prepare', flow=sys.argv[2]): pass"
+    )
+    subprocess.run([sys.executable, "-c", program, str(folder), flow], check=True)
+
+
+def test_between_two_steps_the_run_is_kept_for_as_long_as_the_flow_lives(tmp_path: Path) -> None:
+    step_of_a_flow(tmp_path)
+    (user,) = users_of(tmp_path)
+    assert (user.what, user.pid, user.flow) == (BETWEEN, os.getpid(), "17")
+    with in_use(tmp_path, "train", flow="17"):
+        assert {flow: found.what for flow, found in flows_of(tmp_path).items()} == {"17": "train"}
+    (tmp_path / FOLDER / "flow-17.json").unlink()
+    program = f"from tests.job.agent.test_in_use import step_of_a_flow as s; from pathlib import Path; s(Path({str(tmp_path)!r}))"
+    subprocess.run([sys.executable, "-c", program], check=True)  # a flow that dies behind its first step
+    assert users_of(tmp_path) == []
+
+
+def test_on_another_machine_the_run_is_kept_for_as_long_as_a_pod_may_need_to_come(tmp_path: Path) -> None:
+    path = tmp_path / FOLDER / "flow-17.json"
+    write_json(path, {**ELSEWHERE, "what": BETWEEN, "flow": "17", "silent_s": HANDOVER_S})
+    age(path, HANDOVER_S - 60)
+    assert [user.flow for user in users_of(tmp_path)] == ["17"]
+    age(path, HANDOVER_S + 60)
+    assert users_of(tmp_path) == []
+
+
+def test_the_last_step_of_a_flow_leaves_the_run(tmp_path: Path) -> None:
+    step_of_a_flow(tmp_path)
+    leave(tmp_path, "17")
+    leave(tmp_path, "17")
+    assert users_of(tmp_path) == []
