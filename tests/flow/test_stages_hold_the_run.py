@@ -35,7 +35,18 @@ def test_a_stage_holds_the_run_directory(tmp_path: Path, monkeypatch: pytest.Mon
         seen.extend(user.what for user in users_of(tmp_path))
         raise LoraFlowError("seen enough")
 
-    for name in ("Plan", "BaseModel", "PreparedData", "Adapter", "MergedModel", "Inputs", "lineages", "cache_folder"):
+    names = (
+        "Plan",
+        "BaseModel",
+        "PreparedData",
+        "Adapter",
+        "MergedModel",
+        "Inputs",
+        "lineages",
+        "cache_folder",
+        "reporting",
+    )
+    for name in names:
         monkeypatch.setattr(stages, name, MagicMock())
     stages.Inputs.return_value.job.return_value = (ANY, ANY)  # type: ignore[attr-defined]
     module, _, function = door.rpartition(".")
