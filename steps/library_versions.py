@@ -25,6 +25,15 @@ def cache_argument(model: Any) -> str:
     return next((name for name in ("cache", "past_key_values") if name in takes), "")
 
 
+def plain_floats(value: Any) -> Any:
+    """A config.json's values: transformers 5 writes infinities as {"__float__": "Infinity"} and reads it back."""
+    if isinstance(value, dict):
+        if value.keys() == {"__float__"}:
+            return float(value["__float__"])
+        return {key: plain_floats(item) for key, item in value.items()}
+    return [plain_floats(item) for item in value] if isinstance(value, list) else value
+
+
 def hub_transport_errors() -> tuple[type[Exception], ...]:
     """What huggingface_hub raises where the hub cannot be reached: OSErrors of its own, and of what carries its requests."""
     found = (importlib.import_module(name) for name in HTTP_LIBRARIES if importlib.util.find_spec(name))

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from steps.errors import CheckpointError
+from steps.merge.experts import Share
 
 Floats: TypeAlias = npt.NDArray[np.float32]
 Words: TypeAlias = npt.NDArray[np.uint32]
@@ -149,6 +150,19 @@ class LoadedLowRank:
         if self.magnitude is not None:
             factors = self.magnitude[first:last] / arithmetic.row_norms(sums)
             np.multiply(sums, factors[:, None], out=sums)
+
+
+def share_of(share: Share, up: Floats, down: Floats) -> tuple[Floats, Floats]:
+    """(up, down) of one matrix of one expert, from those of the stack."""
+    rank, rows = len(down) // share.experts, len(up) // share.parts
+    own = up.reshape(len(up), rank, share.experts)[share.part * rows : (share.part + 1) * rows, :, share.expert]
+    return _aligned_copy(own), _aligned_copy(down[share.expert * rank : (share.expert + 1) * rank])
+
+
+def _aligned_copy(values: Floats) -> Floats:
+    copy: Floats = aligned(values.size * 4).view(np.float32).reshape(values.shape)
+    np.copyto(copy, values)
+    return copy
 
 
 def to_fp32(raw: bytes, dtype: str, shape: tuple[int, ...]) -> Floats:

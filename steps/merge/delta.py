@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from steps.errors import CheckpointError
-from steps.protocol.weight_names import HEADS
+from steps.merge import experts
+from steps.protocol.weight_names import HEADS, STACKED
 
 Shape = tuple[int, ...]
 
@@ -27,7 +28,6 @@ CHANGES_BASE = ("pissa", "olora", "corda", "loftq")
 
 REFUSED = {
     "layer_replication": "it repeats layers of the base (layer_replication)",
-    "target_parameters": "it adapts bare parameters (target_parameters)",
     "trainable_token_indices": "it trains single rows of the embedding (trainable_token_indices)",
     "megatron_config": "it is for Megatron's layers (megatron_config)",
     "use_qalora": "it is a QALoRA adapter (use_qalora)",
@@ -45,7 +45,15 @@ WITHOUT_EFFECT_ON_A_MERGE = frozenset(
             "task_type",
             "inference_mode",
         ),
-        *("target_modules", "exclude_modules", "layers_pattern", "layers_to_transform", "modules_to_save", "bias"),
+        *(
+            "target_modules",
+            "target_parameters",
+            "exclude_modules",
+            "layers_pattern",
+            "layers_to_transform",
+            "modules_to_save",
+            "bias",
+        ),
         *(
             "corda_config",
             "eva_config",
@@ -85,6 +93,8 @@ class LowRank:
     """The base stores this weight as (in, out): Conv1D, embeddings."""
     magnitude: str | None = None
     """Adapter tensor of shape (out,)."""
+    share: experts.Share | None = None
+    """Of an adapter on stacked experts: what of `down` and `up` is this weight's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +125,9 @@ def changes_of(config: Mapping[str, Any], shapes: Mapping[str, Shape], *, model_
             weight = short.replace(".base_layer.", ".").replace(".modules_to_save.", ".")
             changes[weight] = Change(replacement=name)
     for module, found in parts.items():
+        if stacked := experts.parameter_of(module, config):
+            changes |= _of_experts(*stacked, found, config, shapes)
+            continue
         weight = f"{module}.weight"
         low_rank = _low_rank(module, found, config, shapes, model_type)
         changes[weight] = replace(changes.get(weight, Change()), low_rank=low_rank)
@@ -135,6 +148,8 @@ def refuse_unknown_kinds(config: Mapping[str, Any]) -> None:
     for key, what in REFUSED.items():
         if config.get(key):
             _refuse(what)
+    if what := experts.why_not(config):
+        _refuse(what)
     start = config.get("init_lora_weights", True)
     if isinstance(start, str) and start.lower().startswith(CHANGES_BASE):
         _refuse(
@@ -183,6 +198,30 @@ def _low_rank(
     )
 
 
+def _of_experts(
+    owner: str, parameter: str, found: Mapping[str, str], config: Mapping[str, Any], shapes: Mapping[str, Shape]
+) -> dict[str, Change]:
+    """The change of every single expert's weights."""
+    if found.keys() != {"A", "B"}:
+        raise CheckpointError(
+            f"the adapter is incomplete: {owner}.{parameter} has {', '.join(found)}, expected A and B"
+        )
+    name = f"{owner}.{parameter}"
+    rank = _by_pattern(name, config.get("rank_pattern"), config.get("r"))
+    scale = _scale(_by_pattern(name, config.get("alpha_pattern"), config.get("lora_alpha")), rank, config)
+    down, up = shapes[found["A"]], shapes[found["B"]]
+    parts = len(STACKED[parameter])
+    if len(down) != 2 or len(up) != 2 or down[0] != up[1] or down[0] % rank or up[0] % parts:
+        raise CheckpointError(
+            f"{name}: adapter_config.json says rank {rank}, the tensors have shapes {list(down)} and {list(up)}; config and "
+            "weights are not of the same adapter"
+        )
+    return {
+        weight: Change(LowRank(found["A"], found["B"], scale, share=share))
+        for weight, share in experts.matrices(owner, parameter, down[0] // rank)
+    }
+
+
 def _by_pattern(module: str, patterns: Mapping[str, Any] | None, default: Any) -> Any:
     """PEFT's rule: the first pattern that matches the end of the module's name wins."""
     for pattern, value in (patterns or {}).items():
@@ -229,6 +268,6 @@ def check_fits(changes: Mapping[str, Change], adapter: Mapping[str, Shape], base
 def _expected_shapes(change: Change, adapter: Mapping[str, Shape]) -> list[tuple[Shape, str]]:
     expected = [(adapter[change.replacement], change.replacement)] if change.replacement else []
     if low := change.low_rank:
-        shape = (adapter[low.up][0], adapter[low.down][1])
+        shape = (adapter[low.up][0] // (low.share.parts if low.share else 1), adapter[low.down][1])
         expected.append((shape[::-1] if low.transposed else shape, f"{low.up} × {low.down}"))
     return expected

@@ -19,7 +19,7 @@ import numpy as np
 
 from steps.errors import ModelError
 from steps.fork_pool import fork_pool, killed_in_words
-from steps.merge.arithmetic import Arithmetic, Bytes, Floats, LoadedLowRank, aligned, narrow, to_fp32, widen
+from steps.merge.arithmetic import Arithmetic, Bytes, Floats, LoadedLowRank, aligned, narrow, share_of, to_fp32, widen
 from steps.merge.delta import LowRank
 from steps.protocol.safetensors_header import ITEM_BYTES, StoredTensor
 
@@ -28,6 +28,8 @@ BLOCK_ELEMENTS = 65_536
 TASK_ELEMENTS = 16_777_216
 """Largest piece that one process takes: small enough to share the work evenly, large enough to load its matrices once."""
 COPY_BYTES = 33_554_432
+MATRICES_KEPT = 8
+"""Of the adapter, per process."""
 CANNOT_COPY_IN_KERNEL = frozenset({errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM})
 
 
@@ -121,6 +123,15 @@ class Worker:
         self._exact_as_torch = exact_as_torch
         self._arithmetic = Arithmetic(exact_as_torch=exact_as_torch)
         self._buffers = Buffers(BLOCK_ELEMENTS)
+        self._kept: dict[str, Floats] = {}
+
+    def _read(self, name: str) -> Floats:
+        """A matrix of the adapter; the last few are kept, since all experts of a layer share them."""
+        if name not in self._kept:
+            while len(self._kept) >= MATRICES_KEPT:
+                del self._kept[next(iter(self._kept))]
+            self._kept[name] = _read_whole(self._adapter[name])
+        return self._kept[name]
 
     def perform(self, task: Task) -> int:
         """Write a task's rows; the bytes written."""
@@ -132,7 +143,7 @@ class Worker:
             if task.is_copy:
                 _copy(task, source, target)
             else:
-                low_rank = _load(task.low_rank, self._adapter, task.target.name) if task.low_rank else None
+                low_rank = _load(task.low_rank, self._read, task.target.name) if task.low_rank else None
                 _merge(task, source, target, low_rank, self._arithmetic, self._buffers)
         return (task.last - task.first) * task.columns * ITEM_BYTES[task.target.dtype]
 
@@ -177,16 +188,19 @@ def _copy_some(source: int, target: int, count: int, start: int, place: int) -> 
     return os.pwrite(target, os.pread(source, min(count, 1 << 20), start), place)
 
 
-def _load(low_rank: LowRank, adapter: Mapping[str, StoredTensor], name: str) -> LoadedLowRank:
-    def read(tensor_name: str) -> Floats:
-        stored = adapter[tensor_name]
-        with stored.file.open("rb") as file:
-            file.seek(stored.start)
-            return to_fp32(file.read(stored.bytes), stored.dtype, stored.shape)
+def _read_whole(stored: StoredTensor) -> Floats:
+    with stored.file.open("rb") as file:
+        file.seek(stored.start)
+        return to_fp32(file.read(stored.bytes), stored.dtype, stored.shape)
 
+
+def _load(low_rank: LowRank, read: Callable[[str], Floats], name: str) -> LoadedLowRank:
+    up, down = read(low_rank.up), read(low_rank.down)
+    if low_rank.share:
+        up, down = share_of(low_rank.share, up, down)
     return LoadedLowRank(
-        read(low_rank.up),
-        read(low_rank.down),
+        up,
+        down,
         low_rank.scale,
         transposed=low_rank.transposed,
         magnitude=read(low_rank.magnitude).reshape(-1) if low_rank.magnitude else None,

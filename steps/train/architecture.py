@@ -11,7 +11,7 @@ from typing import Any
 
 from steps.errors import ConfigError, ModelError, Problem
 from steps.protocol.safetensors_header import DTYPE_NAMES, StoredTensor, read_header
-from steps.protocol.weight_names import stored_name
+from steps.protocol.weight_names import STACKED, stored_name
 from steps.settings.catalog import ALL_LINEAR
 from steps.settings.checks import LLAMA_LINEAR
 from steps.settings.plan import Plan
@@ -34,7 +34,8 @@ def fit_to_architecture(plan: Plan, config: Mapping[str, Any]) -> Plan:
     from steps.train.pytorch.probe import probe
 
     model = skeleton.build(config)
-    problems += skeleton.target_problems(model, plan.training.lora.targets, method=plan.training.lora.method)
+    lora = plan.training.lora
+    problems += skeleton.target_problems(model, lora.targets, method=lora.method, dropout=lora.dropout)
     found = probe(config)
     if not found.is_causal:
         what = f"{config.get('model_type')} models see the tokens after each one, so they do not learn to write text"
@@ -123,8 +124,23 @@ def _expected(plan: Plan, config: Mapping[str, Any]) -> dict[str, tuple[int, ...
     model = skeleton.build(config)
     head = model.get_output_embeddings()
     is_tied = skeleton.is_tied(model)
-    return {
+    found = {
         f"{name}.weight": tuple(int(size) for size in module.get_parameter("weight").shape)
         for name, module in skeleton.adapted(model, targets).items()
         if not (is_tied and module is head)  # its bytes are the embedding's
     }
+    return found | _in_files(skeleton.stacked(model, targets))
+
+
+def _in_files(stacked: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """Parameters that transformers stacks while it loads, as files have them: each expert's matrices by themselves."""
+    found: dict[str, tuple[int, ...]] = {}
+    for name, shape in stacked.items():
+        owner, _, parameter = name.rpartition(".")
+        parts = STACKED.get(parameter)
+        if not parts or len(shape) != 3:
+            found[name] = shape
+            continue
+        matrix = (shape[1] // len(parts), shape[2])
+        found |= {f"{owner}.{expert}.{part}.weight": matrix for expert in range(shape[0]) for part in parts}
+    return found

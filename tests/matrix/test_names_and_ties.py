@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from steps.train.pytorch import skeleton
 from tests.matrix.architectures import drop_prefix, write, write_multimodal
 from tests.matrix.measure import CLOSE, measure, refusal
 
@@ -107,7 +108,7 @@ def unchanged(base: Path) -> None:
             id="DoRA on an embedding",
         ),
         pytest.param(
-            "stablelm", unchanged, {"packing": "on"}, ["--packing: on, but samples of one row see each other in stablelm"],
+            "bloom", unchanged, {"packing": "on"}, ["--packing: on, but samples of one row see each other in bloom"],
             id="packing that leaks",
         ),
         pytest.param("llama", rename_layers, {}, ["--model: its files have no weights for 14 of 14 modules"], id="other names"),
@@ -125,9 +126,6 @@ def unchanged(base: Path) -> None:
             ["--model: bert models see the tokens after each one"], id="an encoder",
         ),
         pytest.param(
-            "llama", edit_config(model_type="open-llama"), {}, ["does not say which layer makes its logits"], id="no head"
-        ),
-        pytest.param(
             "gpt2", edit_config(n_embd=64), {}, ["its config.json asks for"], id="a config of other sizes"
         ),
     ],
@@ -140,3 +138,10 @@ def test_what_cannot_be_trained_or_merged_is_refused_in_start(
     message = refusal(tmp_path / "base", **options)
     assert message
     assert [word for word in words if word not in message] == []
+
+
+def test_a_model_without_a_layer_that_makes_its_logits_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = skeleton.build({"model_type": "gpt2"})
+    monkeypatch.setattr(model, "get_output_embeddings", lambda: None)
+    [problem] = skeleton.target_problems(model, ("all-linear",), method="lora")
+    assert "GPT2LMHeadModel does not say which layer makes its logits" in str(problem)

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from steps.library_versions import plain_floats
 from steps.protocol.prepared import IGNORED_LABEL, PreparedRow
 from steps.train.loop.rows import collate
 
@@ -64,7 +65,9 @@ def probe(config: Mapping[str, Any]) -> Found:
     if config.get("text_config"):
         return Found("it is a multimodal wrapper, for which isolation is not proven")
     try:
-        whole = AutoConfig.for_model(**config).to_dict()  # with what config.json leaves to the class
+        whole = plain_floats(
+            AutoConfig.for_model(**plain_floats(dict(config))).to_dict()
+        )  # and what config.json leaves out
         tiny = AutoConfig.for_model(**shrink(whole))
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             apart, second, third, early, other = _measure(tiny)

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from steps.errors import ConfigError, Problem
+from steps.library_versions import plain_floats
 from steps.settings.catalog import ALL_LINEAR
 from steps.settings.section import suggest
 
@@ -29,7 +30,8 @@ def build(config: Mapping[str, Any]) -> Any:
 
     model_type = config.get("model_type")
     try:
-        known = AutoConfig.for_model(**{key: value for key, value in config.items() if key != "quantization_config"})
+        given = {key: plain_floats(value) for key, value in config.items() if key != "quantization_config"}
+        known = AutoConfig.for_model(**given)
         return empty_model(known)
     except Exception as error:  # a foreign config.json can fail anywhere in its architecture's code
         reason = str(error).split("\n")[0][:200]
@@ -82,9 +84,22 @@ def _parents(name: str) -> list[str]:
     return [".".join(parts[:count]) for count in range(1, len(parts))]
 
 
+def _routers(model: Any) -> list[str]:
+    """Linear layers that give something else than a linear layer's output, as Phi-3.5 MoE's routers: PEFT takes them for such."""
+    from torch import nn
+
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+        and type(module).__module__.startswith("transformers.models.")
+        and type(module).forward is not nn.Linear.forward
+    ]
+
+
 def exclusion(model: Any) -> str | None:
-    """PEFT's `exclude_modules` that keeps adapters in the language model; None where nothing else is there."""
-    tops = outside_language(model)
+    """PEFT's `exclude_modules` that keeps adapters in the language model and off routers; None where nothing else is there."""
+    tops = [*outside_language(model), *_routers(model)]
     return rf"^(?:.*\.)?({'|'.join(re.escape(top) for top in tops)})(\..*)?$" if tops else None
 
 
@@ -113,7 +128,13 @@ def _fits(pattern: str, name: str) -> bool:
         return False
 
 
-def target_problems(model: Any, targets: tuple[str, ...], *, method: str) -> list[Problem]:
+def stacked(model: Any, targets: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
+    """Parameters outside of layers that PEFT adapts for these targets, and their shapes: experts that transformers 5 stacks."""
+    names = getattr(_under_peft(model, targets), "targeted_parameter_names", ())
+    return {name: tuple(int(size) for size in model.get_parameter(name).shape) for name in names}
+
+
+def target_problems(model: Any, targets: tuple[str, ...], *, method: str, dropout: float = 0.0) -> list[Problem]:
     """What is wrong with the LoRA targets for this model, or with the model for LoRA."""
     if model.get_output_embeddings() is None:
         name = type(model).__name__
@@ -121,7 +142,7 @@ def target_problems(model: Any, targets: tuple[str, ...], *, method: str) -> lis
     problems = [problem for target in targets for problem in _wrong_target(model, target)]
     if not problems:
         problems = [*_unmergeable(model, list(adapted(model, targets).values()), method=method)]
-    return problems or [*_refused_by_peft(model, targets)]
+    return problems or [*_refused_by_peft(model, targets, method=method, dropout=dropout)]
 
 
 def _wrong_target(model: Any, target: str) -> Iterator[Problem]:
@@ -159,14 +180,19 @@ def is_tied(model: Any) -> bool:
     return bool(model.config.get_text_config().tie_word_embeddings)
 
 
-def _refused_by_peft(model: Any, targets: tuple[str, ...]) -> Iterator[Problem]:
-    """PEFT knows layers that its adapters do not suit, such as Mamba's."""
+def _refused_by_peft(model: Any, targets: tuple[str, ...], *, method: str, dropout: float) -> Iterator[Problem]:
+    """PEFT knows layers that its adapters do not suit, such as Mamba's, and what stacked experts cannot have: dropout, DoRA."""
+    try:
+        _under_peft(model, targets, use_dora=method == "dora", lora_dropout=dropout)
+    except ValueError as error:
+        yield Problem("--lora-targets", f"{','.join(targets)}: {error}")
+
+
+def _under_peft(model: Any, targets: tuple[str, ...], **options: Any) -> Any:
+    """A copy of the model with PEFT's adapters, all on the meta device."""
     from peft import LoraConfig
     from peft.tuners.lora import LoraModel
 
     names = ALL_LINEAR if targets == (ALL_LINEAR,) else list(targets)
-    config = LoraConfig(r=1, target_modules=names, exclude_modules=exclusion(model), task_type="CAUSAL_LM")
-    try:
-        LoraModel(copy.deepcopy(model), config, "default", low_cpu_mem_usage=True)
-    except ValueError as error:
-        yield Problem("--lora-targets", f"{','.join(targets)}: {error}")
+    config = LoraConfig(r=1, target_modules=names, exclude_modules=exclusion(model), task_type="CAUSAL_LM", **options)
+    return LoraModel(copy.deepcopy(model), config, "default", low_cpu_mem_usage=True)
