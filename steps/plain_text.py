@@ -1,4 +1,4 @@
-"""Text that comes from data, a model, a log or a person, made fit to be shown and never acted on.
+"""Text that comes from data, a model, a log or a person, made fit to be shown and never acted on; and commands, fit to be pasted.
 
 Used for cards, model cards and reports. HTML is escaped by the templates' own autoescape; here is what it leaves alone:
 characters that no reader sees and that change what is seen, and Markdown.
@@ -6,7 +6,12 @@ characters that no reader sees and that change what is seen, and Markdown.
 
 from __future__ import annotations
 
+import functools
 import re
+import shlex
+import shutil
+import sys
+from pathlib import Path
 
 CONTROL_PICTURES = {code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\t\n"} | {0x7F: "\u2421"}
 """What Unicode has to show a control character: ESC becomes ␛."""
@@ -39,3 +44,15 @@ def shorten(text: str, most: int) -> str:
 def counted(number: int, noun: str, plural: str = "") -> str:
     """`1 sample`, `1,200 samples`."""
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def command(*words: object) -> str:
+    """`hyperpod-lora WORDS` for a shell: each word quoted where need be, the command by its path where the shell has another."""
+    return shlex.join([_ours(), *map(str, words)])
+
+
+@functools.cache
+def _ours() -> str:
+    """As a person calls it; a pod, which has no such file, prints what holds where the run was started."""
+    name, beside = "hyperpod-lora", Path(sys.executable).with_name("hyperpod-lora")
+    return str(beside) if beside.is_file() and shutil.which(name) != str(beside) else name

@@ -81,9 +81,11 @@ def run(config: Path | None, tag: tuple[str, ...], **options: str | None) -> Non
 
     Without options: a small real model on a small data set, in two to three minutes.
     """
+    from steps.flow.continuing import complete
     from steps.flow.process import run_flow
 
     given = {name: value for name, value in options.items() if value is not None}
+    config, given = complete(config, given)
     check(config, given)
     words = [f"--{name.replace('_', '-')}={value}" for name, value in given.items()]
     tags = [f"--tag={item}" for item in tag]

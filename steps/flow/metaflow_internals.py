@@ -21,6 +21,7 @@ from metaflow._vendor.click import NoSuchOption
 from metaflow.exception import METAFLOW_EXIT_DISALLOW_RETRY
 from metaflow.util import get_username
 
+from steps.errors import LoraFlowError
 from steps.flow.terminal import say
 from steps.machine import quiet_threads
 from steps.settings.options import OPTIONS
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 EXIT_NO_RETRY: int = METAFLOW_EXIT_DISALLOW_RETRY
 """A task that exits with this code is not retried by a local run, whatever @retry says."""
+CONFIG_GIVEN = "HYPERPOD_LORA_CONFIG_GIVEN"
+"""Environment variable with the path of the config, for the step processes of a local run."""
 SOURCE_SUFFIXES = (".py", ".yaml", ".json", ".html", ".css")
 PACKAGE_INFO = ".mf_meta/INFO"
 """In an unpacked code package: JSON with what Metaflow knew where it was made."""
@@ -114,7 +117,7 @@ def config_first(words: list[str]) -> list[str]:
 def run_command_line(flow: Callable[[], object]) -> None:
     """Run a flow's own command; an option that does not exist is answered with the nearest one of ours as well."""
     quiet_threads(os.environ)
-    sys.argv[1:] = config_first(sys.argv[1:])
+    sys.argv[1:] = _complete(config_first(sys.argv[1:]))
     name_user()
     try:
         flow()
@@ -126,6 +129,25 @@ def run_command_line(flow: Callable[[], object]) -> None:
             known = [f"--{name.replace('_', '-')}" for name in OPTIONS]
             print(f"{given}: unknown{suggest(given, known)}; `run --help` shows all", file=sys.stderr)
         raise
+
+
+def _complete(words: list[str]) -> list[str]:
+    """With the options of the run that --continue-from names; the config's path is left for this run's own processes."""
+    if any(word.partition("=")[0] == "--continue-from" for word in words):
+        from steps.flow.continuing import complete_words
+
+        try:
+            words = complete_words(words)
+        except LoraFlowError as error:
+            sys.exit(f"{error.headline}: {error}")
+    if "run" in words and "--config" in words[:-2]:
+        os.environ[CONFIG_GIVEN] = str(Path(words[words.index("--config") + 2]).resolve())
+    return words
+
+
+def given_config() -> str:
+    """The path of this run's config, as far as this process knows it; a pod does not."""
+    return os.environ.get(CONFIG_GIVEN, "")
 
 
 def code_version(root: Path) -> dict[str, str]:

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from steps.errors import LoraFlowError
-from steps.flow import estimate, metaflow_internals, neuron_jobs, reporting, summary
+from steps.flow import continuing, estimate, metaflow_internals, neuron_jobs, reporting, same_training, summary
 from steps.flow import lineage as lineages
 from steps.flow.small_data import fit_to_data
 from steps.flow.terminal import StageProgress, say
-from steps.flow.training import Inputs, check_continuation, find_run, with_share_of
+from steps.flow.training import Inputs, with_share_of
 from steps.job import cancel
 from steps.job.agent.in_use import in_use, leave
 from steps.machine import has_fast_bf16
@@ -77,7 +77,8 @@ def start(flow: Any, raw_settings: Mapping[str, Any]) -> tuple[Artifact, Artifac
     flow_name, run_id = str(current.flow_name), str(current.run_id)
     run = run_directory(plan.settings.storage.root, home(), flow_name, run_id)
     if plan.continue_from:
-        run = find_run(plan, flow_name)
+        run = continuing.find_run(plan.settings.storage.root, plan.continue_from, flow_name)
+        same_training.check_settings(plan, run)
         say(f"continuing {run.path}")
     say(f"run directory: {run.path}")
     if metaflow_internals.lacks_cards():
@@ -91,6 +92,7 @@ def start(flow: Any, raw_settings: Mapping[str, Any]) -> tuple[Artifact, Artifac
     check_vocabulary(Path(base.path))
     architecture.check_weights(plan, config, Path(base.path))
     say(f"base model: {base.name}, {base.parameters / 1e6:,.0f} M parameters, {base.source}, in {base.path}")
+    continuing.keep(run, options, plan, config=metaflow_internals.given_config())
     return plan.model_dump(mode="json"), base.to_dict(), str(run.path)
 
 
@@ -141,17 +143,20 @@ def prepare(raw_plan: Artifact, raw_base: Artifact, run_dir: str) -> tuple[Artif
     plan, base, run = Plan.model_validate(raw_plan), BaseModel.from_dict(raw_base), RunDir(Path(run_dir))
     if plan.continue_from:
         plan = with_share_of(run, plan)
+    begun_s = time.time()
     with at_work(run.path, "prepare"):
         prepared = prepare_stage.prepare(plan, base, run, cache=cache_folder(plan), progress=StageProgress())
         if (fitted := fit_to_data(plan, prepared)) != plan:
             plan = fitted
             prepared = prepare_stage.prepare(plan, base, run, cache=cache_folder(plan), progress=StageProgress())
+    if Path(prepared.path).stat().st_mtime < begun_s:
+        say(f"data: prepared before and used as it is, in {prepared.path}")
     for line in summary.describe_data(prepared):
         say(line)
     inputs = Inputs(plan, base, prepared)
     spec, _ = inputs.job(run)
     if plan.continue_from:
-        check_continuation(spec, run)
+        same_training.check_continuation(spec, run, plan)
     inputs.save(run)
     say(estimate.plan_line(plan, base, prepared, cache=cache_folder(plan)))
     return plan.model_dump(mode="json"), prepared.to_dict()

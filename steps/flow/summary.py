@@ -10,6 +10,7 @@ from typing import Any
 from steps.flow import lineage as lineages
 from steps.flow import metaflow_internals
 from steps.flow.cards.evaluate import gate_words, headline, interval_words, notes, outcome, score_words
+from steps.flow.continuing import how_to_continue
 from steps.flow.terminal import say
 from steps.plain_text import counted
 from steps.protocol.records import Adapter, MergedModel, PreparedData, Report
@@ -41,7 +42,8 @@ def describe_data(data: PreparedData) -> list[str]:
 def conclude(flow: Any) -> None:
     """The last words of a run: what was learned, where it lies, what to type next."""
     if flow.dry_run:
-        say("dry run: nothing was trained. The prepared data is kept; the same command without --dry-run uses it.")
+        run = Path(flow.prepared["path"]).parent
+        say(f"dry run: nothing was trained. To train with these options on this data: {how_to_continue(run)}")
         return
     report, adapter, merged = (
         Report.from_dict(flow.report),

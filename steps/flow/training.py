@@ -1,7 +1,7 @@
 """What a run's training is made of (plan, base model, prepared data), and the job that follows from it.
 
 Called by `stages`, which keeps it as plan.json in the run directory, and by `jobspec`, which reads it there: so the same job can
-be made without Metaflow. It also says whether a run that is continued is the same training. Nothing is started here.
+be made without Metaflow. Nothing is started here.
 """
 
 from __future__ import annotations
@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from steps.errors import ConfigError, Problem, StorageError
+from steps.errors import StorageError
 from steps.protocol.records import BaseModel, PreparedData
-from steps.protocol.rundir import RunDir, read_json, run_directory, write_json
-from steps.settings.places import home
+from steps.protocol.rundir import RunDir, read_json, write_json
 from steps.settings.plan import Plan
 
 if TYPE_CHECKING:
@@ -101,46 +100,7 @@ def read_inputs(run: RunDir) -> Inputs:
         ) from error
 
 
-def find_run(plan: Plan, flow_name: str) -> RunDir:
-    """The run directory that --continue-from names: a path, or a run id below storage.root.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    given = plan.continue_from
-    by_id = run_directory(plan.settings.storage.root, home(), flow_name, given)
-    for candidate in (by_id.path, Path(given).expanduser().resolve()):
-        if any(any(candidate.glob(name)) for name in ("train-*/spec.json", "prepared-*", "plan.json")):
-            return RunDir(candidate)
-    known = sorted(path.name for path in by_id.path.parent.glob("*") if any(path.glob("train-*")))
-    names = ", ".join(known[-5:]) or "none"
-    message = f"no run found in {by_id.path} or {Path(given).resolve()}; the newest runs there: {names}"
-    raise ConfigError([Problem("--continue-from", message)])
-
-
-def check_continuation(spec: TrainSpec, run: RunDir) -> None:
-    """A continued run must be the same training, whatever it runs on.
-
-    Raises:
-        ConfigError: with every value that differs from the newest training in the run directory.
-        StorageError: that training's spec is damaged.
-    """
-    from steps.train.spec import read_spec
-
-    if spec.place.spec.is_file():
-        return
-    trainings = sorted(run.path.glob("train-*/spec.json"), key=lambda path: path.stat().st_mtime)
-    if not trainings:  # it had prepared data at most: that is taken over, and nothing contradicts it
-        return
-    before = read_spec(trainings[-1]).identity_values()
-    differing = [
-        Problem(f"--continue-from ({key})", f"that run has {before.get(key)!r}, this one {value!r}: use the same")
-        for key, value in spec.identity_values().items()
-        if before.get(key) != value
-    ]
-    message = f"no training in {run.path} matches this one; start a new run without --continue-from"
-    raise ConfigError(differing or [Problem("--continue-from", message)])
-
-
 def _how_to_prepare(path: Path) -> str:
-    return f"prepare again: python flows/lora_flow.py --config config FILE run --dry-run True --continue-from {path}"
+    from steps.flow.continuing import how_to_continue
+
+    return f"prepare again: {how_to_continue(path, '--dry-run')}"

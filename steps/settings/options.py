@@ -107,7 +107,10 @@ class Options:
         doc("Of the merged weights; auto: as the Config's merge.dtype says, else the base model's own."),
     ] = "auto"
     continue_from: Annotated[
-        str, doc("A run id or run directory whose prepared data and checkpoints are taken over; auto: none.")
+        str,
+        doc(
+            "A run id or run directory that is gone on with: its data, checkpoints and, where not given, options; auto: none."
+        ),
     ] = AUTO
     dry_run: Annotated[bool, doc("Stop after the plan, before training.")] = False
 

@@ -152,7 +152,7 @@ def test_a_continued_run_with_other_settings_is_refused_by_name(finished: tuple[
     place, run_id, _ = finished
     done = place.call(place.run_words("--continue-from", run_id, "--learning-rate", "0.5"))
     assert done.returncode != 0
-    assert "learning_rate" in done.stdout
+    assert "--learning-rate: that run has 0.01, this one 0.5" in done.stdout
     assert "Traceback" not in done.stdout + done.stderr
 
 
