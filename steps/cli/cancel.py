@@ -44,7 +44,7 @@ def cancel(run: str, yes: bool, wait_s: float, config: Path | None, root: str | 
         return
     kube = open_cluster(place.settings)
     folder = run_below(place.root, run)
-    found = named(look(kube), run) if folder else wait_for_job(kube, run, wait_s=wait_s)
+    found = jobs_meant(kube, run) if folder else wait_for_job(kube, run, wait_s=wait_s)
     visible = jobs_of(folder) if folder else [Path(job.directory) for job in found[-1:]]
     supervised, live = supervised_of(visible), [job for job in found if not job.is_over]
     if not live and not supervised:
@@ -57,6 +57,8 @@ def cancel(run: str, yes: bool, wait_s: float, config: Path | None, root: str | 
     asked = ask_all(folder, unfinished_of(visible), say=click.echo)
     cancel_jobs(kube, live, say=click.echo)
     wait_until_heard([path for path in supervised if path in asked], say=click.echo)
+    if folder and not live and not asked:
+        raise StorageError(f"run {run} goes on: it has no job just now that could be deleted; {as_its_user(folder)}")
     click.echo(f"to go on: {how_to_go_on(live[-1].run_id if live else supervised[-1].parent.name, config)}")
 
 
@@ -70,16 +72,22 @@ def wait_for_job(kube: Kube, run: str, *, wait_s: float, sleep: Callable[[float]
 
     until_s = time.monotonic() + wait_s
     while time.monotonic() < until_s:
-        found = named(look(kube), run)
+        found = jobs_meant(kube, run)
         if any(not job.is_over for job in found):
             return found
         sleep(POLL_S)
     return choose(look(kube), run, namespace=kube.namespace)
 
 
-def named(jobs: Sequence[SeenJob], run: str) -> list[SeenJob]:
-    """Those of a run; it may be told by the name of a job."""
-    return [job for job in jobs if run in (job.run, job.run_id, job.name)]
+def jobs_meant(kube: Kube, run: str) -> list[SeenJob]:
+    """The jobs of a run, the newest last; empty if there is none just now.
+
+    Raises:
+        ClusterError: there are several runs of this id.
+    """
+    from steps.cli.view.cluster_jobs import meant
+
+    return meant(look(kube), run, namespace=kube.namespace)
 
 
 def cancel_here(run: Path, given: str, *, is_agreed: bool) -> None:

@@ -135,12 +135,8 @@ def test_a_flow_that_was_cancelled_begins_no_further_step_until_a_person_resumes
     require_wanted(RunDir(run), "17", "evaluate")
 
 
-def test_where_the_wish_cannot_be_left_the_job_is_deleted_all_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    train = make_training(tmp_path / "runs")
-    job = make_job(run="LoraFlow/17", directory=str(train.path))
-    cluster = FakeCluster([job], [make_pod(job, 0)], looks_until_gone=1)
+def without_permission(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cluster: FakeCluster) -> Path:
+    """A cluster's Config; its run directories are another user's."""
 
     def refuse(directory: TrainDir) -> None:
         raise StorageError(f"writing {directory.cancel}: no permission")
@@ -155,10 +151,34 @@ def test_where_the_wish_cannot_be_left_the_job_is_deleted_all_the_same(
     config.write_text(yaml.safe_dump(raw))
     monkeypatch.setattr("steps.cli.cancel.open_cluster", lambda settings: cluster)
     monkeypatch.setattr("steps.job.cancel.request", refuse)
-    said = call("cancel", "17", "--yes", "--config", config).output
+    return config
+
+
+@pytest.mark.parametrize("given", ["17", "LoraFlow/17", "its folder"])
+def test_where_the_wish_cannot_be_left_the_job_is_deleted_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str
+) -> None:
+    train = make_training(tmp_path / "runs")
+    job = make_job(run="LoraFlow/17", directory=str(train.path))
+    cluster = FakeCluster([job], [make_pod(job, 0)], looks_until_gone=1)
+    config = without_permission(monkeypatch, tmp_path, cluster)
+    run = train.path.parent if given == "its folder" else given
+    said = call("cancel", run, "--yes", "--config", config).output
     assert "the request cannot be left there (writing " in said
     assert cluster.deleted == [job["metadata"]["name"]]
     assert "and its pods are gone" in said
+
+
+def test_where_neither_a_wish_nor_a_job_can_end_it_that_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = make_training(tmp_path / "runs")
+    config = without_permission(monkeypatch, tmp_path, FakeCluster())
+    with held_lock(train.lock, timeout_s=1.0, what="the test"):
+        result = call("cancel", "17", "--yes", "--config", config)
+    assert result.exit_code == 1
+    assert "run 17 goes on: it has no job just now that could be deleted; say the same as its user" in result.output
+    assert "begins no further attempt" not in result.output
 
 
 def test_steps_that_could_not_be_saved_are_told(tmp_path: Path) -> None:

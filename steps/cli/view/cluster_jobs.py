@@ -1,4 +1,4 @@
-"""Jobs as the cluster shows them to someone who sees no run directory: which ones a word means, and what is told of them. Pure.
+"""Jobs as the cluster shows them to someone who sees no run directory: which ones a word means, and what is told of them.
 
 Called by `look` and `act` with what the API answered. A run is found again by the labels and annotations of its
 PyTorchJobs (`pytorchjob`), its progress by the events in worker 0's log (`events`).
@@ -6,6 +6,7 @@ PyTorchJobs (`pytorchjob`), its progress by the events in worker 0's log (`event
 
 from __future__ import annotations
 
+import os.path
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -130,16 +131,31 @@ def see(job: Mapping[str, Any], pods: Sequence[Mapping[str, Any]], hint: str = "
     )
 
 
+def meant(seen: Sequence[SeenJob], given: str, *, namespace: str) -> list[SeenJob]:
+    """The jobs that `given` names, the newest last: a run id, `Flow/run id`, a run's folder, or a PyTorchJob's name.
+
+    Raises:
+        ClusterError: the run id belongs to several flows.
+    """
+    folder = os.path.realpath(os.path.expanduser(given))
+    found = [
+        job
+        for job in seen
+        if given in (job.run, job.run_id, job.name) or os.path.realpath(os.path.dirname(job.directory)) == folder
+    ]
+    runs = sorted({job.run for job in found})
+    if len(runs) > 1:
+        raise ClusterError(f"run {given!r} is not the only one in namespace {namespace}: say {' or '.join(runs)}")
+    return found
+
+
 def choose(seen: Sequence[SeenJob], given: str, *, namespace: str) -> list[SeenJob]:
-    """The jobs that `given` names, the newest last: a run id, `Flow/run id`, or a PyTorchJob's name.
+    """What is `meant`.
 
     Raises:
         ClusterError: there is none, or the run id belongs to several flows.
     """
-    found = [job for job in seen if given in (job.run, job.run_id, job.name)]
-    runs = sorted({job.run for job in found})
-    if len(runs) > 1:
-        raise ClusterError(f"run {given!r} is not the only one in namespace {namespace}: say {' or '.join(runs)}")
+    found = meant(seen, given, namespace=namespace)
     if not found:
         known = list(dict.fromkeys(name for job in seen for name in (job.run_id, job.name)))
         raise ClusterError(

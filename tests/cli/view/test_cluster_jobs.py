@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from steps.cli.view.cluster_jobs import SeenJob, by_training, choose, describe, lines_of_rank, listen, see, see_all
+from steps.cli.view.cluster_jobs import (
+    SeenJob,
+    by_training,
+    choose,
+    describe,
+    lines_of_rank,
+    listen,
+    meant,
+    see,
+    see_all,
+)
 from steps.errors import ClusterError
 from steps.job.snapshot import Phase
 from tests.shared.cluster_objects import BORN_S, event_lines, make_job, make_pod
 
 FIRST = make_job()
 SECOND = make_job("tiny-orders-train-0a1b2c3d-a2", attempt=2, born=100.0)
-OTHER = make_job("llama3-alpaca-train-99999999-a1", run="LoraFlow/18", born=50.0)
+OTHER = make_job(
+    "llama3-alpaca-train-99999999-a1", run="LoraFlow/18", born=50.0, directory="/fsx/runs/LoraFlow/18/train-x"
+)
 
 
 def seen(job: dict[str, Any], *phases: str, hint: str = "") -> SeenJob:
@@ -26,11 +39,21 @@ def seen(job: dict[str, Any], *phases: str, hint: str = "") -> SeenJob:
         pytest.param("17", ["…a1", "…a2"], id="run id"),
         pytest.param("LoraFlow/17", ["…a1", "…a2"], id="flow and run id"),
         pytest.param("tiny-orders-train-0a1b2c3d-a1", ["…a1"], id="a job's name"),
+        pytest.param("/fsx/runs/LoraFlow/17", ["…a1", "…a2"], id="a run's folder"),
+        pytest.param("/fsx/runs/LoraFlow/../LoraFlow/17/", ["…a1", "…a2"], id="the same in other words"),
     ],
 )
 def test_a_run_is_found_by(given: str, names: list[str]) -> None:
     found = choose(see_all([SECOND, OTHER, FIRST], [], {}), given, namespace="ns")
     assert [f"…{job.name[-2:]}" for job in found] == names
+
+
+def test_a_run_is_found_by_a_folder_that_leads_to_it(tmp_path: Path) -> None:
+    (tmp_path / "runs" / "LoraFlow" / "17").mkdir(parents=True)
+    (tmp_path / "short").symlink_to(tmp_path / "runs" / "LoraFlow")
+    job = make_job(directory=str(tmp_path / "short" / "17" / "train-x"))
+    assert meant(see_all([job, OTHER], [], {}), str(tmp_path / "runs" / "LoraFlow" / "17"), namespace="ns")
+    assert not meant(see_all([job, OTHER], [], {}), str(tmp_path / "runs" / "LoraFlow"), namespace="ns")
 
 
 def test_an_unknown_run_is_answered_with_the_nearest_and_where_to_look() -> None:

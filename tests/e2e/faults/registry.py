@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import Any
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
-REFUSALS: dict[str, tuple[str, int, str]] = {
-    "unauthorized": ("manifests", 401, ""),
-    "forbidden": ("manifests", 403, ""),
-    "credentials": ("manifests", 401, 'Basic realm="test"'),
-    "layer": ("blobs", 403, ""),
-    "digest": ("manifests", 404, ""),
-    "never": ("manifests", 403, ""),
+REFUSALS: dict[str, tuple[tuple[str, ...], int, str]] = {
+    "unauthorized": (("manifests",), 401, ""),
+    "forbidden": (("manifests",), 403, ""),
+    "credentials": (("manifests",), 401, 'Basic realm="test"'),
+    "layer": (("blobs",), 403, ""),
+    "digest": (("manifests", "blobs"), 404, ""),
+    "never": (("manifests",), 403, ""),
 }
 """By the repository's name: what is refused, with which status, and the challenge."""
 
@@ -88,9 +88,9 @@ class Answer(BaseHTTPRequestHandler):
             self._send(200, b"{}", "application/json")
             return
         fault, kind, reference = parts[1], parts[-2], parts[-1]
-        refused, status, challenge = REFUSALS.get(fault, ("", 0, ""))
+        refused, status, challenge = REFUSALS.get(fault, ((), 0, ""))
         is_mended = (self.folder / "mended").exists() and fault != "never"
-        if kind == refused and not is_mended:
+        if kind in refused and not is_mended:
             self._send(status, b"", "text/plain", {"WWW-Authenticate": challenge} if challenge else {})
             return
         digest = reference if ":" in reference else (self.folder / "newest").read_text()

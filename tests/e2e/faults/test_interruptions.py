@@ -80,7 +80,7 @@ def test_a_dns_that_is_away_at_the_start_delays_it(trial: MakeTrial, expect: Exp
 def test_a_run_directory_that_turns_read_only_for_a_minute(trial: MakeTrial, expect: Expect) -> None:
     settings = {**PATIENT, "cluster": {**PATIENT["cluster"], "lease_s": 300}}
     training = trial("readonly", settings=settings)
-    training.training = {**TINY, "max_steps": 300}
+    training.training = {**TINY, "max_steps": 100}
     supervisor = training.start()
     eventually("it trains", lambda: any(event.step >= 3 for event in training.events(1)), limit_s=600)
     with read_only(training.directory.path):
@@ -91,7 +91,7 @@ def test_a_run_directory_that_turns_read_only_for_a_minute(trial: MakeTrial, exp
         "the run directory is read-only for 60 s (real training)",
         training,
         classes=["storage"],
-        reads="Read-only file system.*tried again until half of the lease",
+        reads="the file system is read-only.*tried again until half of the lease",
         lost_at_most=60,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -20,14 +21,15 @@ from tests.e2e.faults.registry import lay_out
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(1500)]
 
 PORT = 5999
+CLUSTER_DNS = os.environ.get("LORA_E2E_HOST", "10.99.0.1")
 AWAY_S = 60.0
 SAID = {
     "unauthorized": "401 Unauthorized",
     "forbidden": "403 Forbidden",
-    "credentials": "no basic auth credentials",
+    "credentials": "no basic auth credentials|401 Unauthorized",  # in the words of containerd 1.7, and of 1.6
     "layer": "403 Forbidden",
     "digest": "not found",
-    "host": "no such host|dial tcp",
+    "host": "no such host",
 }
 FAULT = {
     "unauthorized": "the registry says 401 for a minute",
@@ -37,12 +39,13 @@ FAULT = {
     "digest": "the image's digest is not found for a minute",
     "host": "the registry's name is unknown (no such host) for a minute",
 }
-UNKNOWN_HOST = "registry.faults.invalid"
+UNKNOWN_HOST = "registry.cluster.local"
+RESOLVER = "/etc/resolv.conf"
 
 
 @pytest.fixture
 def registry(shared: Path) -> Iterator[tuple[Path, str]]:
-    """(its folder, the digest of its image); it listens on every node."""
+    """(its folder, the digest of its image); it listens on every node, which ask the cluster's DNS for names."""
     kubelets = required("kubelet")
     folder = shared / "registry"
     shutil.rmtree(folder, ignore_errors=True)
@@ -53,7 +56,14 @@ def registry(shared: Path) -> Iterator[tuple[Path, str]]:
     servers = [
         subprocess.Popen(["nsenter", "-t", str(item.pid), "-n", *program], stdout=log, stderr=log) for item in kubelets
     ]
+    (folder / "resolv.conf").write_text(f"nameserver {CLUSTER_DNS}\n")
+    # -p as well: mount asks /proc, which is that of the node.
+    enter = [["nsenter", "-t", str(item.pid), "-m", "-p"] for item in kubelets]
+    for one in enter:
+        subprocess.run([*one, "mount", "--bind", str(folder / "resolv.conf"), RESOLVER], check=True)
     yield folder, digest
+    for one in enter:
+        subprocess.run([*one, "umount", RESOLVER], check=True)
     for server in servers:
         server.kill()
         server.wait()
