@@ -30,6 +30,7 @@ from steps.flow.decorator import pytorchjob  # noqa: E402
 from steps.flow.metaflow_internals import run_command_line  # noqa: E402
 from steps.flow.parameters import clean_errors, option_parameters, read_config  # noqa: E402
 from steps.flow.step_pods import step_pods  # noqa: E402
+from steps.machine import without_torch  # noqa: E402
 
 
 @option_parameters
@@ -54,6 +55,7 @@ class LoraFlow(FlowSpec):
         """Turn the data set into tokenised rows and a fixed order; say what training will cost."""
         from steps.flow import stages
 
+        without_torch(os.environ)
         with clean_errors():
             self.plan, self.prepared = stages.prepare(self.plan, self.base, self.run_dir)
         self.then = "stop" if self.dry_run else "train"
@@ -75,6 +77,7 @@ class LoraFlow(FlowSpec):
         """Add the adapter to the base model's weights."""
         from steps.flow import stages
 
+        without_torch(os.environ)
         with clean_errors():
             self.lineage = stages.lineage(self.plan, self.base, self.prepared, self.adapter)
             self.merged = stages.merge(self.plan, self.base, self.adapter, self.run_dir, self.lineage)

@@ -74,6 +74,13 @@ def has_fast_bf16() -> bool:
         return False
 
 
+def without_torch(environment: MutableMapping[str, str]) -> None:
+    """Let transformers not import torch, which takes it seconds. For a process that needs its tokenizers and configs only; to be
+    called before transformers is imported. What a person has set stays."""
+    environment.setdefault("USE_TORCH", "0")
+    environment.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it would say that there are no models
+
+
 def quiet_threads(environment: MutableMapping[str, str]) -> None:
     """Let OpenMP's threads sleep while they wait. To be called before torch is imported; what a person has set stays."""
     if "GOMP_SPINCOUNT" not in environment and "KMP_BLOCKTIME" not in environment:

@@ -15,6 +15,7 @@ from steps.machine import (
     cpu_quota,
     processor_features,
     quiet_threads,
+    without_torch,
 )
 from steps.settings.catalog import ModelPreset
 from steps.settings.config import parse_options, parse_settings
@@ -70,6 +71,17 @@ def test_threads_sleep_while_they_wait_unless_a_person_has_said_otherwise() -> N
         kept = dict(own)
         quiet_threads(kept)
         assert kept == own
+
+
+def test_a_process_that_needs_only_tokenizers_does_not_import_torch() -> None:
+    environment = {name: value for name, value in os.environ.items() if name not in ("USE_TORCH", "PYTHONWARNINGS")}
+    without_torch(environment)
+    code = "import sys; from transformers import AutoTokenizer; sys.exit('torch' in sys.modules)"
+    told = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert told.stderr == ""
+    own = {"USE_TORCH": "1"}
+    without_torch(own)
+    assert own["USE_TORCH"] == "1"
 
 
 @pytest.mark.parametrize(

@@ -136,7 +136,8 @@ class Validation(Section):
     every_steps: int = Field(default=0, ge=0)
     """Steps between validations; 0: a fifth of the run, at least 10."""
     max_rows: int = Field(default=32, ge=1)
-    """Held-out rows looked at each time, the same ones."""
+    """Held-out rows looked at each time, the same ones, at most; in short runs a sixteenth of the rows trained on, at least 8,
+    unless validation decides."""
     early_stopping_patience: int = Field(default=0, ge=0)
     """Validations without a lower loss that end training; 0: never."""
     keep: Literal["last", "best"] = "last"
@@ -164,7 +165,7 @@ class Evaluation(Section):
     """How an answer is scored; `auto`: as the data preset says, or as suits the answers; `module:function`: one's own."""
     max_rows: int = Field(default=128, ge=1)
     """Held-out samples that are generated and scored at most: 32, and twice as many as long as they cannot tell."""
-    max_loss_rows: int = Field(default=64, ge=1)
+    max_loss_rows: int = Field(default=32, ge=1)
     """Held-out rows whose loss is measured."""
     samples: int = Field(default=10, ge=0)
     """Answers shown side by side."""

@@ -20,6 +20,8 @@ from steps.train.neuron.planning import plan as neuron_plan
 from steps.train.neuron.planning.refusals import check_training
 from steps.train.spec import TrainSpec
 
+LEAST_VALIDATED, TRAINED_PER_VALIDATED = 8, 16
+"""A row costs half as much in a validation as in a step, and there are up to five validations: a sixth of the time at most."""
 WORKER = "steps.train.worker"
 """The module that every rank runs: `python -m steps.train.worker <directory>/spec.json --attempt N`."""
 
@@ -88,7 +90,7 @@ def build(plan: Plan, base: BaseModel, prepared: PreparedData, run: RunDir) -> t
         checkpoint_every=checkpoint_interval(settings.checkpoints.every_steps, prepared.steps),
         checkpoints_kept=settings.checkpoints.keep,
         validation_every=validation_interval(settings.validation.every_steps, prepared.steps),
-        validation_rows=plan.validation_rows(prepared.validation_samples),
+        validation_rows=validation_rows(plan, prepared),
         patience=settings.validation.early_stopping_patience,
         keep=settings.validation.keep,
         threads_per_process=settings.launcher.threads_per_process,
@@ -123,6 +125,15 @@ def checkpoint_interval(asked: int, steps: int) -> int:
 def validation_interval(asked: int, steps: int) -> int:
     """Steps between validations: as asked, or a fifth of the run, at least 10."""
     return asked or max(steps // 5, 10)
+
+
+def validation_rows(plan: Plan, prepared: PreparedData) -> int:
+    """Held-out rows of a validation. In a short run few, so that validations take little of its time, unless they decide."""
+    rows = plan.validation_rows(prepared.validation_samples)
+    if plan.chooses_by_validation:
+        return rows
+    trained = prepared.steps * prepared.global_batch
+    return min(rows, max(LEAST_VALIDATED, trained // TRAINED_PER_VALIDATED))
 
 
 def _identity(spec: TrainSpec, *, max_rows: int) -> str:

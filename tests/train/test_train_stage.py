@@ -22,7 +22,7 @@ from steps.settings.options import Options
 from steps.settings.plan import Training
 from steps.settings.resolve import resolve
 from steps.train.spec import TrainSpec, read_spec
-from steps.train.stage import build, checkpoint_interval, collect, validation_interval
+from steps.train.stage import build, checkpoint_interval, collect, validation_interval, validation_rows
 from tests.train.train_harness import write_prepared
 
 BASE = BaseModel(
@@ -60,6 +60,24 @@ def test_steps_between_saves(asked: int, steps: int, expected: int) -> None:
 @pytest.mark.parametrize(("asked", "steps", "expected"), [(0, 30, 10), (0, 1000, 200), (7, 1000, 7)])
 def test_steps_between_validations(asked: int, steps: int, expected: int) -> None:
     assert validation_interval(asked, steps) == expected
+
+
+@pytest.mark.parametrize(
+    ("steps", "validation", "expected"),
+    [
+        pytest.param(16, {}, 8, id="never under 8"),
+        pytest.param(48, {}, 24, id="a sixteenth of the rows trained on"),
+        pytest.param(1000, {}, 32, id="never more than asked"),
+        pytest.param(16, {"max_rows": 5}, 5, id="asked for fewer"),
+        pytest.param(16, {"keep": "best"}, 32, id="validation decides"),
+    ],
+)
+def test_a_short_run_validates_on_few_rows(
+    prepared: Path, steps: int, validation: dict[str, Any], expected: int
+) -> None:
+    record = dataclasses.replace(read_record(prepared), steps=steps, validation_samples=100)
+    plan = resolve(Settings(validation=Validation(**validation)), Options(**GIVEN))
+    assert validation_rows(plan, record) == expected
 
 
 ALL_GIVEN = {
