@@ -47,10 +47,12 @@ def generate(
     max_new_tokens: int,
     batch_size: int,
     on_answers: Callable[[int], None] | None = None,
+    on_token: OnToken | None = None,
 ) -> list[list[int]]:
     """The answers' tokens, in the prompts' order, without the token that ended them.
 
-    `on_answers` hears how many prompts are done. A prompt that fills the model's context gets an empty answer.
+    `on_answers` hears how many prompts are done, `on_token` each (row in its batch, token). A prompt that fills the model's
+    context gets an empty answer.
     """
     room = context_length(model)
     longest_first = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
@@ -58,7 +60,13 @@ def generate(
     answers: list[list[int]] = [[] for _ in prompts]
     for start in range(0, len(fitting), batch_size):
         batch = fitting[start : start + batch_size]
-        found = generate_batch(model, [prompts[index] for index in batch], ends=ends, max_new_tokens=max_new_tokens)
+        found = generate_batch(
+            model,
+            [prompts[index] for index in batch],
+            ends=ends,
+            max_new_tokens=max_new_tokens,
+            on_token=on_token,
+        )
         for index, answer in zip(batch, found, strict=True):
             answers[index] = answer
         if on_answers:

@@ -24,7 +24,7 @@ from steps.machine import has_fast_bf16
 from steps.protocol.prepared import HeldOut
 
 Progress = Callable[[str, int, int], None]
-"""(what is being done, samples done, samples in all)"""
+"""(what is being done and its unit, as in `loss of the base model, samples`; done; in all, 0 where that is not known)"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +103,7 @@ def measure(
     loss = math.nan
     if samples:
         loss = mean_loss(
-            model, samples, on_samples=lambda done: progress(f"loss of the {name} model", done, len(samples))
+            model, samples, on_samples=lambda done: progress(f"loss of the {name} model, samples", done, len(samples))
         )
     between = time.monotonic()
     prompts = [sample.prompt_ids for sample in questions.held_out]
@@ -113,7 +113,8 @@ def measure(
         ends=end_tokens(model, tokenizer, questions.template),
         max_new_tokens=most,
         batch_size=batch_size,
-        on_answers=lambda done: progress(f"answers of the {name} model", done, len(prompts)),
+        on_answers=lambda done: progress(f"answers of the {name} model, answers", done, len(prompts)),
+        on_token=_Counter(f"answers of the {name} model, tokens", progress),
     )
     ended = time.monotonic()
     cut = [len(tokens) >= answer_limit(model, prompt, most) for prompt, tokens in zip(prompts, found, strict=True)]
@@ -130,6 +131,17 @@ def measure(
         generate_s=round(ended - between, 3),
         loss_s=round(between - started, 3),
     )
+
+
+class _Counter:
+    """Counts tokens: a batch of answers may take minutes, and all of them may end with its last token."""
+
+    def __init__(self, what: str, progress: Progress) -> None:
+        self._what, self._progress, self._tokens = what, progress, 0
+
+    def __call__(self, row: int, token: int) -> None:
+        self._tokens += 1
+        self._progress(self._what, self._tokens, 0)
 
 
 def load_model(folder: Path, *, precision: str) -> tuple[Any, Any]:

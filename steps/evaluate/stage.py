@@ -54,7 +54,7 @@ def evaluate(
     *,
     progress: Progress | None = None,
 ) -> Report:
-    """Measure both models, unless this was done before, and write the report. `progress(what, done, of)` in samples.
+    """Measure both models, unless this was done before, and write the report. `progress`: see `measure`.
 
     Raises:
         ConfigError: the score of one's own cannot be loaded, or failed.

@@ -66,6 +66,7 @@ class JobHandle:
         """
         from steps.flow import launchers
         from steps.flow.cards.metaflow_cards import TrainCard
+        from steps.flow.heartbeat import Heartbeat
         from steps.flow.terminal import ProgressPrinter
         from steps.job import cancel
         from steps.job.supervise import Outside, supervise
@@ -93,16 +94,17 @@ class JobHandle:
         is_cancelled = cancel.take_over(RunDir(job.directory.path.parent), metaflow_internals.flow_id(), job.directory)
         resumed = current.retry_count == 0 and not is_cancelled
         try:
-            result = supervise(
-                job,
-                launcher,
-                settings,
-                Outside(observe=observe, notice=notice, tell=reporter.tell if reporter else lambda change: None),
-                retry_permanent=resumed,
-                lease_s=settings.cluster.lease_s,
-                # Metaflow kills a step's pod on Ctrl-C without a word to it: what is to stay must not need this process.
-                is_detached=settings.detaches and metaflow_internals.is_in_pod(),
-            )
+            with Heartbeat(lambda: printer.doing):
+                result = supervise(
+                    job,
+                    launcher,
+                    settings,
+                    Outside(observe=observe, notice=notice, tell=reporter.tell if reporter else lambda change: None),
+                    retry_permanent=resumed,
+                    lease_s=settings.cluster.lease_s,
+                    # Metaflow kills a step's pod on Ctrl-C without a word to it: what is to stay must not need this process.
+                    is_detached=settings.detaches and metaflow_internals.is_in_pod(),
+                )
         finally:
             pass_on(reporter.close() if reporter else [])
         card.close(result.account)

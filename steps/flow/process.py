@@ -21,10 +21,13 @@ PREFIX = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} (?:\[\S+ \(pid \d+\
 NOISE = re.compile(
     r"Metaflow [\d.]+.* executing |Project: |Validating your flow|\s*The graph looks good!|Running pylint|\s*Pylint |"
     r"Task is starting\.$|Task finished successfully\.$|Done!$|Creating local datastore|"
-    r"Gathering required information|Cloning |Task .* cloned"
+    r"Gathering required information|Cloning |Task .* cloned|\d+ tasks? (?:is|are) running: |No tasks are waiting in the queue|"
+    r"\d+ steps? ha(?:s|ve) not started: "
 )
 """Lines of Metaflow's that tell a person nothing."""
-PROGRESS = re.compile(r"step \d+/\d+ \| |.*: \[[#.]+\] ")
+PROGRESS = re.compile(
+    r"step \d+/\d+ \| |step \d+: validation: |.*: \[[#.]+\] |.*: [\d,]+ tokens?$|.*: (?:\d+ h )?(?:\d+ min )?(?:\d+ s )?so far$"
+)
 """Lines that the next of their kind may take the place of."""
 RUN_ID = re.compile(r"Workflow starting \(run-id (\S+?)\)")
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from steps.errors import LoraFlowError
 from steps.flow import continuing, estimate, metaflow_internals, neuron_jobs, reporting, same_training, summary
 from steps.flow import lineage as lineages
+from steps.flow.heartbeat import Heartbeat
 from steps.flow.small_data import fit_to_data
 from steps.flow.terminal import StageProgress, say
 from steps.flow.training import Inputs, with_share_of
@@ -262,9 +263,10 @@ def evaluate(
     base, prepared = BaseModel.from_dict(raw_base), PreparedData.from_dict(raw_prepared)
     adapter, merged, run = Adapter.from_dict(raw_adapter), MergedModel.from_dict(raw_merged), RunDir(Path(run_dir))
     begun_s = time.time()
-    with at_work(run.path, "evaluate"):
-        check_merged(plan, prepared, adapter, merged)
-        report = evaluate_stage.evaluate(plan, base, prepared, adapter, merged, run, progress=StageProgress())
+    progress = StageProgress("evaluation: loading a model")
+    with at_work(run.path, "evaluate"), Heartbeat(lambda: progress.doing):
+        check_merged(plan, prepared, adapter, merged, progress=progress)
+        report = evaluate_stage.evaluate(plan, base, prepared, adapter, merged, run, progress=progress)
         told = Made(plan, base, adapter, merged, made_from, report, lineages.example_prompt(report))
         write_cards(told)
     if Path(report.path, "report.json").stat().st_mtime >= begun_s:  # not one that an earlier run had made

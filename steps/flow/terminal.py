@@ -34,17 +34,27 @@ def seconds_in_words(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
+_said_s = -math.inf
+
+
+def said_at_s() -> float:
+    """When `say` last said something, on the monotonic clock."""
+    return _said_s
+
+
 def say(line: str) -> None:
     """Print one line now, with nothing in it that a terminal would act on.
 
     A closed pipe is ignored, so that a job survives the terminal it was started from.
     """
-    line = visible(line)
+    global _said_s
+    _said_s = time.monotonic()
+    line = visible(line) + "\n"  # in one piece: other threads speak as well
     try:
-        print(line, flush=True)
+        print(line, end="", flush=True)
     except UnicodeEncodeError:  # a terminal without UTF-8 gets ? for ×
         encoding = sys.stdout.encoding or "ascii"
-        print(line.encode(encoding, "replace").decode(encoding), flush=True)
+        print(line.encode(encoding, "replace").decode(encoding), end="", flush=True)
     except OSError:
         return
 
@@ -73,6 +83,9 @@ class ProgressPrinter:
         self._clock = clock
         self._next_s = 0.0
         self._pace = Pace()
+        self._of = 0
+        self.doing = "waiting for the workers"
+        """What the job does now, in words, for whoever tells of a long silence."""
 
     def notice(self, sentence: str) -> None:
         """Print a sentence of the supervisor's."""
@@ -80,6 +93,8 @@ class ProgressPrinter:
 
     def observe(self, event: Event) -> None:
         """Print what the event means for a person, if anything."""
+        self._of = _whole(event.data, "of") if event.kind in ("started", "step") else self._of
+        self.doing = _doing_after(event, self._of)
         line = self.line(event)
         if line:
             say(line)
@@ -91,13 +106,15 @@ class ProgressPrinter:
             case "started":
                 where = f", from the checkpoint of step {event.step}" if event.step else ""
                 where += ", saved on another layout" if data.get("layout_changed") is True else ""
-                world = counted(int(number(data.get("world", 1))), "process", "processes")
+                world = counted(_whole(data, "world", 1), "process", "processes")
                 return f"attempt {event.attempt}: workers started ({world}){where}"
             case "model_loaded":
                 trained, total = number(data.get("trainable")), number(data.get("parameters"))
                 return f"model loaded: {trained:,.0f} of {total:,.0f} parameters are trained"
             case "step":
                 return self._step_line(event)
+            case "validation_progress":
+                return f"step {event.step}: validation: {_whole(data, 'done')}/{counted(_whole(data, 'of'), 'row')}"
             case "validation":
                 return f"step {event.step}: validation loss {_loss(data)}"
             case "stopping":
@@ -107,7 +124,7 @@ class ProgressPrinter:
 
     def _step_line(self, event: Event) -> str:
         data = event.data
-        of = int(number(data.get("of")))
+        of = _whole(data, "of")
         left_s = self._pace.seconds_left(event)
         now_s = self._clock()
         if now_s < self._next_s and event.step != of:
@@ -117,30 +134,68 @@ class ProgressPrinter:
         return f"step {event.step}/{of} | loss {_loss(data)} | {speed} | {seconds_in_words(left_s)} left"
 
 
+def _doing_after(event: Event, steps: int) -> str:
+    match event.kind:
+        case "started":
+            return "loading the model"
+        case "model_loaded" | "first_step" | "step" | "validation" | "checkpoint":
+            return "after the last step" if 0 < steps <= event.step else f"step {event.step + 1}"
+        case "validation_begin" if event.data.get("what") == "adapter":
+            return "check of the exported adapter"
+        case "validation_begin" | "validation_progress":
+            return f"step {event.step}: validation"
+        case "checkpoint_begin":
+            return f"step {event.step}: saving"
+        case _:
+            return "the workers end"
+
+
+def _whole(data: Mapping[str, object], name: str, otherwise: int = 0) -> int:
+    return int(number(data.get(name, otherwise)))
+
+
 def _loss(data: Mapping[str, object]) -> str:
     loss = data.get("loss")
     return f"{loss:.4f}" if isinstance(loss, float) else str(loss)
 
 
 class StageProgress:
-    """Progress of a stage without a job: `progress(label, done, total)`, a bar at most every second, and the end of one begun."""
+    """Progress of a stage without a job: `progress(what, done, total)`, a bar every few seconds, and the end of one begun.
 
-    def __init__(self, *, every_s: float = 1.0, clock: Callable[[], float] = time.monotonic) -> None:
+    `what` ends in its unit, as in `merge, bytes`. `idle`: what is done where nothing else is said.
+    """
+
+    def __init__(self, idle: str = "", *, every_s: float = 2.0, clock: Callable[[], float] = time.monotonic) -> None:
+        self._idle = idle
         self._every_s = every_s
         self._clock = clock
         self._next_s = clock() + every_s
         self._unfinished = ""
+        self.doing = idle
+        """What is being done now, in words, for whoever tells of a long silence."""
 
-    def __call__(self, label: str, done: int, total: int) -> None:
+    def __call__(self, what: str, done: int, total: int) -> None:
         """Print where the stage is; `total` 0 means unknown."""
+        label, _, unit = what.rpartition(", ")
         now_s = self._clock()
         is_end = 0 < total <= done
+        self.doing = self._idle if is_end else label
         if now_s < self._next_s and not (is_end and label == self._unfinished):
             return
         self._next_s = now_s + self._every_s
         self._unfinished = "" if is_end else label
-        if total <= 0:
-            say(f"{label}: {done:,}")
-            return
-        filled = round(20 * min(done / total, 1))
-        say(f"{label}: [{'#' * filled}{'.' * (20 - filled)}] {done:,}/{total:,}")
+        say(f"{label}: {_bar(done, total)}{_amount(done, total, unit)}")
+
+
+def _bar(done: int, total: int) -> str:
+    filled = round(20 * min(done / total, 1)) if total > 0 else 0
+    return f"[{'#' * filled}{'.' * (20 - filled)}] " if total > 0 else ""
+
+
+def _amount(done: int, total: int, unit: str) -> str:
+    """`512/1,320 rows`, `113/257 MiB`; without a total `512 rows`."""
+    if unit == "bytes":
+        of = f"/{total / 2**20:,.0f}" if total > 0 else ""
+        return f"{done / 2**20:,.0f}{of} MiB"
+    of = f"{done:,}/" if total > 0 else ""
+    return of + counted(total if total > 0 else done, unit.removesuffix("s"))

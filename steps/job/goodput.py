@@ -36,6 +36,7 @@ NAME_BEFORE: dict[str, str] = {
     "checkpoint_begin": "step",
     "checkpoint": "checkpoint",
     "validation_begin": "step",
+    "validation_progress": "validation",
     "validation": "validation",
     "stopping": "step",
     "finished": "exit",

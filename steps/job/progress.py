@@ -45,6 +45,7 @@ AFTER: dict[str, Work] = {
     "checkpoint_begin": Work.CHECKPOINT,
     "checkpoint": Work.STEP,
     "validation_begin": Work.VALIDATION,
+    "validation_progress": Work.VALIDATION,
     "validation": Work.STEP,
     "stopping": Work.EXIT,
     "finished": Work.EXIT,
@@ -170,6 +171,8 @@ def advance(progress: Progress, event: Event, seen_s: float) -> Progress:
             return replace(moved, step=event.step, finished=event.data)
         case "stopping":
             return replace(moved, stopping=str(event.data.get("reason", "asked to stop")))
+        case "validation_progress":
+            return progress  # the deadline is of the whole validation
         case _:
             return moved
 

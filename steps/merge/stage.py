@@ -100,7 +100,7 @@ def _make(
             Path(adapter.path),
             folder,
             dtype,
-            done=(lambda done: progress("merge", min(done, total), total)) if progress else None,
+            done=(lambda done: progress("merge, bytes", min(done, total), total)) if progress else None,
         )
         write_json(folder / "lineage.json", lineage)
         template = Path(adapter.path) / TEMPLATE

@@ -95,7 +95,7 @@ def collect(
     with _Store(recipe, scratch) as store:
         for done, made in make_samples(store.noting(_chunks(rows, data)), SampleMaker(recipe, tokenizer)):
             store.take(made)
-            progress("reading and tokenising", min(done, source.size), source.size)
+            progress(f"reading and tokenising, {source.unit}", min(done, source.size), source.size)
         refuse = plan.settings.prepare.unusable_rows == "refuse"
         return store.finish(source.name, score=data.score, refuse=refuse)
 

@@ -194,14 +194,14 @@ def _write(
             rows,
             reader,
             row_tokens=plan.sequence_length,
-            progress=lambda done: progress("writing rows", done, rows.rows),
+            progress=lambda done: progress("writing, rows", done, rows.rows),
         )
         write_rows(
             folder / prepared.VALIDATION,
             validation,
             reader,
             row_tokens=plan.sequence_length,
-            progress=lambda done: progress("writing held-out samples", done, validation.rows),
+            progress=lambda done: progress("writing, held-out samples", done, validation.rows),
         )
     finally:
         reader.close()

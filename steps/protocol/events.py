@@ -10,7 +10,8 @@ the live card and the account at once. A line is one `write` on a descriptor ope
 | first_step | first | seconds (compilation included) |
 | step | done | of, loss, lr, tokens, target_tokens, tokens_per_s, grad_norm, seconds |
 | checkpoint_begin, checkpoint | of the save | checkpoint: seconds, bytes, path |
-| validation_begin, validation | done | validation: loss, seconds, best |
+| validation_begin, validation | done | begin: what (`adapter`: the exported one); validation: loss, seconds, best |
+| validation_progress | done | done, of: held-out rows looked at, every few seconds |
 | stopping | done | reason |
 | finished | last | result (path), seconds |
 """
@@ -36,6 +37,7 @@ Kind = Literal[
     "checkpoint_begin",
     "checkpoint",
     "validation_begin",
+    "validation_progress",
     "validation",
     "stopping",
     "finished",

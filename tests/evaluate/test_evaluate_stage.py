@@ -74,12 +74,16 @@ def test_the_report_tells_of_both_models_and_its_parents(evaluated: Evaluate, pl
     assert (report.details["cut"], report.details["interval"], report.details["max_new_tokens"]) == ([3, 3], [0, 0], 6)
     assert report.gate.startswith("not passed: no better than the base model: score 0.0% → 0.0%")
     whats = (
-        "loss of the base model",
-        "answers of the base model",
-        "loss of the tuned model",
-        "answers of the tuned model",
+        "loss of the base model, samples",
+        "answers of the base model, answers",
+        "loss of the tuned model, samples",
+        "answers of the tuned model, answers",
     )
-    assert heard == [(what, 3, 3) for what in whats]
+    counted = [told for told in heard if not told[0].endswith(", tokens")]
+    assert counted == [(what, 3, 3) for what in whats]
+    assert [told for told in heard if told[0] == "answers of the base model, tokens"] == [
+        ("answers of the base model, tokens", tokens, 0) for tokens in range(1, 19)
+    ]
     assert Path(report.path).parent == place / "run"
     assert Report.from_dict(json.loads((Path(report.path) / "report.json").read_text())) == report
 
@@ -153,12 +157,12 @@ def test_more_samples_are_measured_as_long_as_they_cannot_tell(
     monkeypatch.setattr(stage, "tells", lambda base, tuned, **_: len(base) == 4)
     report = evaluated(heard)
     assert report.samples == len(read_samples(report)) == 4
-    assert [of for what, _, of in heard if what == "answers of the tuned model"] == [2, 2]
-    assert [of for what, _, of in heard if what == "loss of the tuned model"] == [9]
+    assert [of for what, _, of in heard if what == "answers of the tuned model, answers"] == [2, 2]
+    assert [of for what, _, of in heard if what == "loss of the tuned model, samples"] == [9]
     monkeypatch.setattr(stage, "tells", lambda *_, **__: False)
     heard.clear()
     assert evaluated(heard, min_improvement=0.1, max_rows=7).samples == 7
-    assert [of for what, _, of in heard if what == "answers of the base model"] == [2, 2, 3], (
+    assert [of for what, _, of in heard if what == "answers of the base model, answers"] == [2, 2, 3], (
         "another max_rows, another base"
     )
 

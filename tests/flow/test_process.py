@@ -22,6 +22,9 @@ RUN = [
     TASK + "Task is starting.\n",
     TASK + "step 1/3 | loss 0.5 | 7 tokens/s | 2 s left\n",
     TASK + "step 2/3 | loss 0.4 | 7 tokens/s | 1 s left\n",
+    TIME + "1 task is running: train (1 running; 0 done).\n",
+    TIME + "No tasks are waiting in the queue.\n",
+    TIME + "4 steps have not started: merge, compile, evaluate, end.\n",
     TASK + "adapter: /x\n",
     TASK + "Task finished successfully.\n",
     TIME + "Done!\n",
@@ -47,6 +50,22 @@ def test_on_a_terminal_progress_stays_on_one_line() -> None:
     text = shown(RUN, is_terminal=True)
     assert "2 s left\r\x1b[Kstep 2/3 | loss 0.4 | 7 tokens/s | 1 s left\nadapter: /x\n" in text
     assert shown([TASK + "merge: [##..] 1/2\n"], is_terminal=True) == "merge: [##..] 1/2\n"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "reading and tokenising: [#...] 512/1,320 rows",
+        "answers of the base model: 1,640 tokens",
+        "step 10: validation: 16/32 rows",
+        "loading the model: 2 min 05 s so far",
+        "waiting for the workers: 3 h 00 min so far",
+        "evaluation: loading a model: 9 s so far",
+    ],
+)
+def test_progress_gives_its_place_to_the_next(line: str) -> None:
+    text = shown([TASK + line + "\n", TASK + line + "\n", TASK + "done\n"], is_terminal=True)
+    assert text == f"{line}\r\x1b[K{line}\ndone\n"
 
 
 @pytest.mark.parametrize("line", ["Traceback (most recent call last):", "    no prefix at all", "Invalid settings: x"])

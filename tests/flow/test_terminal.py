@@ -62,6 +62,7 @@ def test_the_story_of_a_training(capsys: pytest.CaptureFixture[str]) -> None:
         clock.now_s += 1
         printer.observe(event("step", step, at_s=2.0 * step, of=10, loss=1 / step, tokens_per_s=1234.5, seconds=2.0))
     printer.observe(event("checkpoint", 10))
+    printer.observe(event("validation_progress", 10, done=16, of=32))
     printer.observe(event("validation", 10, loss=0.5))
     printer.observe(event("stopping", 10))
     printer.notice("attempt 2 failed")
@@ -73,6 +74,7 @@ def test_the_story_of_a_training(capsys: pytest.CaptureFixture[str]) -> None:
         "step 1/10 | loss 1.0000 | 1,234 tokens/s | 18 s left",
         "step 6/10 | loss 0.1667 | 1,234 tokens/s | 8 s left",
         "step 10/10 | loss 0.1000 | 1,234 tokens/s | 0 s left",
+        "step 10: validation: 16/32 rows",
         "step 10: validation loss 0.5000",
         "step 10: asked to stop; the state is saved",
         "attempt 2 failed",
@@ -118,20 +120,56 @@ def test_a_damaged_event_never_ends_the_job_it_tells_of(events: list[Event]) -> 
 def test_a_stage_shows_a_bar_at_its_pace_and_the_end_of_one_begun(capsys: pytest.CaptureFixture[str]) -> None:
     clock = Clock()
     progress = StageProgress(every_s=1, clock=clock)
-    progress("reading", 1, 4)
+    progress("reading, rows", 1, 4)
     clock.now_s += 1
-    progress("reading", 2, 4)
-    progress("reading", 3, 4)
-    progress("reading", 4, 4)
-    progress("reading", 4, 4)
-    progress("writing", 4, 4)
+    progress("reading, rows", 2, 4)
+    progress("reading, rows", 3, 4)
+    progress("reading, rows", 4, 4)
+    progress("reading, rows", 4, 4)
+    progress("writing, rows", 4, 4)
     clock.now_s += 1
-    progress("counting", 1500, 0)
+    progress("counting, tokens", 1500, 0)
+    clock.now_s += 1
+    progress("fetching, bytes", 3 * 2**20, 1600 * 2**20)
+    clock.now_s += 1
+    progress("checking, files", 0, 1)
     assert capsys.readouterr().out.splitlines() == [
-        "reading: [##########..........] 2/4",
-        "reading: [####################] 4/4",
-        "counting: 1,500",
+        "reading: [##########..........] 2/4 rows",
+        "reading: [####################] 4/4 rows",
+        "counting: 1,500 tokens",
+        "fetching: [....................] 3/1,600 MiB",
+        "checking: [....................] 0/1 file",
     ]
+
+
+def test_a_stage_knows_what_it_does() -> None:
+    progress = StageProgress("loading", clock=Clock())
+    assert progress.doing == "loading"
+    progress("reading, rows", 1, 4)
+    assert progress.doing == "reading"
+    progress("reading, rows", 4, 4)
+    assert progress.doing == "loading"
+
+
+@pytest.mark.parametrize(
+    ("told", "doing"),
+    [
+        ([], "waiting for the workers"),
+        ([event("started", of=2)], "loading the model"),
+        ([event("model_loaded")], "step 1"),
+        ([event("started", of=2), event("step", 1, of=2)], "step 2"),
+        ([event("started", of=2), event("validation_begin", 1)], "step 1: validation"),
+        ([event("started", of=2), event("validation", 2)], "after the last step"),
+        ([event("checkpoint_begin", 1)], "step 1: saving"),
+        ([event("validation_begin", 2, what="adapter")], "check of the exported adapter"),
+        ([event("finished", 2)], "the workers end"),
+    ],
+)
+def test_what_a_job_does_follows_from_its_events(told: list[Event], doing: str) -> None:
+    printer = ProgressPrinter()
+    for item in told:
+        printer.observe(item)
+    assert printer.doing == doing
 
 
 class Gone(io.StringIO):

@@ -62,6 +62,11 @@ def test_deadline_follows_the_last_event(kinds: list[str], work: Work, limit: fl
     assert (passed.work, passed.limit_s) == (work, limit)
 
 
+def test_a_word_on_a_validation_does_not_move_its_deadline() -> None:
+    begun = after("step", "validation_begin")
+    assert advance(begun, Event("validation_progress", 0.0, 1, 1, {"done": 1, "of": 2}), 5.0) == begun
+
+
 def test_every_event_kind_has_a_next_deadline() -> None:
     assert set(AFTER) == set(KINDS)
 

@@ -119,7 +119,7 @@ def test_the_digest_is_the_models_and_not_the_runs(base: Path, adapter: Path, tm
 def test_progress_is_told_in_bytes_and_ends_at_the_whole(base: Path, adapter: Path, tmp_path: Path) -> None:
     told: list[tuple[str, int, int]] = []
     merge(base, adapter, tmp_path, lambda *item: told.append(item))
-    assert {(what, of) for what, _, of in told} == {("merge", read_base(base).bytes)}
+    assert {(what, of) for what, _, of in told} == {("merge, bytes", read_base(base).bytes)}
     assert told[-1][1] == sum(tensor.bytes for tensor in read_base(base).tensors.values())
 
 

@@ -280,7 +280,7 @@ def test_the_built_in_orders_keep_their_own_split(
     seen: list[tuple[str, int, int]] = []
     record = prepare(make_plan("orders"), base, run, cache=tmp_path, progress=lambda *state: seen.append(state))
     assert (record.validation_samples, record.score, record.shape) == (120, "json_fields", "prompt_completion")
-    assert seen[0][0] == "reading and tokenising"
+    assert seen[0][0] == "reading and tokenising, rows"
     assert seen[-1][1] == seen[-1][2]
 
 

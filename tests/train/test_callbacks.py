@@ -14,7 +14,7 @@ from steps.protocol.events import Event, EventTail, EventWriter
 from steps.protocol.failure_class import EXIT_DIVERGED
 from steps.protocol.failure_record import record_of
 from steps.protocol.handover import HeldOutLoss
-from steps.train.loop.backend import Listener, ModelSize, StepDone
+from steps.train.loop.backend import Listener, ModelSize, StepDone, Told
 from steps.train.loop.callbacks import Callbacks, DivergedError
 from steps.train.spec import TrainSpec
 from tests.train.train_harness import Trainings
@@ -41,7 +41,9 @@ class Counting:
             if listener.step_done(step_of(step)):
                 return
 
-    def validate(self) -> float:
+    def validate(self, told: Told) -> float:
+        for done in range(4):
+            told(done, 4)
         self._latest = self.losses.pop(0)
         return self._latest
 
@@ -96,6 +98,16 @@ def test_saves_and_validations_come_at_their_intervals_and_at_the_end(spec: Trai
     assert [step for kind, step in told if kind == "checkpoint"] == [4, 8, 10]
     assert [step for kind, step in told if kind == "validation"] == [5, 10]
     assert told[:2] == [("first_step", 1), ("step", 1)]
+
+
+def test_a_validation_that_takes_long_tells_how_far_it_is(spec: TrainSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "validation_progress" not in [kind for kind, _ in Case(spec).run()]
+    case = Case(spec)
+    times = iter(range(0, 1000, 3))
+    monkeypatch.setattr(case.callbacks, "_clock", lambda: float(next(times)))
+    case.callbacks.step_done(step_of(5))
+    told = [event for event in case.events if event.kind == "validation_progress"]
+    assert [(event.step, event.data) for event in told] == [(5, {"done": 2, "of": 8}), (5, {"done": 6, "of": 8})]
 
 
 def test_only_so_many_checkpoints_are_kept(spec: TrainSpec) -> None:

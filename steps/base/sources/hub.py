@@ -76,7 +76,7 @@ class Hub:
         total = sum(sizes[name] for name in wanted)
         room(total)
         disable_progress_bars()  # theirs would fill the step's log; ours is `say`
-        with self._errors(), watched(folder, total, say, f"fetching {self.repository}"):
+        with self._errors(), watched(folder, total, say, f"fetching {self.repository}, bytes"):
             snapshot_download(
                 self.repository,
                 revision=info.sha,

@@ -66,7 +66,7 @@ class WheelSource:
 
     def fill(self, folder: Path, *, room: Room, say: Say) -> str:
         room(4 * self.file.stat().st_size)  # 4 bits become 16
-        what = f"converting {self.wheel.file}"
+        what = f"converting {self.wheel.file}, tensors"
         wheel.convert(self.file, folder, self.wheel, on_tensor=lambda written, of: say(what, written, of))
         return self.wheel.sha256
 
@@ -123,7 +123,7 @@ class S3Source:
         total = sum(int(item["Size"]) for item in listing)
         room(total)
         bucket, _ = s3.split_address(self.address)
-        with watched(folder, total, say, f"fetching {self.address}"):
+        with watched(folder, total, say, f"fetching {self.address}, bytes"):
             for item in listing:
                 s3.download(f"s3://{bucket}/{item['Key']}", folder)
         return digest_of(self.key)

@@ -17,7 +17,7 @@ from typing import Any
 from steps import s3
 from steps.errors import DataError
 from steps.prepare.read import orders
-from steps.prepare.read.files import Row, Side, file_size, is_readable, read_rows, suffixes
+from steps.prepare.read.files import Row, Side, file_size, format_of, is_readable, read_rows, suffixes
 from steps.prepare.read.json_files import is_description
 from steps.prepare.read.splits import side_of
 from steps.protocol.records import digest_file, digest_of
@@ -43,12 +43,14 @@ class DataSource:
     fingerprint: str
     """Changes with the content."""
     size: int
-    """What the last row's `done` will be about: bytes or rows."""
+    """What the last row's `done` will be about."""
     rows: Callable[[], Iterator[Row]]
     bytes: int = 0
     """Of its files, to estimate the room that is needed; 0 if not known."""
     files: tuple[str, ...] = ()
     """SHA-256 and name of each data file, in `sha256sum`'s own form; none where no file is read."""
+    unit: str = "rows"
+    """Of `size`: rows or bytes."""
     notes: tuple[str, ...] = ()
     """What a person should know of it: files that are not read, or not trained on."""
 
@@ -129,7 +131,8 @@ def _open_files(name: str, path: Path) -> DataSource:
     notes = [f"held out, never trained on: {_listed(held_out, path)}"] if held_out else []
     notes += [f"files that are not read: {_listed(ignored, path)}"] if ignored else []
     used = sum(file.stat().st_size for file in files)
-    return DataSource(name, fingerprint, sum(sizes), rows, bytes=used, files=listed, notes=tuple(notes))
+    unit = "rows" if {format_of(file) for file in files} == {".parquet"} else "bytes"
+    return DataSource(name, fingerprint, sum(sizes), rows, bytes=used, files=listed, unit=unit, notes=tuple(notes))
 
 
 def _data_files(path: Path) -> tuple[list[Path], list[Path]]:

@@ -5,7 +5,7 @@ Every method runs on every rank, in the same order; where files are written, the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -46,6 +46,10 @@ class Listener(Protocol):
         """True ends training after this step; the same on every rank."""
 
 
+Told = Callable[[int, int], None]
+"""(batches done, batches in all) of this rank."""
+
+
 class Backend(Protocol):
     """A training framework behind one door."""
 
@@ -66,7 +70,7 @@ class Backend(Protocol):
     def train(self, *, done: int, listener: Listener) -> None:
         """Take steps `done` + 1, … up to the last, or until the listener says stop."""
 
-    def validate(self) -> float:
+    def validate(self, told: Told) -> float:
         """Mean cross-entropy per target token of the held-out rows, nats."""
 
     def validation_head(self) -> HeldOutLoss | None:

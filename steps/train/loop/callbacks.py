@@ -18,10 +18,12 @@ from steps.protocol.checkpoints import Writer, checkpoint_path, commit, prune
 from steps.protocol.events import EventWriter
 from steps.protocol.failure_class import EXIT_DIVERGED
 from steps.protocol.rundir import read_json, storage_errors, write_json
-from steps.train.loop.backend import Backend, StepDone
+from steps.train.loop.backend import Backend, StepDone, Told
 from steps.train.spec import TrainSpec
 
 MEMORY = "progress.json"
+TELL_EVERY_S = 5.0
+"""Between two words on a validation."""
 
 
 class DivergedError(LoraFlowError):
@@ -137,7 +139,7 @@ class Callbacks:
     def _validate(self, step: int) -> bool:
         begun = self._clock()
         self._emit("validation_begin", step)
-        loss = self._backend.validate()
+        loss = self._backend.validate(self._teller(step))
         progress = self.progress
         is_better = progress.best_loss is None or loss < progress.best_loss
         progress.last_loss = loss
@@ -158,7 +160,20 @@ class Callbacks:
 
     def check_begins(self) -> None:
         """The exported adapter is about to be looked at: the deadline is a validation's."""
-        self._emit("validation_begin", self.step)
+        self._emit("validation_begin", self.step, what="adapter")
+
+    def _teller(self, step: int) -> Told:
+        """Tells of a validation that takes long."""
+        next_s = self._clock() + TELL_EVERY_S
+
+        def tell(done: int, of: int) -> None:
+            nonlocal next_s
+            if self._clock() >= next_s:
+                next_s = self._clock() + TELL_EVERY_S
+                rows = self._spec.validation_rows
+                self._emit("validation_progress", step, done=rows * done // of, of=rows)
+
+        return tell
 
     def _save(self, step: int) -> None:
         begun = self._clock()

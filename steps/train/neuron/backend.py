@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from steps.protocol.handover import HeldOutLoss
 from steps.protocol.prepared import PreparedRows
 from steps.protocol.rundir import storage_errors, write_atomic, write_json
-from steps.train.loop.backend import Listener, ModelSize
+from steps.train.loop.backend import Listener, ModelSize, Told
 from steps.train.loop.feed import Feed
 from steps.train.loop.ranks import Ranks
 from steps.train.neuron.cache import STEADY, KeepsGraphs, fetch_graphs, keep_graphs
@@ -131,8 +131,8 @@ class NeuronBackend:
         assert self._checkpoint is not None
         optimizer.restore(self._checkpoint, scheduler, load_file(self._checkpoint / self._shard()))
 
-    def validate(self) -> float:
-        """Every replica looks at its share; sums are added in the order of the rows."""
+    def validate(self, told: Told) -> float:
+        """Every replica looks at its share; sums are added in the order of the rows. How far it is is not told."""
         everyone = by_replica(self._ranks.gather(self._trainer.validation_sums()), self._spec)
         pairs: list[tuple[float, int]] = [pair for pairs in everyone for pair in pairs][: self._feed.validation_count]
         return math.fsum(loss for loss, _ in pairs) / max(sum(count for _, count in pairs), 1)

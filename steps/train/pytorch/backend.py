@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from steps.protocol.handover import HeldOutLoss
 from steps.protocol.rundir import storage_errors, write_json
-from steps.train.loop.backend import Listener, ModelSize
+from steps.train.loop.backend import Listener, ModelSize, Told
 from steps.train.loop.feed import Feed
 from steps.train.loop.ranks import Ranks
 from steps.train.spec import TrainSpec
@@ -98,16 +98,16 @@ class TorchBackend:
             restore(self._checkpoint, self._loop.optimizer, self._loop.scheduler, trainable(self._model))
         self._loop.follow(Course(done, listener, self._stop_asked))
 
-    def validate(self) -> float:
+    def validate(self, told: Told) -> float:
         """Every rank looks at its share; sums are added in the order of the rows, so they do not depend on the layout."""
         import torch
 
         self._model.eval()
+        batches, mine = self._feed.validation_batches(), []
         with torch.no_grad():
-            mine = [
-                (self._loss(self._model, batch, self._device).item(), len(batch.targets))
-                for batch in self._feed.validation_batches()
-            ]
+            for number, batch in enumerate(batches):
+                told(number, len(batches))
+                mine.append((self._loss(self._model, batch, self._device).item(), len(batch.targets)))
         everyone = [pair for pairs in self._ranks.gather(mine) for pair in pairs][: self._feed.validation_count]
         self._head = self._feed.head_of(everyone)
         return math.fsum(loss for loss, _ in everyone) / max(sum(count for _, count in everyone), 1)
