@@ -180,10 +180,12 @@ def account_of(directory: TrainDir, history: History, prices: Prices, *, until_s
     attempts = history.attempts
     for index, item in enumerate(attempts):
         following = attempts[index + 1] if index + 1 < len(attempts) else None
-        ended_s = until_s if following is None else following.created_s
-        if following and following.begins_session and item.finished_s is not None:
+        ended_s = following.created_s if following else until_s
+        if item.finished_s is not None and (following is None or following.begins_session):
             ended_s = item.finished_s
-        idle_s = max(0.0, item.created_s - spans[-1].ended_s) if spans else 0.0
+        idle_s = item.idle_s
+        if idle_s is None:
+            idle_s = max(0.0, item.created_s - spans[-1].ended_s) if spans else 0.0
         failed_s = (item.failed_s or item.finished_s) if item.failure_class else None
         events = _events(directory.events(item.number))
         ends = (max(ended_s, item.created_s), failed_s, item.admitted_s)

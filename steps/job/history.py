@@ -21,6 +21,23 @@ NOT_COUNTED = "forgiven"
 
 
 @dataclass(frozen=True, slots=True)
+class Clocks:
+    """How a supervisor's clocks stood to each other, so that a later one's can be compared with them."""
+
+    boot: str
+    wall_s: float
+    """Unix time less the monotonic clock, which counts from the machine's start."""
+    ahead_s: float
+    """Unix time less the file system's clock."""
+
+    def ahead_of(self, earlier: Clocks) -> float:
+        """Seconds by which the Unix time here is ahead of the earlier one's, beyond those that have passed."""
+        if self.boot == earlier.boot:
+            return self.wall_s - earlier.wall_s
+        return self.ahead_s - earlier.ahead_s
+
+
+@dataclass(frozen=True, slots=True)
 class Attempt:
     """One submission of the job. An attempt without `finished_s` is, as far as we know, still running."""
 
@@ -55,6 +72,8 @@ class Attempt:
     """It waited in vain for nodes that could take it."""
     ready_s: float | None = None
     """Seconds from its creation to its first training step, without those in a queue."""
+    idle_s: float | None = None
+    """Seconds between the last attempt's end and it when there was no supervisor; None: as the labels say (older versions)."""
     spent_s: float | None = None
     """Seconds, by a monotonic clock, in which it ran or was wanted outside a queue; None: not known (yet)."""
 
@@ -94,6 +113,8 @@ class History:
     label: str = ""
     """The job's at its first attempt: the same training under another name of its model or data keeps it, since a cluster's jobs
     are found by it. Empty: an older version's."""
+    clocks: Clocks | None = None
+    """Of the supervisor that wrote last."""
     result: dict[str, Any] = field(default_factory=dict)
     """What the published result was made by: account, layout, step."""
 
@@ -144,9 +165,10 @@ class History:
         for attempt in attempts:
             FailureClass(attempt.failure_class or FailureClass.UNKNOWN)
         verdict = Verdict(**raw["verdict"]) if raw.get("verdict") else None
+        clocks = Clocks(**raw["clocks"]) if raw.get("clocks") else None
         label, result = str(raw.get("label") or ""), dict(raw.get("result") or {})
         counts = (int(raw[NOT_COUNTED]), verdict, int(raw.get("not_budgeted") or 0))
-        return cls(str(raw["identity"]), attempts, *counts, label, result)
+        return cls(str(raw["identity"]), attempts, *counts, label, clocks, result)
 
 
 def _excluded(item: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:

@@ -7,8 +7,11 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
+from steps.job.agent.in_use import now_on
+from steps.job.agent.processes import boot_id
 from steps.protocol.events import Event
 from steps.protocol.rundir import TrainDir
 
@@ -86,6 +89,10 @@ class Outside:
     wall: Callable[[], float] = time.time
     """Unix time, for what people read."""
     sleep: Callable[[float], None] = time.sleep
+    boot: Callable[[], str] = boot_id
+    """Changes with every start of the machine: `clock` can be compared within one."""
+    disk: Callable[[Path], float] = now_on
+    """Unix time by the file system's clock, where a folder is: the same for all machines, unless it takes theirs."""
 
     def steadied(self) -> Outside:
         """With Unix time as it is now, moved on by the monotonic clock: a wall clock that is set makes no long attempt."""

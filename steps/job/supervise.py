@@ -166,14 +166,15 @@ class _Supervisor:
 
     def _adopt(self, number: int) -> bool:
         """Go on with an attempt that an earlier supervisor began; True if it had not come to exist."""
-        self.book.has_begun = True
         self.book.tell("attempt_began", nodes=self.job.nodes, is_adopted=True)
         self.expected_step = 0
         self._take_over()
         snapshot = self.launcher.read(self.job, number)
         if snapshot.phase is Phase.GONE:
+            self.book.begin_again()
             self._create(number)
             return True
+        self.book.is_new = snapshot.is_over
         self.ended_unwatched = number if snapshot.is_over else 0
         how = "ended while nobody watched it" if snapshot.is_over else "is still running; watching over it from here"
         self.outside.notice(f"{self.job.label}: attempt {number} {how}")
@@ -183,15 +184,16 @@ class _Supervisor:
         """An open attempt with other workers or settings: it saves, stops, and makes room."""
         self.outside.notice(f"{self.job.label}: attempt {number} has other settings or workers; it is stopped first")
         self._take_over()
+        self.book.is_new = False
         self.watch.clear(number, grace_s=self.settings.deadlines.grace_s)
         self._close(Failure(FailureClass.PREEMPTED, "stopped, to go on with other settings or workers"), None)
 
     def _take_over(self) -> None:
-        """The open attempt's time goes on from where its supervisor left it; that nobody watched is not counted."""
-        open_attempt = self.history.attempts[-1]
-        self.watch.spent.begin_attempt(self.outside.clock(), self.book.spent_of(open_attempt))
+        """The open attempt's time goes on from where its supervisor left it, or its workers are."""
+        number = self.history.attempts[-1].number
+        self.watch.spent.begin_attempt(self.outside.clock(), self.book.take_over())
         lease = self.watch.lease
-        lease.patience.insist(lambda: lease.begin(open_attempt.number, self.watch.spent.attempt_s))
+        lease.patience.insist(lambda: lease.begin(number, self.watch.spent.attempt_s))
 
     def _interrupt(self) -> None:
         """A person pressed Ctrl-C: the workers save and stop; a second Ctrl-C leaves that to the agent."""

@@ -122,7 +122,7 @@ def touch(path: Path, record: dict[str, Any]) -> None:
 
 def _sweep(folder: Path) -> None:
     """Remove what killed owners left."""
-    now_s = _now_s(folder)
+    now_s = now_on(folder)
     for path in folder.glob("*.json"):
         if _user(path, now_s) is None:
             with contextlib.suppress(OSError):
@@ -131,7 +131,7 @@ def _sweep(folder: Path) -> None:
 
 def users_of(run: Path) -> list[User]:
     """Every living user of a run directory: stages, supervisors, and the workers' agents."""
-    now_s = _now_s(run)
+    now_s = now_on(run)
     files = [*run.glob(f"{FOLDER}/*.json"), *_agents(run)]
     found = [user for path in sorted(files) if (user := _user(path, now_s))]
     trainings = sorted(path for path in run.glob("*") if TrainDir(path).holder.exists() or TrainDir(path).lock.exists())
@@ -146,7 +146,7 @@ def flows_of(run: Path) -> dict[str, User]:
 
 def supervisor_of(training: Path) -> User | None:
     """The supervisor that acts on a training, here or on another machine; None if there is none."""
-    found = _user(TrainDir(training).holder, _now_s(training))
+    found = _user(TrainDir(training).holder, now_on(training))
     if found:
         return User(f"the launcher of {training.name}", found.node, found.pid)
     return User(f"a launcher of {training.name}") if _is_locked(TrainDir(training).lock) else None
@@ -194,7 +194,7 @@ def _is_locked(path: Path) -> bool:
     return False
 
 
-def _now_s(folder: Path) -> float:
+def now_on(folder: Path) -> float:
     """The time on the file system's clock, where it may be asked; else on ours."""
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
