@@ -5,6 +5,7 @@
 | watched | then |
 |---|---|
 | the job was there, and is gone | cancelled: somebody deleted it |
+| its deletion was asked for while it was watched, and its workers have ended | the same: it stays until its pods are gone |
 | it was begun, and was gone before we looked | preempted: it was deleted while nobody watched |
 | a pod is on its way out, and its node does not answer | it is not waited for |
 | pods do not come | the events say why: a quota, a validation |
@@ -72,6 +73,8 @@ class Seen:
     since_s: float
     has_been: bool = False
     """The job was seen."""
+    has_stayed: bool = False
+    """It was seen before anybody had asked for its deletion."""
     hint: str = ""
     """What the events say about pods that do not come."""
     asked_s: Mapping[Ask, float] = field(default_factory=dict)
@@ -114,11 +117,17 @@ def advance(seen: Seen, look: Look) -> tuple[Seen, tuple[Question, ...]]:
     first = {uid: seen.leaving_s.get(uid, look.now_s) for uid in sorted(leaving)}
     told = {pod["metadata"]["uid"]: pull for pod in look.pods if (pull := failed_pull(pod))}
     has_been = seen.has_been or look.job is not None
-    seen = replace(seen, has_been=has_been, leaving_s={**seen.leaving_s, **first}, pulls={**seen.pulls, **told})
+    has_stayed = seen.has_stayed or (look.job is not None and not _is_leaving(look.job))
+    seen = replace(seen, has_been=has_been, has_stayed=has_stayed)
+    seen = replace(seen, leaving_s={**seen.leaving_s, **first}, pulls={**seen.pulls, **told})
     questions = (*_about_nodes(seen, look), *_about_events(seen, look), *_about_pulls(seen, look))
     for question in questions:
         seen = seen.asked(question.ask, look.now_s)
     return seen, questions
+
+
+def _is_leaving(job: Mapping[str, Any]) -> bool:
+    return bool(job["metadata"].get("deletionTimestamp"))
 
 
 def _about_nodes(seen: Seen, look: Look) -> Iterator[Question]:
@@ -168,6 +177,8 @@ def judge(seen: Seen, look: Look, snapshot: JobSnapshot, *, was_begun: bool) -> 
     if snapshot.phase is Phase.GONE and was_begun:
         words = "the job was deleted while nobody watched it"
         return JobSnapshot(Phase.FAILED, (), Reason.PREEMPTED, words, snapshot.remaining)
+    if snapshot.is_over and seen.has_stayed and look.job is not None and _is_leaving(look.job):
+        return replace(snapshot, reason=Reason.CANCELLED)
     is_ignored = look.job is not None and not has_conditions(look.job) and not is_suspended(look.job)
     if is_ignored and look.now_s - seen.since_s > NOTICE_S and INVALID in seen.hint:
         return JobSnapshot(Phase.FAILED, (), Reason.CONFIG, seen.hint, snapshot.remaining, is_refused=True)

@@ -72,6 +72,19 @@ def test_a_job_that_was_seen_and_is_gone_was_cancelled() -> None:
     assert judge(Seen(0.0), look(2.0), JobSnapshot(Phase.GONE), was_begun=False) == JobSnapshot(Phase.GONE)
 
 
+def test_a_job_that_is_deleted_in_the_foreground_was_cancelled_though_its_pods_end_first() -> None:
+    going = job("Running")
+    going["metadata"]["deletionTimestamp"] = "2026-11-28T18:21:20Z"
+    ended = JobSnapshot(Phase.FAILED, (), Reason.NONE, "1 Worker replica(s) failed", 3)
+    watched, _ = advance(Seen(0.0), look(1.0, found=job("Running")))
+    watched, _ = advance(watched, look(2.0, found=going))
+    assert judge(watched, look(2.0, found=going), ended, was_begun=True).reason is Reason.CANCELLED
+    running = JobSnapshot(Phase.RUNNING, remaining=3)
+    assert judge(watched, look(2.0, found=going), running, was_begun=True) == running, "its workers save"
+    late, _ = advance(Seen(0.0), look(2.0, found=going))
+    assert judge(late, look(2.0, found=going), ended, was_begun=True) == ended, "nobody knows who asked for it"
+
+
 def test_advance_changes_nothing_that_it_was_given() -> None:
     seen = Seen(0.0)
     advance(seen, look(5.0, leaving(0), found=job("Running")))
