@@ -131,15 +131,25 @@ def hub_pages(plan: Plan) -> dict[str, str]:
     return {what: f"{HUB}/{kind}{name}" for what, (kind, name) in named.items() if HUB_ID.fullmatch(name)}
 
 
-def tags(plan: Plan, report: Report) -> list[str]:
-    """Tags that make a run findable in the Metaflow UI."""
-    return [
+CHANGING_TAGS = ("state:", "score:", "gate:")
+"""Beginnings of tags that a later stage sets anew."""
+
+
+def tags(plan: Plan, state: str, report: Report | None = None) -> list[str]:
+    """Tags that make a run findable in the Metaflow UI, from its first stage on; `state`: the stage that it is in, or `done`.
+
+    A run that failed or was interrupted keeps the stage where it was.
+    """
+    known = [
         f"model:{plan.model.name}",
         f"dataset:{plan.dataset.name}",
         f"method:{plan.training.lora.method}",
-        f"score:{report.tuned_score:.3f}",
-        f"gate:{'passed' if report.gate_passed else 'failed'}",
+        f"state:{state}",
     ]
+    scores = (
+        [f"score:{report.tuned_score:.3f}", f"gate:{'passed' if report.gate_passed else 'failed'}"] if report else []
+    )
+    return known + scores
 
 
 def example_prompt(report: Report) -> str:

@@ -12,7 +12,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -221,10 +221,11 @@ def flow_id() -> str:
     return str(current.run_id or "")
 
 
-def tag_run(tags: Iterable[str]) -> None:
-    """Add tags to the run that this step belongs to.
+def tag_run(tags: Iterable[str], *, instead_of: Sequence[str] = ()) -> None:
+    """Add tags to the run that this step belongs to, and those that a person gave the run which it resumes.
 
-    In a pod without a metadata service nobody keeps the run's record: the tags are then told, not kept.
+    `instead_of`: tags that begin with one of these are taken away, unless they are given anew. In a pod without a metadata
+    service nobody keeps the run's record: the tags are then told, not kept.
     """
     from metaflow import Run
     from metaflow.exception import MetaflowNotFound
@@ -235,7 +236,22 @@ def tag_run(tags: Iterable[str]) -> None:
     except MetaflowNotFound:
         say(f"not tagged, since no metadata service keeps the record of {pathspec()}: {', '.join(given)}")
         return
-    run.add_tags(given)
+    kept = run.user_tags | _tags_of_origin()
+    former = [tag for tag in kept if tag.startswith(tuple(instead_of)) and tag not in given]
+    run.replace_tags([tag for tag in former if tag in run.user_tags], [*given, *(kept - set(former))])
+
+
+def _tags_of_origin() -> frozenset[str]:
+    """What people have tagged the resumed run with; Metaflow starts a resumed run without."""
+    from metaflow import Run
+    from metaflow.exception import MetaflowNotFound
+
+    if not current.origin_run_id:
+        return frozenset()
+    try:
+        return frozenset(Run(f"{current.flow_name}/{current.origin_run_id}", _namespace_check=False).user_tags)
+    except MetaflowNotFound:
+        return frozenset()
 
 
 def lacks_cards() -> bool:

@@ -42,6 +42,7 @@ def describe_data(data: PreparedData) -> list[str]:
 def conclude(flow: Any) -> None:
     """The last words of a run: what was learned, where it lies, what to type next."""
     if flow.dry_run:
+        metaflow_internals.tag_run(["state:dry-run"], instead_of=["state:"])
         run = Path(flow.prepared["path"]).parent
         say(f"dry run: nothing was trained. To train with these options on this data: {how_to_continue(run)}")
         return

@@ -70,8 +70,10 @@ def test_pages_on_the_hub_are_named_where_there_are_any() -> None:
 
 
 def test_tags_make_a_run_findable() -> None:
-    assert tags(plan_of(), REPORT) == ["model:tiny", "dataset:orders", "method:lora", "score:0.938", "gate:passed"]
-    assert "gate:failed" in tags(plan_of(), replace(REPORT, gate_passed=False))
+    begun = ["model:tiny", "dataset:orders", "method:lora", "state:train"]
+    assert tags(plan_of(), "train") == begun
+    assert tags(plan_of(), "done", REPORT) == [*begun[:3], "state:done", "score:0.938", "gate:passed"]
+    assert "gate:failed" in tags(plan_of(), "done", replace(REPORT, gate_passed=False))
 
 
 def prompt_from(folder: Path, line: str) -> str:

@@ -63,7 +63,7 @@ def test_the_exit_code_of_no_retry_is_metaflow_s() -> None:
 
 def test_tagging_a_run_needs_what_the_client_still_has() -> None:
     assert "_namespace_check" in inspect.signature(MetaflowObject.__init__).parameters
-    assert "tags" in inspect.signature(Run.add_tags).parameters
+    assert "tags_to_add" in inspect.signature(Run.replace_tags).parameters
 
 
 def test_where_nobody_keeps_the_run_s_record_its_tags_are_told(
@@ -77,36 +77,43 @@ def test_where_nobody_keeps_the_run_s_record_its_tags_are_told(
 
 
 TAG = """
-from steps.flow.metaflow_internals import tag_run, pathspec, set_current
+import os
+from steps.flow.metaflow_internals import tag_run, pathspec
 from metaflow import FlowSpec, step
 class Tagged(FlowSpec):
     @step
     def start(self):
-        tag_run(["gate:passed"])
+        tag_run(["model:tiny", "state:start"], instead_of=["state:"])
         self.where = pathspec()
         self.next(self.end)
     @step
     def end(self):
-        pass
+        tag_run(["model:tiny", "state:end"], instead_of=["state:"])
+        if "FAILS" in os.environ:
+            raise ValueError("on purpose")
 if __name__ == "__main__":
     Tagged()
 """
 
 
 @pytest.mark.slow
-def test_a_run_that_tags_itself_has_the_tag(tmp_path: Path, clean_environment: dict[str, str]) -> None:
+def test_a_run_is_tagged_from_its_start_and_a_resumed_one_keeps_a_person_s_tags(
+    tmp_path: Path, clean_environment: dict[str, str]
+) -> None:
     (tmp_path / "tagged.py").write_text(TAG)
-    command = [sys.executable, str(tmp_path / "tagged.py"), "run"]
-    done = subprocess.run(command, env=clean_environment, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    look = (
-        "from metaflow import Flow; run = Flow('Tagged').latest_run; "
-        "print(sorted(run.user_tags), run['start'].task.data.where)"
-    )
-    told = subprocess.run(
-        [sys.executable, "-c", look], env=clean_environment, cwd=tmp_path, capture_output=True, text=True
-    )
-    assert told.stdout.startswith("['gate:passed'] Tagged/")
+    flow = [sys.executable, str(tmp_path / "tagged.py")]
+
+    def run(*words: str, **more: str) -> str:
+        done = subprocess.run(
+            words, env={**clean_environment, **more}, cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        return done.stdout + done.stderr
+
+    look = "from metaflow import Flow; run = Flow('Tagged').latest_run; print(sorted(run.user_tags))"
+    assert "on purpose" in run(*flow, "run", "--tag", "ours", FAILS="1")
+    assert run(sys.executable, "-c", look).startswith("['model:tiny', 'ours', 'state:end']")
+    run(*flow, "resume", "end")
+    assert run(sys.executable, "-c", look).startswith("['model:tiny', 'ours', 'state:end']")
 
 
 @pytest.mark.parametrize(
