@@ -31,9 +31,10 @@ def shared_prefix(rows: Sequence[Sequence[int]], *, at_most: int) -> int:
 def read_prefix(model: Any, prefix: Sequence[int], rows: int) -> Any:
     """A cache that holds the prefix, once per row."""
     import torch
-    from transformers import DynamicCache
 
-    cache = DynamicCache(config=model.config)
+    from steps.evaluate.cache import growing_cache
+
+    cache = growing_cache(model)
     if prefix:
         model(
             input_ids=torch.tensor([list(prefix)], device=model.device),

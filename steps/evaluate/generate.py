@@ -125,9 +125,9 @@ def _quickly(
             if on_token:
                 on_token(row, token)
         if len(kept) < len(going):
-            state.keep(kept)
-            chosen = chosen[kept]
-            going = [going[place] for place in kept]
+            order = state.keep(kept)
+            chosen = chosen[order]
+            going = [going[place] for place in order]
         state.append(chosen)
     return answers
 

@@ -18,8 +18,8 @@ from steps.evaluate.attention import quicken_steps
 from steps.evaluate.generate import answer_limit, end_tokens, generate
 from steps.evaluate.loss import mean_loss
 from steps.evaluate.questions import Questions
-from steps.evaluate.reasoning import after_thinking, has_markers, is_part_of_a_marker, opened_by
-from steps.evaluate.scores import score_answer
+from steps.evaluate.scoring.reasoning import after_thinking, has_markers, is_part_of_a_marker, opened_by
+from steps.evaluate.scoring.scores import score_answer
 from steps.machine import has_fast_bf16
 from steps.protocol.prepared import HeldOut
 

@@ -29,13 +29,19 @@ class State:
     """(rows, tokens to read)"""
     cache: Any
 
-    def keep(self, places: Sequence[int]) -> None:
-        """Drop all other rows."""
+    def keep(self, kept: Sequence[int]) -> list[int]:
+        """Drop all rows but those at these places, given in ascending order; the order in which they stand from now on."""
         import torch
 
-        rows = torch.tensor(list(places), dtype=torch.long, device=self.mask.device)
-        self.cache.batch_select_indices(rows)
+        order = filled(kept)
+        rows = torch.tensor(order, dtype=torch.long, device=self.mask.device)
+        holes = torch.tensor(
+            [place for place, row in enumerate(order) if row != place], dtype=torch.long, device=rows.device
+        )
+        for layer in self.cache.layers:
+            layer.keep(len(order), holes, rows[holes])
         self.tokens, self.mask, self.positions = self.tokens[rows], self.mask[rows], self.positions[rows]
+        return order
 
     def append(self, tokens: Tensor) -> None:
         """One more token per row, of shape (rows,)."""
@@ -43,6 +49,13 @@ class State:
 
         self.tokens, self.positions = tokens[:, None], self.positions[:, -1:] + 1
         self.mask = torch.cat([self.mask, self.mask.new_ones(len(tokens), 1)], dim=1)
+
+
+def filled(kept: Sequence[int]) -> list[int]:
+    """The rows that are kept, in ascending order, as they will stand: the last ones where others have left."""
+    count = len(kept)
+    staying, movers = {row for row in kept if row < count}, iter([row for row in kept if row >= count])
+    return [place if place in staying else next(movers) for place in range(count)]
 
 
 def begin(model: Any, prompts: Sequence[Sequence[int]]) -> State:

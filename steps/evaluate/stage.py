@@ -7,19 +7,17 @@ The base model's results lie beside it, since they serve every tuned model on th
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from steps.errors import ConfigError, DataError, Problem, StorageError
-from steps.evaluate.gate import judge, tells
-from steps.evaluate.loss import perplexity
-from steps.evaluate.measure import Measured, Progress, load_tokenizer, measure, side_by_side
-from steps.evaluate.own_score import load_own, source_of
+from steps.evaluate.gate import tells
+from steps.evaluate.measure import Measured, Progress, load_tokenizer, measure
 from steps.evaluate.questions import Questions, read_questions, room_for_answers
-from steps.evaluate.scores import VALID_FORMS
+from steps.evaluate.report import Compared, kept_report, write_report
+from steps.evaluate.scoring.own_score import load_own, source_of
 from steps.protocol.records import (
     Adapter,
     BaseModel,
@@ -27,11 +25,9 @@ from steps.protocol.records import (
     PreparedData,
     Report,
     digest_file,
-    digest_of,
     identity_of,
 )
-from steps.protocol.rundir import RunDir, new_directory, read_json, write_json
-from steps.protocol.set_aside import set_aside
+from steps.protocol.rundir import RunDir, read_json, write_json
 from steps.settings.plan import Plan
 
 logger = logging.getLogger(__name__)
@@ -41,7 +37,6 @@ FORMAT = 2
 FIRST_ROWS = 32
 """Samples measured at first; as long as they cannot tell, twice as many. 32 show a difference of a quarter with 80 % power at the
 95 % level, where a third of the answers differ; 128 show an eighth."""
-REPORT, SAMPLES = "report.json", "samples.jsonl"
 
 
 def evaluate(
@@ -66,44 +61,15 @@ def evaluate(
     gate = plan.settings.evaluation.min_improvement
     identity = identity_of({"asked": asked, "merged": merged.digest, "gate": gate})
     folder = run.evaluation(identity)
-    if folder.exists():
-        if report := _reusable(folder):
-            return report
-        aside = set_aside(folder, hidden=True)
-        logger.warning("the evaluation in %s is damaged: moved to %s, and done again", folder, aside.name)
+    if report := kept_report(folder):
+        return report
     questions = _questions(plan, base, prepared)
     kept = run.path / f"evaluation-base-{identity_of(asked)}.json"
     before, after = _measure_both(plan, (base, merged), questions, kept, progress or _silent)
     questions = replace(questions, held_out=questions.held_out[: len(after.answers)])
     parents = {"base": base.digest, "prepared": prepared.digest, "adapter": adapter.digest, "merged": merged.digest}
-    with new_directory(folder) as beside:
-        samples = list(side_by_side(questions, before, after))
-        (beside / SAMPLES).write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in samples), "utf-8")
-        report = _report(
-            identity,
-            folder,
-            questions,
-            (before, after),
-            gate=gate,
-            parents=parents,
-            samples_digest=digest_of(samples),
-            words=_about_samples(plan, prepared),
-        )
-        write_json(beside / REPORT, {**report.to_dict(), "samples_sha256": digest_file(beside / SAMPLES)})
-    return report
-
-
-def read_samples(report: Report) -> list[dict[str, Any]]:
-    """The lines of samples.jsonl: prompt, reference, base_answer, tuned_answer, and both scores.
-
-    Raises:
-        StorageError: the file is missing or damaged.
-    """
-    path = Path(report.path) / SAMPLES
-    try:
-        return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-    except (OSError, ValueError) as error:
-        raise StorageError(f"cannot read {path} ({error}): remove its folder and evaluate again") from error
+    words = _about_samples(plan, prepared)
+    return write_report(folder, Compared(questions, before, after, gate, words), identity=identity, parents=parents)
 
 
 def check_score(plan: Plan) -> None:
@@ -222,76 +188,6 @@ def _about_samples(plan: Plan, prepared: PreparedData) -> str:
         if first
         else "the adapter was chosen by the samples that are measured, since too few are held out: raise --validation-fraction"
     )
-
-
-def _report(
-    identity: str,
-    folder: Path,
-    questions: Questions,
-    measured: tuple[Measured, Measured],
-    *,
-    gate: float,
-    parents: dict[str, str],
-    samples_digest: str,
-    words: str,
-) -> Report:
-    before, after = measured
-    verdict = judge(before.scores, after.scores, min_improvement=gate)
-    return Report(
-        path=str(folder),
-        identity=identity,
-        digest=digest_of([samples_digest, before.loss, after.loss, verdict.passed]),
-        score_name=questions.score,
-        samples=len(questions.held_out),
-        base_score=before.score,
-        tuned_score=after.score,
-        loss_samples=len(questions.loss_samples),
-        base_loss=before.loss,
-        tuned_loss=after.loss,
-        base_perplexity=perplexity(before.loss),
-        tuned_perplexity=perplexity(after.loss),
-        gate_passed=verdict.passed,
-        gate=verdict.words,
-        details={
-            **_details(questions.score, before, after, words),
-            "interval": [verdict.difference.low, verdict.difference.high],
-            "differing": verdict.difference.differing,
-            "max_new_tokens": questions.max_new_tokens,
-        },
-        parents=parents,
-    )
-
-
-def _details(score: str, before: Measured, after: Measured, words: str) -> dict[str, Any]:
-    """Counts and times that have no field of their own, and the counts in words."""
-    count = len(after.answers)
-    counted = {"exact match": [sum(answer.exact for answer in measured.answers) for measured in (before, after)]}
-    if score in VALID_FORMS:
-        counted[VALID_FORMS[score]] = [
-            sum(bool(answer.valid) for answer in measured.answers) for measured in (before, after)
-        ]
-    cut = [before.cut, after.cut]
-    if any(cut):
-        counted["answers cut"] = cut
-    told = [f"{what} {base}/{count} → {tuned}/{count}" for what, (base, tuned) in counted.items()]
-    return {
-        "words": ", ".join([*told, *([words] if words else [])]),
-        "counts": counted,
-        "cut": cut,
-        "generated_tokens": [before.tokens, after.tokens],
-        "generate_s": [before.generate_s, after.generate_s],
-        "loss_s": [before.loss_s, after.loss_s],
-    }
-
-
-def _reusable(folder: Path) -> Report | None:
-    """The report in a folder whose files are whole."""
-    try:
-        raw = read_json(folder / REPORT)
-        report = Report.from_dict({**raw, "path": str(folder)})
-        return report if digest_file(folder / SAMPLES) == raw["samples_sha256"] else None
-    except (StorageError, ValueError, KeyError, OSError):
-        return None
 
 
 def _silent(what: str, done: int, of: int) -> None:

@@ -29,46 +29,49 @@ def build(
     pathspec: str,
 ) -> dict[str, Any]:
     """The lineage of the model that `adapter` makes of `base`."""
-    settings = plan.model_dump(mode="json")
     return {
         "schema": SCHEMA,
         "run": pathspec,
         "code": dict(code),
-        "settings_digest": digest_of(settings),
-        "base": {
-            "name": base.name,
-            "source": base.source,
-            "revision": base.revision,
-            "digest": base.digest,
-        },
-        "data": {
-            "name": plan.dataset.name,
-            "source": prepared.source,
-            "fingerprint": _fingerprint(prepared),
-            "files": list(prepared.files),
-            "digest": prepared.digest,
-            "train_samples": prepared.train_samples,
-            "validation_samples": prepared.validation_samples,
-        },
-        "training": {
-            "method": adapter.method,
-            "rank": adapter.rank,
-            "alpha": plan.training.lora.alpha,
-            "dropout": plan.training.lora.dropout,
-            "targets": list(plan.training.lora.targets),
-            "init_adapter": plan.training.lora.init_adapter,
-            "init_adapter_digest": adapter.parents.get("init_adapter", ""),
-            "steps": adapter.step,
-            "sequence_length": prepared.sequence_length,
-            "packed": prepared.packed,
-            "learning_rate": plan.training.learning_rate,
-            "global_batch": plan.training.global_batch,
-            "seed": plan.training.seed,
-            "precision": plan.training.precision,
-            "attempts": adapter.attempts,
-            "loss": [adapter.first_loss, adapter.last_loss],
-        },
+        "settings_digest": digest_of(plan.model_dump(mode="json")),
+        "base": {name: getattr(base, name) for name in ("name", "source", "revision", "digest")},
+        "data": _data(plan, prepared),
+        "training": _training(plan, prepared, adapter),
         "adapter": {"digest": adapter.digest, "identity": adapter.identity},
+    }
+
+
+def _data(plan: Plan, prepared: PreparedData) -> dict[str, Any]:
+    return {
+        "name": plan.dataset.name,
+        "source": prepared.source,
+        "fingerprint": _fingerprint(prepared),
+        "files": list(prepared.files),
+        "digest": prepared.digest,
+        "train_samples": prepared.train_samples,
+        "validation_samples": prepared.validation_samples,
+    }
+
+
+def _training(plan: Plan, prepared: PreparedData, adapter: Adapter) -> dict[str, Any]:
+    training, lora = plan.training, plan.training.lora
+    return {
+        "method": adapter.method,
+        "rank": adapter.rank,
+        "alpha": lora.alpha,
+        "dropout": lora.dropout,
+        "targets": list(lora.targets),
+        "init_adapter": lora.init_adapter,
+        "init_adapter_digest": adapter.parents.get("init_adapter", ""),
+        "steps": adapter.step,
+        "sequence_length": prepared.sequence_length,
+        "packed": prepared.packed,
+        "learning_rate": training.learning_rate,
+        "global_batch": training.global_batch,
+        "seed": training.seed,
+        "precision": training.precision,
+        "attempts": adapter.attempts,
+        "loss": [adapter.first_loss, adapter.last_loss],
     }
 
 

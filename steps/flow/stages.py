@@ -269,6 +269,7 @@ def evaluate(
     """
     from steps.evaluate import stage as evaluate_stage
     from steps.evaluate.handover import check_merged
+    from steps.evaluate.report import read_samples
     from steps.flow.cards.metaflow_cards import fill_evaluate_card
     from steps.flow.model_card import Made, title_of, write_cards
 
@@ -290,7 +291,7 @@ def evaluate(
         card,
         title=title_of(told),
         report=report,
-        samples=evaluate_stage.read_samples(report),
+        samples=read_samples(report),
         shown=plan.settings.evaluation.samples,
         lineage=lineages.flat(made_from),
     )

@@ -11,7 +11,8 @@ import pytest
 
 from steps.errors import ConfigError, DataError, ModelError
 from steps.evaluate import stage
-from steps.evaluate.stage import evaluate, read_samples
+from steps.evaluate.report import read_samples
+from steps.evaluate.stage import evaluate
 from steps.protocol.records import PreparedData, Report
 from steps.protocol.rundir import RunDir
 from steps.settings.config import parse_options, parse_settings

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steps.evaluate.numbers import final_number
+from steps.evaluate.scoring.numbers import final_number
 
 NUMBERS = [
     ("so 3 + 4 = 7\n#### 7", "7"),

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from steps.errors import ConfigError
-from steps.evaluate.own_score import load_own, source_of
-from steps.evaluate.scores import score_answer
+from steps.evaluate.scoring.own_score import load_own, source_of
+from steps.evaluate.scoring.scores import score_answer
 from steps.settings.config import parse_settings
 
 SOURCE = """

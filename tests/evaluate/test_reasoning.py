@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from steps.evaluate.measure import Texts, _answer
-from steps.evaluate.reasoning import BLOCKS, after_thinking, opened_by
-from steps.evaluate.scores import SCORES, score_answer
+from steps.evaluate.scoring.reasoning import BLOCKS, after_thinking, opened_by
+from steps.evaluate.scoring.scores import SCORES, score_answer
 from steps.protocol.prepared import HeldOut
 from steps.protocol.turn_end import end_of_turn
 

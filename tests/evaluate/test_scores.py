@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steps.evaluate.scores import SCORES, VALID_FORMS, score_answer, words
+from steps.evaluate.scoring.scores import SCORES, VALID_FORMS, score_answer, words
 
 ORDER = '{"name": "Ann", "items": [{"n": 2}, {"n": 3}], "paid": true}'
 

@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
-from steps.evaluate.numbers import final_number
-from steps.evaluate.own_score import load_own
-from steps.evaluate.reasoning import after_thinking
+from steps.evaluate.scoring.numbers import final_number
+from steps.evaluate.scoring.own_score import load_own
+from steps.evaluate.scoring.reasoning import after_thinking
 
 UNBROKEN = re.compile(
     "[\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"

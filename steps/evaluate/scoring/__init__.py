@@ -1,0 +1,1 @@
+"""How good an answer is: functions of texts. Pure."""
