@@ -10,6 +10,7 @@ from collections.abc import Iterable, MutableMapping
 from pathlib import Path
 
 CPUINFO = Path("/proc/cpuinfo")
+MEMINFO = Path("/proc/meminfo")
 CGROUP = Path("/sys/fs/cgroup")
 GPU_FILES = (Path("/dev/nvidiactl"), Path("/dev/kfd"))
 """The drivers of NVIDIA and AMD make one of these; without either, torch need not be asked."""
@@ -68,6 +69,11 @@ def has_fast_bf16() -> bool:
 
         if torch.cuda.is_available():
             return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return processor_has_fast_bf16()
+
+
+def processor_has_fast_bf16() -> bool:
+    """The same of its processor."""
     try:
         return cpu_has_fast_bf16(processor_features(CPUINFO.read_text()))
     except OSError:  # no Linux
@@ -79,6 +85,33 @@ def without_torch(environment: MutableMapping[str, str]) -> None:
     called before transformers is imported. What a person has set stays."""
     environment.setdefault("USE_TORCH", "0")
     environment.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it would say that there are no models
+
+
+def free_memory(meminfo: Path = MEMINFO, root: Path = CGROUP) -> int | None:
+    """Bytes that this process and others here can still take, its container's limit included; None: not known."""
+    try:
+        lines = (line.split() for line in meminfo.read_text().splitlines())
+        available = next((int(words[1]) * 1024 for words in lines if words[0] == "MemAvailable:"), None)
+    except (OSError, ValueError, IndexError):  # no Linux
+        return None
+    limited = _free_of_limit(root)
+    return limited if available is None else available if limited is None else min(available, limited)
+
+
+def _free_of_limit(root: Path) -> int | None:
+    """Of the memory limit at a cgroup's mount (version 2, else 1), what no one holds; files that were read count as free."""
+    names = ("memory.max", "memory.current", "memory.stat", "inactive_file")
+    if not (root / names[0]).is_file():
+        root, names = (
+            root / "memory",
+            ("memory.limit_in_bytes", "memory.usage_in_bytes", "memory.stat", "total_inactive_file"),
+        )
+    try:
+        limit, used, stat = ((root / name).read_text().strip() for name in names[:3])
+        counts = dict(line.split() for line in stat.splitlines())
+        return None if limit == "max" else max(0, int(limit) - int(used) + int(counts.get(names[3], 0)))
+    except (OSError, ValueError):
+        return None
 
 
 def quiet_threads(environment: MutableMapping[str, str]) -> None:

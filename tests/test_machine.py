@@ -13,6 +13,7 @@ from steps.machine import (
     cores,
     cpu_has_fast_bf16,
     cpu_quota,
+    free_memory,
     processor_features,
     quiet_threads,
     without_torch,
@@ -51,6 +52,35 @@ def test_the_cpu_quota_of_a_container_is_read(tmp_path: Path, files: dict[str, s
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     assert cpu_quota(tmp_path) == quota
+
+
+@pytest.mark.parametrize(
+    ("files", "free"),
+    [
+        ({}, 2048),
+        ({"memory.max": "max", "memory.current": "5", "memory.stat": "anon 1"}, 2048),
+        ({"memory.max": "1500", "memory.current": "900", "memory.stat": "anon 1\ninactive_file 300"}, 900),
+        (
+            {"memory/memory.limit_in_bytes": "700", "memory/memory.usage_in_bytes": "900", "memory/memory.stat": "x 1"},
+            0,
+        ),
+        ({"memory.max": "nonsense", "memory.current": "0", "memory.stat": ""}, 2048),
+    ],
+    ids=["no cgroup", "no limit", "v2", "v1, full", "unreadable"],
+)
+def test_free_memory_is_what_machine_and_container_allow(tmp_path: Path, files: dict[str, str], free: int) -> None:
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemTotal: 4 kB\nMemAvailable: 2 kB\n")
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert free_memory(meminfo, tmp_path) == free
+
+
+def test_free_memory_is_not_known_where_nothing_tells_it(tmp_path: Path) -> None:
+    assert free_memory(tmp_path / "meminfo", tmp_path) is None
+    (tmp_path / "meminfo").write_text("MemAvailable: much kB")
+    assert free_memory(tmp_path / "meminfo", tmp_path) is None
 
 
 def test_cores_follow_the_quota_and_never_fall_below_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from steps import machine
 from steps.evaluate.handover import check_merged
 from steps.merge.outputs import merge_folders
 from steps.protocol.failure_class import FailureClass
@@ -17,7 +18,8 @@ from steps.protocol.failure_record import record_of
 from steps.protocol.handover import HandoverError, HeldOutLoss, require_same
 from steps.protocol.prepared import read_record
 from steps.protocol.records import Adapter, MergedModel
-from steps.train.pytorch.handover import check_adapter
+from steps.train.loop import handover
+from steps.train.loop.handover import check_adapter, check_on_host, fits_device, why_not_on_host
 from tests.shared.sample_records import ADAPTER, plan_of, prepared_of
 from tests.train.train_harness import Training, Trainings
 
@@ -75,6 +77,27 @@ def test_the_best_adapter_is_held_against_its_own_validation(trainings: Training
     raw = json.loads((training.result / "training.json").read_text())
     assert raw["step"] < 10
     assert raw["validation_loss"] == min(losses.values())
+
+
+def test_the_host_checks_where_no_device_can_and_says_where_it_cannot(
+    whole: Training, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = head_of(whole, whole.result)
+    check_on_host(whole.spec, whole.result, expected)
+    wrong = changed(whole.result, tmp_path / "wrong", "lora_B.weight", 3.0)
+    with pytest.raises(HandoverError, match="the exported adapter on tiny"):
+        check_on_host(whole.spec, wrong, expected)
+    assert not fits_device(whole.spec, CPU)
+    monkeypatch.setattr(machine, "free_memory", lambda: 1000)
+    with caplog.at_level("INFO"):
+        check_on_host(whole.spec, wrong, expected)
+    assert (
+        "is not checked here: it needs 0.0 GiB of memory, free are 0.0; evaluation checks the merged model"
+        in caplog.text
+    )
+    assert why_not_on_host(whole.spec, expected, free_bytes=None) == ""
+    monkeypatch.setattr(handover, "MOST_WORK", 1)
+    assert why_not_on_host(whole.spec, expected, free_bytes=None) == "tiny is too large for a processor"
 
 
 @pytest.mark.parametrize(

@@ -145,6 +145,11 @@ def test_fsdp_has_ddps_losses_and_resumes_on_its_layout_only(whole: Training, tr
     assert stop != 0
     assert training.run(2, processes=2) == 0, training.log(2)
     assert training.events(2, "started")[0].step == 4
+    assert [event.kind for event in training.events(2)][-2:] == [
+        "validation_begin",
+        "finished",
+    ]  # the adapter was checked
+    assert "is not checked here" not in training.log(2)
     losses = {event.step: event.data["loss"] for attempt in (1, 2) for event in training.events(attempt, "step")}
     for event in whole.events(kind="step"):
         assert losses[event.step] == pytest.approx(event.data["loss"], abs=1e-4)

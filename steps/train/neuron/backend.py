@@ -57,6 +57,7 @@ class NeuronBackend:
         self._spec, self._ranks, self._stop_asked = spec, ranks, stop_asked
         self._checkpoint: Path | None = None
         self._best: dict[str, Tensor] | None = None
+        self._head: HeldOutLoss | None = None
         self._is_at_end = True
         """Nothing was trained here: a checkpoint, if there is one, holds the result."""
         self._trainer: Any = None
@@ -135,14 +136,19 @@ class NeuronBackend:
         """Every replica looks at its share; sums are added in the order of the rows. How far it is is not told."""
         everyone = by_replica(self._ranks.gather(self._trainer.validation_sums()), self._spec)
         pairs: list[tuple[float, int]] = [pair for pairs in everyone for pair in pairs][: self._feed.validation_count]
+        self._head = self._feed.head_of(pairs)
         return math.fsum(loss for loss, _ in pairs) / max(sum(count for _, count in pairs), 1)
 
     def validation_head(self) -> HeldOutLoss | None:
-        """Not kept."""
-        return None
+        """Of the last validation."""
+        return self._head
 
     def check_export(self, folder: Path, expected: HeldOutLoss) -> None:
-        """Nothing: no rank has the whole model; evaluation holds the merged one against the last validation."""
+        """Rank 0 loads the adapter as anyone would, on the host: no core has the whole model."""
+        from steps.train.loop.handover import check_on_host
+
+        if self._ranks.rank == 0:
+            check_on_host(self._spec, folder, expected)
 
     def remember_best(self) -> None:
         """Copy this rank's weights to the CPU."""

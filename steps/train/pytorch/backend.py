@@ -151,20 +151,24 @@ class TorchBackend:
                 write_adapter(folder, self._model, weights, base_name=self._spec.findable_base)
 
     def check_export(self, folder: Path, expected: HeldOutLoss) -> None:
-        """Rank 0 loads the adapter as anyone would, in the memory of the model that was trained. A sharded one fits no device."""
-        import torch
-
+        """Rank 0 loads the adapter as anyone would, in the memory of the model that was trained. On the processor where that was
+        sharded and the whole does not fit, and where each length of a row would be compiled."""
         from steps.train.loop.device import COMPILED
-        from steps.train.pytorch.handover import check_adapter
+        from steps.train.loop.handover import check_adapter, check_on_host, fits_device
+        from steps.train.pytorch.model import four_bits
 
-        if self._ranks.rank or self._spec.training.sharding == "fsdp":
+        if self._ranks.rank:
             return
         del self._model, self._loss
         self.__dict__.pop("_loop", None)
         gc.collect()
-        # Its rows have every length: on a device that compiles each shape the CPU is quicker.
-        place = torch.device("cpu") if self._device.type in COMPILED else self._device
-        check_adapter(self._spec, folder, expected, place=place)
+        place, spec = self._device, self._spec
+        if place.type in COMPILED or (spec.training.sharding == "fsdp" and not fits_device(spec, place)):
+            check_on_host(spec, folder, expected)
+            return
+        is_quantised = spec.training.quantization == "4bit"
+        options = {"quantization_config": four_bits(spec), "device_map": {"": place}} if is_quantised else None
+        check_adapter(spec, folder, expected, place=place, options=options)
 
 
 def why_not(saved: Mapping[str, Any], ours: Mapping[str, Any]) -> str | None:
