@@ -7,10 +7,13 @@ said to be unknown rather than guessed.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from steps.errors import StorageError
 from steps.evaluate.gate import half_width
@@ -22,6 +25,9 @@ from steps.protocol.rundir import read_json, write_json
 from steps.settings.plan import Plan
 
 FILE = "throughput.json"
+STEPS_AFTER_PLAN = ("train", "merge", "evaluate", "end")
+LONGEST_START_S = 60.0
+"""A process that is older has done more than to start."""
 AFTER = ("merge", "evaluate")
 """Stages whose time is remembered beside the training's."""
 
@@ -104,6 +110,12 @@ def remember(plan: Plan, base: BaseModel, account: Mapping[str, Any], prepared: 
         round(max(float(account.get("total_s", 0) or 0) - waited_s, 0.0), 1),
     )
     write_json(cache / FILE, {**_read(cache), _key(plan, base): asdict(pace)})
+
+
+def start_s() -> float:
+    """What it costs to start the processes of the steps that follow the plan, if each takes as long as this one has by now."""
+    age_s = time.time() - psutil.Process().create_time()
+    return len(STEPS_AFTER_PLAN) * min(max(age_s, 0.0), LONGEST_START_S)
 
 
 def remember_after(plan: Plan, prepared: PreparedData, seconds: Mapping[str, float], *, cache: Path) -> None:

@@ -276,7 +276,7 @@ def evaluate(
     plan, (raw_base, raw_prepared, raw_adapter, raw_merged) = Plan.model_validate(raw_plan), made
     base, prepared = BaseModel.from_dict(raw_base), PreparedData.from_dict(raw_prepared)
     adapter, merged, run = Adapter.from_dict(raw_adapter), MergedModel.from_dict(raw_merged), RunDir(Path(run_dir))
-    begun_s = time.time()
+    begun_s, start_s = time.time(), estimate.start_s()
     tag(plan, "evaluate")
     progress = StageProgress("evaluation: loading a model")
     with at_work(run.path, "evaluate"), Heartbeat(lambda: progress.doing):
@@ -285,7 +285,7 @@ def evaluate(
         told = Made(plan, base, adapter, merged, made_from, report, lineages.example_prompt(report))
         write_cards(told)
     if Path(report.path, "report.json").stat().st_mtime >= begun_s:  # not one that an earlier run had made
-        took = {"merge": merged.seconds, "evaluate": time.time() - begun_s}
+        took = {"merge": merged.seconds, "evaluate": start_s + time.time() - begun_s}
         estimate.remember_after(plan, prepared, took, cache=cache_folder(plan))
     fill_evaluate_card(
         card,

@@ -164,7 +164,7 @@ class Evaluation(Section):
     score: Score = "auto"
     """How an answer is scored; `auto`: as the data preset says, or as suits the answers; `module:function`: one's own."""
     max_rows: int = Field(default=128, ge=1)
-    """Held-out samples that are generated and scored at most: 32, and twice as many as long as they cannot tell."""
+    """Held-out samples that are generated and scored at most: 16, and twice as many as long as they cannot tell."""
     max_loss_rows: int = Field(default=32, ge=1)
     """Held-out rows whose loss is measured."""
     samples: int = Field(default=10, ge=0)

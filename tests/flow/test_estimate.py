@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from steps.flow.estimate import FILE, Pace, plan_line, recall, remember, remember_after, tokens_of_run
+from steps.flow.estimate import FILE, Pace, plan_line, recall, remember, remember_after, start_s, tokens_of_run
 from steps.settings.plan import Plan
 from tests.shared.sample_records import BASE, plan_of, prepared_of
 
@@ -55,6 +57,13 @@ def test_merge_and_evaluation_count_once_they_were_measured_with_this_data(tmp_p
     assert plan_line(plan, BASE, prepared, cache=tmp_path).endswith(", 1 min 30 s with merge and evaluation")
     other = replace(prepared, digest="e" * 64)
     assert plan_line(plan, BASE, other, cache=tmp_path).endswith("have not been measured with this data yet")
+
+
+def test_the_steps_processes_take_as_long_to_start_as_this_one() -> None:
+    code = "import time; time.sleep(0.5); from steps.flow.estimate import start_s; print(start_s())"
+    told = float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+    assert 4 * 0.5 < told < 4 * 60
+    assert 0 <= start_s() <= 4 * 60
 
 
 def test_a_pace_that_an_older_version_kept_is_still_known(tmp_path: Path) -> None:
