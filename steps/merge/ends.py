@@ -22,7 +22,8 @@ KEYS = ("bos_token_id", "eos_token_id", "pad_token_id")
 def write_ends(folder: Path) -> None:
     """Complete `eos_token_id` with the tokenizer's own end and the one that the chat template writes behind an answer.
 
-    A folder whose tokenizer cannot be loaded is left as it is: evaluation, which needs it, says what is wrong with it.
+    A folder whose tokenizer cannot be loaded (transformers 4 asks for protobuf with some) is left as it is: evaluation, which
+    needs it, says what is wrong with it.
 
     Raises:
         StorageError: a config is damaged, or the disk is full.
@@ -31,7 +32,7 @@ def write_ends(folder: Path) -> None:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
         logger.warning("the tokenizer in %s cannot be loaded (%s): its end tokens are not added", folder, error)
         return
     path, config = folder / GENERATION, read_json(folder / CONFIG)

@@ -15,7 +15,7 @@ CHAT = "{% for message in messages %}{{ message['role'] + ': ' + message['conten
 
 @pytest.fixture
 def base(tmp_path: Path) -> Path:
-    """A folder with a tokenizer of the plain kind, whose default is to hand out token_type_ids."""
+    """A folder with a tokenizer of the plain kind, which hands out token_type_ids."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -24,7 +24,10 @@ def base(tmp_path: Path) -> Path:
     made = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     folder = tmp_path / "base"
-    PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<end>").save_pretrained(folder)
+    outputs = ["input_ids", "token_type_ids", "attention_mask"]  # transformers 4's own default
+    PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<end>", model_input_names=outputs).save_pretrained(folder)
+    config = json.loads((folder / CONFIG).read_text())
+    (folder / CONFIG).write_text(json.dumps(config | {"model_input_names": outputs}))
     (folder / "config.json").write_text("{}")
     return folder
 
@@ -57,7 +60,7 @@ def test_only_the_tokenizer_is_copied_and_what_is_there_stays(base: Path, tmp_pa
     folder.mkdir()
     (folder / CONFIG).write_text('{"mine": true}')
     copy_tokenizer(base, folder)
-    assert names(folder) == {"tokenizer.json", "special_tokens_map.json", CONFIG}
+    assert names(folder) == names(base) - {"config.json"}
     assert json.loads((folder / CONFIG).read_text()) == {"mine": True}
 
 

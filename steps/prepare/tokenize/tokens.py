@@ -192,4 +192,5 @@ def _load_through_transformers(folder: Path) -> Tokenizer:
         ) from error
     if not loaded.is_fast:
         raise ModelError(f"{folder}: expected a fast tokenizer (tokenizer.json), found {type(loaded).__name__}")
-    return loaded.backend_tokenizer
+    found: Tokenizer = loaded.backend_tokenizer
+    return found
