@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from steps.errors import ConfigError, Problem, StorageError
-from steps.flow import metaflow_internals
+from steps.flow import lineage, metaflow_internals
 from steps.flow.terminal import say
 from steps.protocol.records import Adapter, PreparedData, Report
 from steps.report import choose
@@ -42,12 +42,16 @@ def facts_of(plan: Plan, prepared: PreparedData, folder: Path) -> Facts:
     )
 
 
-def _flat(values: dict[str, object]) -> dict[str, str]:
-    from steps.flow.lineage import flat
+def tag(plan: Plan, state: str, report: Report | None = None) -> None:
+    """Make the run findable by what it trains and where it is."""
+    former = lineage.CHANGING_TAGS if report else lineage.CHANGING_TAGS[:1]
+    metaflow_internals.tag_run(lineage.tags(plan, state, report), instead_of=former)
 
+
+def _flat(values: dict[str, object]) -> dict[str, str]:
     return {
         name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        for name, value in flat(values).items()
+        for name, value in lineage.flat(values).items()
     }
 
 

@@ -22,7 +22,7 @@ from steps.flow.training import Inputs, with_share_of
 from steps.job import cancel
 from steps.job.agent.in_use import in_use, leave
 from steps.machine import has_fast_bf16
-from steps.protocol.records import Adapter, BaseModel, MergedModel, PreparedData, Report
+from steps.protocol.records import Adapter, BaseModel, MergedModel, PreparedData
 from steps.protocol.rundir import RunDir, run_directory
 from steps.settings.checks import check_libraries, check_model
 from steps.settings.config import parse_options, parse_settings
@@ -92,7 +92,7 @@ def start(flow: Any, raw_settings: Mapping[str, Any]) -> tuple[Artifact, Artifac
         )
     check_vocabulary(Path(base.path))
     architecture.check_weights(plan, config, Path(base.path))
-    tag(plan, "start")
+    reporting.tag(plan, "start")
     say(f"base model: {base.name}, {base.parameters / 1e6:,.0f} M parameters, {base.source}, in {base.path}")
     continuing.keep(run, options, plan, config=metaflow_internals.given_config())
     return plan.model_dump(mode="json"), base.to_dict(), str(run.path)
@@ -115,13 +115,6 @@ def at_work(run: Path, what: str) -> Iterator[None]:
 def end(run_dir: str) -> None:
     """The flow is over: it keeps the run directory no longer."""
     leave(Path(run_dir), metaflow_internals.flow_id())
-
-
-def tag(plan: Plan, state: str, report: Report | None = None) -> None:
-    """Make the run findable by what it trains and where it is."""
-    metaflow_internals.tag_run(
-        lineages.tags(plan, state, report), instead_of=lineages.CHANGING_TAGS if report else lineages.CHANGING_TAGS[:1]
-    )
 
 
 def check_cluster(plan: Plan) -> None:
@@ -153,7 +146,7 @@ def prepare(raw_plan: Artifact, raw_base: Artifact, run_dir: str) -> tuple[Artif
     if plan.continue_from:
         plan = with_share_of(run, plan)
     begun_s = time.time()
-    tag(plan, "prepare")
+    reporting.tag(plan, "prepare")
     with at_work(run.path, "prepare"):
         prepared = prepare_stage.prepare(plan, base, run, cache=cache_folder(plan), progress=StageProgress())
         if (fitted := fit_to_data(plan, prepared)) != plan:
@@ -189,7 +182,7 @@ def train(
     )
     spec, job = Inputs(plan, base, prepared).job(RunDir(Path(run_dir)))
     facts = lineages.plan_facts(plan, prepared)
-    tag(plan, "train")
+    reporting.tag(plan, "train")
     with at_work(Path(run_dir), "train"):
         if plan.settings.launcher.precompile and not job.directory.adapter.is_dir():
             say(neuron_jobs.precompile(handle, job, plan.settings, facts))
@@ -229,7 +222,7 @@ def merge(raw_plan: Artifact, raw_base: Artifact, raw_adapter: Artifact, run_dir
 
     plan, base, adapter = Plan.model_validate(raw_plan), BaseModel.from_dict(raw_base), Adapter.from_dict(raw_adapter)
     run = RunDir(Path(run_dir))
-    tag(plan, "merge")
+    reporting.tag(plan, "merge")
     with at_work(run.path, "merge"):
         merged = merge_stage.merge(plan, base, adapter, run, lineage=made_from, progress=StageProgress())
         write_cards(Made(plan, base, adapter, merged, made_from))
@@ -249,10 +242,10 @@ def compile_merged(handle: JobHandle, raw_plan: Artifact, raw_merged: Artifact, 
         LoraFlowError: model and request do not go together, or the compiler failed.
     """
     plan, merged = Plan.model_validate(raw_plan), MergedModel.from_dict(raw_merged)
-    tag(plan, "compile")
+    reporting.tag(plan, "compile")
     with at_work(Path(run_dir), "compile"):
         compiled = neuron_jobs.compile_merged(handle, plan, merged, RunDir(Path(run_dir)))
-    tag(plan, "done")
+    reporting.tag(plan, "done")
     say(neuron_jobs.describe(compiled))
     return compiled.to_dict()
 
@@ -277,7 +270,7 @@ def evaluate(
     base, prepared = BaseModel.from_dict(raw_base), PreparedData.from_dict(raw_prepared)
     adapter, merged, run = Adapter.from_dict(raw_adapter), MergedModel.from_dict(raw_merged), RunDir(Path(run_dir))
     begun_s, start_s = time.time(), estimate.start_s()
-    tag(plan, "evaluate")
+    reporting.tag(plan, "evaluate")
     progress = StageProgress("evaluation: loading a model")
     with at_work(run.path, "evaluate"), Heartbeat(lambda: progress.doing):
         check_merged(plan, prepared, adapter, merged, progress=progress)
@@ -295,7 +288,7 @@ def evaluate(
         shown=plan.settings.evaluation.samples,
         lineage=lineages.flat(made_from),
     )
-    tag(plan, "done", report)
+    reporting.tag(plan, "done", report)
     reporting.tell_evaluation(plan, prepared, adapter, report)
     if not report.gate_passed and plan.settings.evaluation.on_gate_failure == "fail":
         raise LoraFlowError(f"the gate is not passed: {report.gate}; the report is in {report.path}")

@@ -52,7 +52,6 @@ def test_a_stage_holds_the_run_directory(tmp_path: Path, monkeypatch: pytest.Mon
     module, _, function = door.rpartition(".")
     monkeypatch.setattr(importlib.import_module(module), function, work)
     monkeypatch.setattr(metaflow_internals, "flow_id", lambda: "17")
-    monkeypatch.setattr(metaflow_internals, "tag_run", MagicMock())
     with pytest.raises(LoraFlowError, match="seen enough"):
         call(str(tmp_path))
     assert seen == [stage]
@@ -67,7 +66,6 @@ def test_a_stage_does_not_begin_in_a_flow_that_was_cancelled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
     monkeypatch.setattr(metaflow_internals, "flow_id", lambda: "17")
-    monkeypatch.setattr(metaflow_internals, "tag_run", MagicMock())
     request_of_flows(RunDir(tmp_path), ["17"])
     with pytest.raises(JobCancelled), stages.at_work(tmp_path, stage):
         raise AssertionError("it began")
