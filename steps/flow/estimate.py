@@ -44,7 +44,7 @@ def plan_line(plan: Plan, base: BaseModel, prepared: PreparedData, *, cache: Pat
         f"{lora.method} rank {lora.rank} on {', '.join(lora.targets)}, {training.precision}"
     )
     line += f" ({plan.precision_reason})" if plan.precision_reason else ""
-    line += f"; {in_epochs(prepared)}; {_held_out(plan, prepared)}"
+    line += f"; {in_epochs(plan, prepared)}; {_held_out(plan, prepared)}"
     line += f"; not packed: {plan.packing_reason}" if plan.packing_reason else ""
     line += "".join(f"; {reason}" for reason in plan.layout)
     pace = recall(plan, base, cache=cache)

@@ -35,8 +35,11 @@ def _steps(plan: Plan, rows: int, batch: int) -> int:
     return math.ceil(plan.epochs * rows / batch)
 
 
-def in_epochs(prepared: PreparedData) -> str:
+def in_epochs(plan: Plan, prepared: PreparedData) -> str:
     """How often the run sees the samples, in words."""
     epochs = prepared.steps * prepared.global_batch / max(prepared.rows, 1)
     words = f"{epochs:.2g} epoch{'' if epochs == 1 else 's'} of {prepared.train_samples:,} samples"
-    return words if prepared.steps >= FEW_STEPS else f"{words}; few steps: more --epochs or --max-steps learn more"
+    is_asked = plan.max_steps > 0  # by a person or the data's preset, which know what suffices
+    if is_asked or prepared.steps >= FEW_STEPS:
+        return words
+    return f"{words}; few steps: more --epochs or --max-steps learn more"

@@ -55,6 +55,9 @@ def test_every_process_gets_a_whole_micro_batch() -> None:
 
 
 def test_the_plan_line_says_how_often_the_samples_are_seen() -> None:
-    assert in_epochs(prepared_of(rows=100, steps=30, global_batch=8)) == "2.4 epochs of 1,200 samples"
-    few = in_epochs(prepared_of(rows=8, steps=1, global_batch=8, train_samples=9))
-    assert few.startswith("1 epoch of 9 samples; few steps")
+    plan = plan_of(dataset="alpaca")
+    assert in_epochs(plan, prepared_of(rows=100, steps=30, global_batch=8)) == "2.4 epochs of 1,200 samples"
+    rows = prepared_of(rows=8, steps=1, global_batch=8, train_samples=9)
+    assert in_epochs(plan, rows).startswith("1 epoch of 9 samples; few steps")
+    assert in_epochs(plan_of(dataset="alpaca", max_steps=1), rows) == "1 epoch of 9 samples"
+    assert in_epochs(plan_of(dataset="orders"), rows) == "1 epoch of 9 samples"
