@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import importlib
 import os
+from pathlib import Path
 from typing import Any
 
 import click
 
-from steps.errors import LoraFlowError
+from steps.errors import LoraFlowError, StorageError
 from steps.machine import quiet_threads
 
 COMMANDS = {
@@ -69,6 +70,19 @@ class Commands(click.Group):
             return super().invoke(context)
         except LoraFlowError as error:
             raise PrintedError(error) from error
+        except OSError as error:
+            if error.filename is None:  # no file: ours to mend, so where it came from is worth reading
+                raise
+            raise PrintedError(unreadable(error)) from error
+
+
+def unreadable(error: OSError) -> StorageError:
+    """A file or folder that this user may not touch, or that is gone since it was seen."""
+    path = Path(str(error.filename))
+    owner = next(
+        (f" (of user {there.stat().st_uid})" for there in (path, *path.parents) if os.access(there, os.F_OK)), ""
+    )
+    return StorageError(f"{path}{owner}: {error.strerror}; look at its permissions, or say the same as its user")
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

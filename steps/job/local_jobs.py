@@ -18,7 +18,7 @@ from steps.job import history as memory
 from steps.job import progress as deadlines
 from steps.job.agent import processes
 from steps.job.agent.agent import DETACHED, read_or_empty
-from steps.job.agent.in_use import is_supervised
+from steps.job.agent.in_use import User, is_supervised, workers_of
 from steps.job.cancel import is_requested
 from steps.job.goodput import account_of
 from steps.job.history import History
@@ -120,6 +120,12 @@ def cancel_running(job: RunningJob, *, sleep: Callable[[float], None] = time.sle
     return end_running(job, sleep=sleep)
 
 
+def working_elsewhere(directory: Path) -> dict[int, User]:
+    """Attempts whose workers live where this process may not signal them: another user's, or on another machine."""
+    here = {job.attempt for job in running_in(directory)}
+    return {attempt: user for attempt, user in workers_of(directory).items() if attempt not in here}
+
+
 def time_to_save_s(directory: Path, attempt: int) -> float:
     """Seconds that an attempt's workers have to save: as it was begun with on this machine, longer where its steps are slow."""
     paths = TrainDir(directory)
@@ -180,7 +186,8 @@ def describe(directory: Path, prices: Prices | None = None) -> dict[str, Any]:
     account = account_of(paths, history, prices or Prices(), until_s=_end_s(history)) if last else {}
     return {
         "path": str(directory),
-        "state": _state(paths, history, is_running=bool(running)),
+        # Another user's processes, and another machine's, are known by what they leave here.
+        "state": _state(paths, history, is_running=bool(running or is_supervised(directory) or workers_of(directory))),
         "is_watched": is_supervised(directory),
         "pids": [pid for job in running for pid in job.pids],
         "step": progress.step,

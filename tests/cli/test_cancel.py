@@ -14,10 +14,11 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 
-from steps.cli.cancel import cancel_jobs, kept_in, wait_for_job, wait_until_heard
+from steps.cli.cancel import wait_for_job
 from steps.cli.main import main
 from steps.cli.retry import reset_retry_count
 from steps.cli.view.cluster_jobs import see_all
+from steps.cli.view.ending import cancel_jobs, kept_in, wait_until_heard
 from steps.errors import ClusterError, JobCancelled, StorageError
 from steps.job import history as memory
 from steps.job.agent.in_use import in_use

@@ -46,14 +46,14 @@ def table(rows: Sequence[tuple[str, ...]]) -> list[str]:
 
 
 def local_table(trainings: Sequence[Path]) -> list[str]:
-    """The table of these trainings; one whose history is damaged is named below it."""
+    """The table of these trainings; one that cannot be read is named below it."""
     from steps.job.local_jobs import describe
 
     rows, damaged = [], []
     for path in trainings:
         try:
             rows.append(row(path, describe(path), now_s=time.time()))
-        except StorageError as error:
+        except (StorageError, OSError) as error:  # damaged, another user's, or removed just now
             damaged.append(f"{path}: {error}")
     return [*table(rows), *damaged, "`hyperpod-lora status RUN` tells one run's story"]
 

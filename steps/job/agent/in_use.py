@@ -157,6 +157,16 @@ def is_supervised(training: Path) -> bool:
     return supervisor_of(training) is not None
 
 
+def workers_of(training: Path) -> dict[int, User]:
+    """Living agents of a training, here or on another machine, by attempt."""
+    now_s, found = now_on(training), {}
+    for path in TrainDir(training).attempts.glob("[0-9]*"):
+        files = [agent.state for agent in AttemptDir(path).agents() if not agent.exit.exists()]
+        if user := next((user for file in files if (user := _user(file, now_s))), None):
+            found[int(path.name)] = user
+    return found
+
+
 def _agents(run: Path) -> list[Path]:
     """State files of the agents whose attempts have not ended, on this machine and in pods."""
     agents = (agent for path in run.glob("*/attempts/*") for agent in AttemptDir(path).agents())
