@@ -156,9 +156,11 @@ def leave_for_later(run: Path | None, trainings: Sequence[Path], given: str, *, 
     if not flows:
         say(f"nothing of run {given} runs just now, as far as this machine can see")
     asked = ask_all(run, unfinished_of(trainings), say=say)
-    for user in flows:
+    for user in flows if run in asked else ():
         say(f"{user}: its flow begins nothing after that; Ctrl-C where it runs ends it at once")
     for path in asked:
+        if path == run:
+            continue
         say(f"{path.name}: a launcher that starts by itself begins no attempt; `resume` goes on; {kept_in(path)}")
 
 
@@ -172,7 +174,7 @@ def supervised_of(trainings: Sequence[Path]) -> list[Path]:
 def ask_all(run: Path | None, trainings: Sequence[Path], *, say: Callable[[str], object]) -> list[Path]:
     """Leave the request to end for each launcher, and for flows that have yet to start one, before any job is deleted.
 
-    Returns the trainings where it was left.
+    Returns the directories where it was left: trainings, and `run`.
     """
     from steps.job import cancel as requests
     from steps.job.agent.in_use import flows_of
@@ -189,4 +191,4 @@ def ask_all(run: Path | None, trainings: Sequence[Path], *, say: Callable[[str],
             say(f"{path}: the request cannot be left there ({error}); a launcher takes the end of its job for one")
         else:
             left.append(path)
-    return [path for path in left if path != run]
+    return left

@@ -195,7 +195,8 @@ def acting(job: Job, patience_s: float, outside: Outside) -> Iterator[None]:
 
 def _try(lock: FileLock) -> bool:
     try:
-        lock.acquire(timeout=0)
+        with storage_errors(f"locking {lock.lock_file}"):
+            lock.acquire(timeout=0)
     except Timeout:
         return False
     return True

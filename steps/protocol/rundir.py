@@ -185,6 +185,7 @@ def storage_errors(doing: str) -> Iterator[None]:
         errno.EACCES: "no permission: make it writable for this user, or set storage.root elsewhere",
         errno.EPERM: "no permission: make it writable for this user, or set storage.root elsewhere",
         errno.ENOTDIR: "a part of that path is a file, not a folder: move it away, or set storage.root elsewhere",
+        errno.EISDIR: "a folder stands where a file has to be: move it away, or set storage.root elsewhere",
         errno.EEXIST: "a file stands where a folder has to be: move it away, or set storage.root elsewhere",
         errno.ENOENT: "a file or folder is gone, or can never be there: was it removed, or is its file system not mounted?",
         errno.EFBIG: "a file grew over the file system's or this user's limit (`ulimit -f`)",

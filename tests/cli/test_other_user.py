@@ -132,6 +132,18 @@ def test_cancel_by_a_stranger_who_may_only_read_says_how_to_end_it(
         in done.stderr
     )
     assert child.poll() is None
+    printed = done.stderr.partition("`sudo -u '#1000' hyperpod-lora ")[2].partition("`")[0]
+    as_owner = [*words_as(OWNER), "-m", "steps.cli", *printed.split()]
+    helped = subprocess.run(
+        [*as_owner, "--yes"],
+        cwd=PROJECT,
+        env=environment_for(Path("/tmp")),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert helped.returncode == 0, helped.stdout + helped.stderr
+    assert child.wait(20) is not None
 
 
 def test_cancel_by_a_stranger_who_may_write_there_is_heard_by_the_agent(

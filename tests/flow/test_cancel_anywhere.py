@@ -62,5 +62,6 @@ def test_a_cancel_while_data_is_prepared_keeps_the_training_from_beginning(place
     said = log.read_text()
     assert "somebody cancelled" in said or "a person cancelled" in said
     assert not list(run.glob("train-*/attempts/*"))
+    assert "`resume` goes on" in said
     again = place.call(place.command("resume", "--origin-run-id", run_id_of(said)))
     assert again.returncode == 0, again.stdout[-3000:] + again.stderr[-3000:]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import errno
 import re
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,8 +17,12 @@ from steps.cli.main import COMMANDS, main
 from steps.errors import JobError, StorageError
 from steps.job import messages
 from steps.job.classify import Failure
+from steps.job.history import History
 from steps.job.retry import GiveUp
+from steps.protocol import checkpoints
+from steps.protocol.checkpoints import Writer, checkpoint_path, choose, commit
 from steps.protocol.failure_class import FailureClass
+from steps.protocol.rundir import write_json
 from steps.settings.options import OPTIONS
 from tests.job.job_fakes import make_job
 from tests.job.test_supervise import Stage, fail_with, hang_at, succeed
@@ -81,7 +87,7 @@ def test_the_options_that_a_failure_advises_exist_and_are_advised_for_the_right_
     assert is_resumed != bool(kind.meaning.options)
 
 
-def move_away(stage: Stage, error: Exception) -> None:
+def move_away(error: Exception) -> None:
     """Do what the message prints in backticks."""
     command = str(error).split("`")[1]
     assert command.startswith("mv ")
@@ -104,14 +110,67 @@ def test_a_damaged_history_moved_away_goes_on_from_the_checkpoint_with_a_new_num
     stage.job.directory.history.write_text(damage)
     with pytest.raises(StorageError) as caught:
         stage.run(retry_permanent=True)
-    move_away(stage, caught.value)
+    move_away(caught.value)
     assert stage.run(retry_permanent=True).step == 10
     assert [item["number"] for item in stage.history["attempts"]] == [3]
     assert stage.launcher.calls.count("create 3") == 1
 
 
-def test_resume_after_a_verdict_goes_on(tmp_path: Path) -> None:
-    stage = Stage(tmp_path, fail_with("user", 64, saves=4), succeed)
-    with pytest.raises(JobError, match="Then `resume` goes on"):
+@pytest.mark.parametrize("kind", list(FailureClass))
+def test_resume_after_a_verdict_goes_on_whatever_failed(tmp_path: Path, kind: FailureClass) -> None:
+    stage = Stage(tmp_path, fail_with(kind, kind.exit_code, saves=4), *[fail_with(kind, kind.exit_code)] * 4, succeed)
+    with pytest.raises(JobError) as caught:
         stage.run()
+    assert "What to do: " in str(caught.value)
+    stage.launcher.scripts = [*stage.launcher.scripts[: len(stage.launcher.attempts)], succeed]
     assert stage.run(retry_permanent=True).step == 10
+
+
+def test_a_history_of_another_training_goes_with_its_directory(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, succeed)
+    write_json(stage.job.directory.history, History("other").to_dict())
+    with pytest.raises(StorageError, match="remove the directory"):
+        stage.run()
+    shutil.rmtree(stage.job.directory.path)
+    assert stage.run().step == 10
+
+
+@pytest.mark.parametrize("name", ["attempts", "spec.json", "supervisor.lock", "history.json"])
+def test_what_stands_in_the_way_is_named_and_moved_away(tmp_path: Path, name: str) -> None:
+    stage = Stage(tmp_path, succeed)
+    in_the_way = stage.job.directory.path / name
+    in_the_way.parent.mkdir(parents=True)
+    if in_the_way.suffix:
+        in_the_way.mkdir()
+    else:
+        in_the_way.write_text("")
+    with pytest.raises(StorageError) as caught:
+        stage.run()
+    assert str(in_the_way) in str(caught.value)
+    in_the_way.rename(tmp_path / "away")
+    stage.launcher.looks.clear()
+    assert stage.run(retry_permanent=True).step == 10
+
+
+def test_a_checkpoint_that_cannot_be_read_is_moved_away_and_the_one_before_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for step in (2, 4):
+        path = checkpoint_path(tmp_path, step, Writer(1, 1))
+        path.mkdir()
+        (path / "state").write_text("x")
+        commit(path, step=step, writer=Writer(1, 1), identity="x", layout={})
+    whole = checkpoints.digest_file
+
+    def fail(path: Path) -> str:
+        if "step-000004.001-01/" in str(path):
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return whole(path)
+
+    monkeypatch.setattr(checkpoints, "digest_file", fail)
+    with pytest.raises(StorageError, match="nothing older is taken in its place") as caught:
+        choose(tmp_path, identity="x")
+    move_away(caught.value)
+    found = choose(tmp_path, identity="x").checkpoint
+    assert found is not None
+    assert found.step == 2

@@ -62,14 +62,21 @@ class Play:
     ended: list[JobResult | LoraFlowError] = field(default_factory=list)
     thread: threading.Thread = field(init=False)
 
-    def start(self) -> None:
+    def resume(self) -> None:
+        """As a person does."""
+        self.thread.join(60)
+        self.ended.clear()
+        self.start(is_person=True)
+
+    def start(self, *, is_person: bool = False) -> None:
         kube = Kube("team", context="here", notice=self.said.append, patience_s=60)
         spec = launchers.spec_of(self.settings, run="F/1", step="train", code=Code("c", "d"))
         launcher = KubeLauncher(spec, kube, notice=self.said.append)
 
         def work() -> None:
             try:
-                self.ended.append(supervise(self.job, launcher, self.settings, Outside(notice=self.said.append)))
+                outside = Outside(notice=self.said.append)
+                self.ended.append(supervise(self.job, launcher, self.settings, outside, retry_permanent=is_person))
             except LoraFlowError as error:
                 self.ended.append(error)
             finally:
@@ -218,3 +225,38 @@ def test_a_401_after_a_long_outage_is_followed_by_a_new_login(play: Play, monkey
     play.finish(1)
     play.end()
     assert len(play.attempts) == 1
+
+
+def test_a_job_of_somebody_else_that_has_the_name_is_deleted_and_resume_goes_on(play: Play) -> None:
+    play.start()
+    job = play.when_created(1)
+    play.cluster.put("pytorchjobs", {**job, "metadata": {**job["metadata"], "annotations": {}}})
+    name = job["metadata"]["name"]
+    play.cluster.delete_job(name)
+    play.wait(lambda: play.ended)
+    assert "somebody cancelled or deleted it" in str(play.ended[0])
+    stranger = {**job, "metadata": {**job["metadata"], "name": f"{name[:-1]}2", "annotations": {}, "uid": "u"}}
+    play.cluster.put("pytorchjobs", stranger)
+    play.resume()
+    play.wait(lambda: play.ended)
+    assert "delete it if nobody needs it, then `resume`" in str(play.ended[0])
+    play.cluster.delete_job(f"{name[:-1]}2")
+    play.resume()
+    play.wait(lambda: len(play.cluster.objects["pods"]) == 2)
+    play.train(2, 10)
+    play.finish(2)
+    play.end()
+
+
+def test_a_login_that_is_made_again_and_resume_go_on(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection_module, "DENIED_S", 1.0)
+    play.cluster.mood = "denied"
+    play.start()
+    play.wait(lambda: play.ended)
+    assert "log in again, then `resume`" in str(play.ended[0])
+    play.cluster.mood = ""
+    play.resume()
+    play.when_created(1)
+    play.train(1, 10)
+    play.finish(1)
+    play.end()
