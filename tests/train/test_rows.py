@@ -7,7 +7,7 @@ import pytest
 
 from steps.errors import ConfigError
 from steps.protocol.prepared import IGNORED_LABEL, PreparedRow
-from steps.train.loop.rows import RowCounts, Slicing, collate, seed_of
+from steps.train.loop.rows import FixedShape, RowCounts, Slicing, collate, sample_numbers, seed_of
 
 
 def row_of(*samples: list[int], without_loss: int = 1) -> PreparedRow:
@@ -96,3 +96,16 @@ def test_packing_changes_no_count() -> None:
     packed = RowCounts(Listed([row_of(first, second)])).total(np.array([0]))
     apart = RowCounts(Listed([row_of(first), row_of(second)])).total(np.array([0, 1]))
     assert packed == apart
+
+
+def test_a_fixed_shape_holds_the_same_rows_and_targets() -> None:
+    rows = [row_of([1, 2, 3]), row_of([4, 5, 6, 7], [8, 9])]
+    plain = collate(rows, packed=True)
+    fixed = collate(rows, packed=True, shape=FixedShape(rows=3, width=8, targets=10))
+    assert fixed.position_ids is not None
+    assert (fixed.input_ids.shape, fixed.position_ids.shape) == ((3, 8), (3, 8))
+    assert (len(fixed.predict_at), len(fixed.targets)) == (10, 10)
+    assert fixed.target_count == plain.target_count == len(plain.targets)
+    assert fixed.targets[: plain.target_count].tolist() == plain.targets.tolist()
+    assert sample_numbers(fixed.lengths[1], 8).tolist() == [0, 0, 0, 0, 1, 1, 2, 2]
+    assert sample_numbers(fixed.lengths[2], 8).tolist() == [0] * 8

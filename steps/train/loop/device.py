@@ -11,6 +11,15 @@ NOT_TRIED = frozenset({"mps"})
 COMPILED = frozenset({"neuron"})
 """Devices on which every new shape is a compilation."""
 
+FLASH_STEP, PLAIN_STEP = 512, 128
+"""Lengths of rows on those: Neuron's flash kernel takes multiples of 512, other tiles are 128 wide."""
+
+
+def fixed_width(sequence_length: int) -> int:
+    """Tokens of every row where there is one shape: `sequence_length` rounded up."""
+    step = FLASH_STEP if sequence_length >= FLASH_STEP else PLAIN_STEP
+    return -(-sequence_length // step) * step
+
 
 def device_type() -> str:
     """`cpu`, `cuda`, `neuron`, …; does not touch the device, which some allow only once there is a process group."""

@@ -10,12 +10,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from steps.errors import DataError
 from steps.protocol.handover import ROWS, HeldOutLoss
 from steps.protocol.prepared import PreparedRows, prepare_again
 from steps.train.loop.ranks import Ranks
-from steps.train.loop.rows import Batch, RowCounts, Slicing, collate
+from steps.train.loop.rows import Batch, FixedShape, RowCounts, Slicing, collate
 from steps.train.spec import TrainSpec
+
+TARGETS_STEP = 128
+"""Fixed numbers of targets are multiples of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +47,7 @@ class Feed:
         self._validation_rows = min(spec.validation_rows, len(prepared.validation))
         self.slicing = Slicing(spec.training.global_batch, spec.training.micro_batch, ranks.world, ranks.rank)
         self._row_counts = RowCounts(prepared.rows)
+        self._shape: FixedShape | None = None
         if prepared.record.digest != spec.prepared_digest:
             raise DataError(
                 f"{spec.prepared_path} holds data {prepared.record.digest[:12]}, this training was planned on "
@@ -53,6 +59,19 @@ class Feed:
                 f"{spec.prepared_path}: the order holds {len(self._order)} rows, {spec.steps} steps of "
                 f"{spec.training.global_batch} need {needed}; {prepare_again(Path(spec.prepared_path))}"
             )
+
+    def fix_shape(self, width: int) -> FixedShape:
+        """From now on all batches have one shape: (micro batch, `width`), and as many targets as the fullest one has."""
+        size = self.slicing.micro_batch
+        trained = self._order[: self._steps * self.slicing.global_batch]
+        held_out = np.arange(self._validation_rows)
+        most = max(
+            self._row_counts.most_targets(trained, together=size),
+            RowCounts(self._held_out).most_targets(held_out, together=size),
+            1,
+        )
+        self._shape = FixedShape(size, width, math.ceil(most / TARGETS_STEP) * TARGETS_STEP)
+        return self._shape
 
     def counts(self, step: int) -> tuple[int, int]:
         """(tokens, target tokens) of the global batch of a step (from 0)."""
@@ -70,7 +89,7 @@ class Feed:
     def micro_batch(self, step: int, micro: int) -> MicroBatch:
         """One micro-batch, by its place in the run."""
         picked = self._order[self.slicing.positions(step, micro)]
-        batch = collate([self._rows.row(int(index)) for index in picked], packed=self._packed)
+        batch = collate([self._rows.row(int(index)) for index in picked], packed=self._packed, shape=self._shape)
         targets = self.counts(step)[1]
         return MicroBatch(step, micro, batch, max(targets, 1), is_last=micro == self.slicing.mine[-1])
 
@@ -84,6 +103,7 @@ class Feed:
             collate(
                 [self._held_out.row(index) for index in range(at * size, min((at + 1) * size, self._validation_rows))],
                 packed=False,
+                shape=self._shape,
             )
             for at in mine
         ]

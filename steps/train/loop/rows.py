@@ -84,6 +84,15 @@ def seed_of(seed: int, step: int, micro: int) -> int:
 
 
 @dataclass(frozen=True, slots=True)
+class FixedShape:
+    """One shape for all batches of a run, for devices on which every new shape is another compilation."""
+
+    rows: int
+    width: int
+    targets: int
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
     """Rows ready for a model, b rows padded on the right to the longest, L tokens."""
 
@@ -98,6 +107,11 @@ class Batch:
     lengths: tuple[tuple[int, ...], ...]
     """Per row, the lengths of its samples; padding not counted."""
 
+    @property
+    def target_count(self) -> int:
+        """Targets that count; those that only fill up a fixed shape do not."""
+        return int(np.count_nonzero(self.targets != IGNORED_LABEL))
+
 
 def without_first_targets(row: PreparedRow) -> Ints:
     """A row's labels, with no loss on the first token of each sample: what stands before it is another sample."""
@@ -106,30 +120,40 @@ def without_first_targets(row: PreparedRow) -> Ints:
     return masked
 
 
-def collate(rows: Sequence[PreparedRow], *, packed: bool) -> Batch:
-    """Put rows side by side."""
-    width = max(len(row.input_ids) for row in rows)
-    input_ids = np.full((len(rows), width), PAD_ID, dtype=np.int64)
-    labels = np.full((len(rows), width), IGNORED_LABEL, dtype=np.int64)
+def collate(rows: Sequence[PreparedRow], *, packed: bool, shape: FixedShape | None = None) -> Batch:
+    """Put rows side by side; padded to the longest, or to `shape`."""
+    height, width = (shape.rows, shape.width) if shape else (len(rows), max(len(row.input_ids) for row in rows))
+    input_ids = np.full((height, width), PAD_ID, dtype=np.int64)
+    labels = np.full((height, width), IGNORED_LABEL, dtype=np.int64)
     for number, row in enumerate(rows):
         input_ids[number, : len(row.input_ids)] = row.input_ids
         labels[number, : len(row.input_ids)] = without_first_targets(row)
     ahead = np.full_like(labels, IGNORED_LABEL)
     ahead[:, :-1] = labels[:, 1:]
     predict_at = np.flatnonzero(ahead != IGNORED_LABEL)
+    targets = ahead.reshape(-1)[predict_at]
+    if shape:
+        missing = (0, shape.targets - len(targets))
+        predict_at, targets = np.pad(predict_at, missing), np.pad(targets, missing, constant_values=IGNORED_LABEL)
+    lengths = tuple(tuple(int(length) for length in row.lengths) for row in rows) + ((),) * (height - len(rows))
     return Batch(
         input_ids=input_ids,
-        position_ids=np.stack([_positions(row.lengths, width) for row in rows]) if packed else None,
+        position_ids=np.stack([token_positions(row, width) for row in lengths]) if packed else None,
         predict_at=predict_at,
-        targets=ahead.reshape(-1)[predict_at],
-        lengths=tuple(tuple(int(length) for length in row.lengths) for row in rows),
+        targets=targets,
+        lengths=lengths,
     )
 
 
-def _positions(lengths: Ints, width: int) -> NDArray[np.int64]:
+def token_positions(lengths: tuple[int, ...], width: int) -> NDArray[np.int64]:
     """0, 1, 2, … for each sample; padding at the end is one more sample, so that nothing real attends to it."""
-    padding = width - int(lengths.sum())
-    return np.concatenate([np.arange(length, dtype=np.int64) for length in (*lengths, padding)])
+    return np.concatenate([np.arange(length, dtype=np.int64) for length in (*lengths, width - sum(lengths))])
+
+
+def sample_numbers(lengths: tuple[int, ...], width: int) -> NDArray[np.int64]:
+    """(L,) which sample of its row a token belongs to, from 0; padding is the last one."""
+    whole = (*lengths, width - sum(lengths))
+    return np.repeat(np.arange(len(whole), dtype=np.int64), whole)
 
 
 class RowCounts:
@@ -141,9 +165,18 @@ class RowCounts:
 
     def total(self, indices: Ints) -> tuple[int, int]:
         """(tokens, target tokens) of these rows."""
+        tokens, targets = self._read(indices).sum(axis=0)
+        return int(tokens), int(targets)
+
+    def most_targets(self, indices: Ints, *, together: int) -> int:
+        """Of so many neighbours among these rows."""
+        counts = self._read(indices)[:, 1]
+        return int(np.add.reduceat(counts, np.arange(0, len(counts), together)).max(initial=0)) if len(counts) else 0
+
+    def _read(self, indices: Ints) -> NDArray[np.int64]:
         for index in indices:
             if self._counts[index, 0] < 0:
                 row = self._rows.row(int(index))
                 self._counts[index] = len(row.input_ids), np.count_nonzero(without_first_targets(row) != IGNORED_LABEL)
-        tokens, targets = self._counts[indices].sum(axis=0)
-        return int(tokens), int(targets)
+        found: NDArray[np.int64] = self._counts[indices]
+        return found

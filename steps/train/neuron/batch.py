@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steps.protocol.prepared import IGNORED_LABEL
-from steps.train.loop.rows import PAD_ID, Batch, seed_of
+from steps.train.loop.rows import PAD_ID, Batch, sample_numbers, seed_of, token_positions
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,22 +40,9 @@ def fix_shape(batch: Batch, *, rows: int, length: int) -> FixedBatch:
     return FixedBatch(
         input_ids=input_ids,
         labels=labels,
-        position_ids=np.stack([_positions(row, length) for row in lengths]),
-        samples=np.stack([_samples(row, length) for row in lengths]),
+        position_ids=np.stack([token_positions(row, length) for row in lengths]),
+        samples=np.stack([sample_numbers(row, length) for row in lengths]),
     )
-
-
-def _whole(lengths: tuple[int, ...], length: int) -> tuple[int, ...]:
-    return (*lengths, length - sum(lengths))
-
-
-def _positions(lengths: tuple[int, ...], length: int) -> NDArray[np.int64]:
-    return np.concatenate([np.arange(part, dtype=np.int64) for part in _whole(lengths, length)])
-
-
-def _samples(lengths: tuple[int, ...], length: int) -> NDArray[np.int64]:
-    whole = _whole(lengths, length)
-    return np.repeat(np.arange(len(whole), dtype=np.int64), whole)
 
 
 def device_seed(seed: int, step: int, micro: int, *, sequence_part: int, stage: int = 0) -> int:

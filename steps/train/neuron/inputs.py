@@ -13,6 +13,7 @@ import torch
 import torch_xla.core.xla_model as xm
 
 from steps.train.loop.feed import Feed, MicroBatch
+from steps.train.loop.isolation import isolating_mask
 from steps.train.loop.rows import Batch
 from steps.train.neuron.batch import fix_shape
 from steps.train.spec import TrainSpec
@@ -67,15 +68,3 @@ def for_stages(inputs: Inputs, spec: TrainSpec) -> Inputs:
         with_mask(inputs, spec) if spec.packed else inputs | {"attention_mask": torch.ones_like(inputs["input_ids"])}
     )
     return {name: given[name] for name in ("input_ids", "attention_mask", "labels")}
-
-
-def isolating_mask(samples: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """(b, L) sample numbers → (b, 1, L, L), to be added to attention scores: 0 within a sample and not ahead, else the lowest.
-
-    Made on the device where it can be, from L numbers instead of L².
-    """
-    length = samples.shape[1]
-    place = torch.arange(length, device=samples.device)
-    allowed = (samples[:, :, None] == samples[:, None, :]) & (place[:, None] >= place[None, :])
-    lowest = torch.full((), torch.finfo(dtype).min, dtype=dtype, device=samples.device)
-    return torch.where(allowed, torch.zeros_like(lowest), lowest)[:, None]

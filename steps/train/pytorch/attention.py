@@ -4,6 +4,8 @@ The usual way is one attention over the whole row under a block-diagonal mask: m
 tokens with samples of 150 computes seven times as many scores as it needs), and a mask or a cache too many lets samples see
 each other in silence. Here a sample is all that the kernel is given. `sample_lengths` is an argument of the model's forward,
 which models of these types hand on to every attention layer; without it, rows are one sample each, padded on the right.
+
+Where every shape is a compilation, `isolation`, the usual mask of one shape for all rows, is handed on instead.
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ def attend_by_sample(
     scaling: float | None = None,
     dropout: float = 0.0,
     sample_lengths: tuple[tuple[int, ...], ...] | None = None,
+    isolation: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attention as transformers calls it: query (b, heads, L, d), key and value (b, key heads, L, d) → (b, L, heads, d)."""
@@ -48,6 +51,11 @@ def attend_by_sample(
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scaling, is_causal=True, enable_gqa=True)
 
+    if isolation is not None:
+        masked = scaled_dot_product_attention(
+            query, key, value, attn_mask=isolation, dropout_p=dropout, scale=scaling, enable_gqa=True
+        )
+        return masked.transpose(1, 2).contiguous(), None
     if sample_lengths is None:
         return attend(query, key, value).transpose(1, 2).contiguous(), None
     rows = []

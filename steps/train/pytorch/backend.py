@@ -57,15 +57,19 @@ class TorchBackend:
 
     def load(self, checkpoint: Path | None) -> ModelSize:
         """Model and adapter on this rank's device; a checkpoint's weights when there is one."""
-        from steps.train.loop.device import take_device
-        from steps.train.pytorch.model import TargetLoss, load_model, shard, trainable
+        from steps.train.loop.device import COMPILED, fixed_width, take_device
+        from steps.train.pytorch.model import TargetLoss, load_model, require_one_shape, shard, trainable
 
         self._device = take_device(self._ranks.local_rank)
         training = self._spec.training
         self._model = load_model(self._spec, place=self._device)
         if training.gradient_checkpointing:
             self._model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        self._loss = TargetLoss(self._model, precision=training.precision)
+        is_fixed = self._device.type in COMPILED
+        if is_fixed:
+            require_one_shape(self._spec, self._model, self._device.type)
+            logger.info("every batch has the shape %s", self._feed.fix_shape(fixed_width(self._spec.sequence_length)))
+        self._loss = TargetLoss(self._model, precision=training.precision, is_fixed=is_fixed)
         self._checkpoint = checkpoint
         if checkpoint is not None:
             self._load_adapter(checkpoint)
@@ -107,7 +111,7 @@ class TorchBackend:
         with torch.no_grad():
             for number, batch in enumerate(batches):
                 told(number, len(batches))
-                mine.append((self._loss(self._model, batch, self._device).item(), len(batch.targets)))
+                mine.append((self._loss(self._model, batch, self._device).item(), batch.target_count))
         everyone = [pair for pairs in self._ranks.gather(mine) for pair in pairs][: self._feed.validation_count]
         self._head = self._feed.head_of(everyone)
         return math.fsum(loss for loss, _ in everyone) / max(sum(count for _, count in everyone), 1)

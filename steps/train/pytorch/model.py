@@ -10,9 +10,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from steps.errors import ConfigError, ModelError, Problem
 from steps.settings.catalog import ALL_LINEAR
-from steps.train.loop.rows import Batch
+from steps.train.loop.rows import Batch, sample_numbers
 from steps.train.pytorch.attention import NAME, choose_attention
 from steps.train.pytorch.skeleton import exclusion
 from steps.train.spec import TrainSpec
@@ -113,6 +115,22 @@ def shard(model: PeftModel, *, place: device, world: int) -> None:
     fully_shard(model, mesh=mesh)
 
 
+def require_one_shape(spec: TrainSpec, model: PeftModel, kind: str) -> None:
+    """What a device that compiles every shape cannot do, or not within reason.
+
+    Raises:
+        ConfigError: packed samples that only a mask of transformers' own keeps apart, or 4bit.
+    """
+    problems = []
+    if spec.packed and model.config._attn_implementation != NAME:
+        what = f"samples of {model.config.model_type} cannot be kept apart on {kind} without a new shape for each row"
+        problems.append(Problem("--packing", f"{what}; use --packing off"))
+    if spec.training.quantization == "4bit":
+        problems.append(Problem("--quantization", f"4bit needs bitsandbytes, which knows no {kind}; use none"))
+    if problems:
+        raise ConfigError(problems)
+
+
 class TargetLoss:
     """Cross-entropy summed over a batch's target tokens.
 
@@ -120,11 +138,13 @@ class TargetLoss:
     output layer is a fifth of a small model. A hook hands it just these positions; the loss is the same.
     """
 
-    def __init__(self, model: PeftModel | PreTrainedModel, *, precision: str) -> None:
+    def __init__(self, model: PeftModel | PreTrainedModel, *, precision: str, is_fixed: bool = False) -> None:
+        """`is_fixed`: batches of one shape, in which nothing that is computed depends on the samples' lengths."""
         head = model.get_output_embeddings()
         head.register_forward_pre_hook(self._select)
         self._at: Tensor | None = None
         self._precision = precision
+        self._is_fixed = is_fixed
         self._by_sample = model.config._attn_implementation == NAME
 
     def _select(self, module: object, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -150,7 +170,18 @@ class TargetLoss:
             # For transformers' own attention: all ones take its shortcut to plain causal attention, no mask does not.
             return {} if self._by_sample else {"attention_mask": torch.ones_like(input_ids)}
         positions = {"position_ids": torch.from_numpy(batch.position_ids).to(input_ids.device)}
-        return {**positions, "sample_lengths": batch.lengths} if self._by_sample else positions
+        if not self._by_sample:
+            return positions
+        return {**positions, **(self._mask(batch, input_ids) if self._is_fixed else {"sample_lengths": batch.lengths})}
+
+    def _mask(self, batch: Batch, input_ids: Tensor) -> dict[str, Tensor]:
+        import torch
+
+        from steps.train.loop.isolation import isolating_mask
+
+        samples = np.stack([sample_numbers(lengths, input_ids.shape[1]) for lengths in batch.lengths])
+        dtype = torch.bfloat16 if self._precision == "bf16" else torch.float32
+        return {"isolation": isolating_mask(torch.from_numpy(samples).to(input_ids.device), dtype)}
 
 
 def trainable(model: PeftModel) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 import types
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +28,8 @@ class State:
     index = int(os.environ.get("LOCAL_RANK", "0"))
     operators: ClassVar[dict[str, int]] = {}
     """Distinct (operator, shapes, types): each is a compilation on the real device. Value: how often it ran."""
+    report = Path(os.environ["STAND_IN_REPORT"]) if "STAND_IN_REPORT" in os.environ else None
+    """Gets a line for each of them: [Unix time, key]."""
 
 
 def use() -> None:
@@ -74,7 +77,7 @@ def run(func: Any, args: Any, kwargs: Any) -> Any:
     if target is not None and on_neuron(target) and target.index not in (None, 0, State.index):
         raise RuntimeError(f"only core {State.index} belongs to this process, asked for {target}")
     require_one_device(func, flat, wrappers)
-    count(func, flat)
+    count(func, args, kwargs)
     if func.overloadpacket in RESHAPED and wrappers:
         raise NotImplementedError(f"{func} on the stand-in")
     plain = [
@@ -106,18 +109,25 @@ def require_one_device(func: Any, flat: Sequence[Any], wrappers: Sequence[Neuron
         raise RuntimeError(f"Expected all tensors to be on the same device, neuron:{State.index} and cpu, in {func}")
 
 
-def count(func: Any, flat: Sequence[Any]) -> None:
-    """As the real one's cache: by operator, shapes, types and those arguments that are no tensors; numbers are arguments."""
-    parts = [
-        f"{tuple(value.shape)}{value.dtype}"
-        if isinstance(value, torch.Tensor)
-        else str(value)
-        if isinstance(value, bool | int | str | None)
-        else type(value).__name__
-        for value in flat
-    ]
-    key = f"{func}({', '.join(parts)})"
+def count(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+    """As the real one's cache: by operator, shapes, types and numbers; those that are operands become tensors there."""
+    declared = {argument.name: argument.type for argument in func._schema.arguments}
+    given = {**dict(zip(declared, args, strict=False)), **kwargs}
+    key = f"{func}({', '.join(describe(value, str(declared.get(name))) for name, value in given.items())})"
+    if key not in State.operators and State.report:
+        with State.report.open("a") as file:
+            file.write(json.dumps([time.time(), key]) + "\n")
     State.operators[key] = State.operators.get(key, 0) + 1
+
+
+def describe(value: Any, kind: str) -> str:
+    """An argument as far as a compiled graph depends on it. `kind`: its type in the operator's schema."""
+    if isinstance(value, torch.Tensor):
+        return f"{tuple(value.shape)}{value.dtype}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(describe(part, kind) for part in value)}]"
+    is_operand = isinstance(value, float) or kind in ("Tensor", "number", "Optional[number]")
+    return type(value).__name__ if is_operand else str(value)
 
 
 def dropout(func: Any, args: Sequence[Any], kwargs: Any) -> Any:
@@ -225,13 +235,3 @@ def register() -> None:
     library = torch.library.Library("_", "IMPL")
     library.fallback(fallback, "PrivateUse1")
     LIBRARIES.append(library)
-    report = os.environ.get("STAND_IN_REPORT")
-    if report:
-        import atexit
-
-        atexit.register(lambda: write_report(Path(report)))
-
-
-def write_report(folder: Path) -> None:
-    """What would have been compiled, for tests."""
-    (folder / f"operators-{State.index}.json").write_text(json.dumps(State.operators))
