@@ -72,7 +72,8 @@ def read_samples(report: Report) -> list[dict[str, Any]]:
     """
     path = Path(report.path) / SAMPLES
     try:
-        return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+        with path.open(encoding="utf-8") as lines:  # which end in \n alone: a text may hold U+2028 and its like
+            return [json.loads(line) for line in lines]
     except (OSError, ValueError) as error:
         raise StorageError(f"cannot read {path} ({error}): remove its folder and evaluate again") from error
 

@@ -290,6 +290,15 @@ def evaluate(
     )
     reporting.tag(plan, "done", report)
     reporting.tell_evaluation(plan, prepared, adapter, report)
+    require_gate(plan, report)
+    return report.to_dict(), lineages.with_scores(made_from, report)
+
+
+def require_gate(plan: Plan, report: Report) -> None:
+    """What follows from the gate, where it is more than a tag.
+
+    Raises:
+        LoraFlowError: it is not passed, and `evaluation.on_gate_failure` is `fail`.
+    """
     if not report.gate_passed and plan.settings.evaluation.on_gate_failure == "fail":
         raise LoraFlowError(f"the gate is not passed: {report.gate}; the report is in {report.path}")
-    return report.to_dict(), lineages.with_scores(made_from, report)

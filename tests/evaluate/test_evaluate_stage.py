@@ -98,6 +98,15 @@ def test_samples_stand_side_by_side(evaluated: Evaluate) -> None:
     assert all(row["base_answer"] != row["tuned_answer"] for row in samples)
 
 
+def test_texts_with_line_ends_of_any_kind_are_read_back(
+    evaluated: Evaluate, place: Path, loaded: tuple[Any, Any]
+) -> None:
+    odd = ["a\u2028b", "c\x85d\u2029", "e\x0bf\r\ng\x1c\n"]
+    shutil.rmtree(place / "prepared")
+    write_prepared(place / "prepared", loaded[1], odd, score="exact_match")
+    assert [row["reference"] for row in read_samples(evaluated())] == odd
+
+
 def test_a_whole_evaluation_is_used_again_without_any_model(evaluated: Evaluate, place: Path) -> None:
     first = evaluated()
     shutil.rmtree(place / "base")
@@ -166,6 +175,10 @@ def test_more_samples_are_measured_as_long_as_they_cannot_tell(
     assert [of for what, _, of in heard if what == "answers of the base model, answers"] == [2, 2, 3], (
         "another max_rows, another base"
     )
+
+
+def test_the_loss_is_of_as_many_rows_as_are_asked_for(evaluated: Evaluate) -> None:
+    assert [evaluated(max_loss_rows=rows).loss_samples for rows in (1, 2, 9)] == [1, 2, 3]
 
 
 def test_what_chose_the_adapter_does_not_measure_it(evaluated: Evaluate, place: Path) -> None:

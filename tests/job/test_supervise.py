@@ -203,9 +203,9 @@ def test_worker_that_ignores_the_request_is_killed(tmp_path: Path) -> None:
 
 
 def test_something_that_cannot_be_killed_is_said(tmp_path: Path) -> None:
-    stage = Stage(tmp_path, hang_at(5))
+    stage = Stage(tmp_path, hang_at(5), deadlines={"deletion_s": 123})
     stage.launcher.delete = lambda job, attempt, *, grace_s: None  # type: ignore[method-assign]
-    with pytest.raises(JobTimeout, match="something of attempt 1 is left"):
+    with pytest.raises(JobTimeout, match="something of attempt 1 is left 123 s"):
         stage.run()
 
 

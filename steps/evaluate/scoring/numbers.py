@@ -1,6 +1,7 @@
 r"""The number that a text ends in, however people and models write it. Pure.
 
-Called by `scores`. Reads 1,234.50 and 1.234,50, 1.5e-3 and 1.5 × 10^3, 3/4 and 1 ½ and \frac{3}{4}, −5 and -$5, 50 %, \boxed{}.
+Called by `scores`. Reads 1,234.50 and 1.234,50, 1.5e-3, 1.5 × 10^3 and 10^6, 3/4 and 1 ½ and \frac{3}{4}, −5 and -$5, 50 %,
+\boxed{}.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ THIN = "'’\u00a0\u2007\u2009\u202f"
 """Between groups of three digits they can mean nothing else."""
 HALVES = "¼½¾⅐⅑⅒⅓⅔⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞"
 SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺−–", "0123456789-+--")
+LONGEST_BASE = 6
+"""Digits, of a power: a model can write as many as it likes."""
 PLAIN = {
     "{,}": ",", "\\,": "", "\\!": "", "\\;": "", "\\%": "%", "\\$": "$",
     "\\times": "×", "\\cdot": "×", "·": "×", "٫": ".", "٬": ",",
@@ -35,7 +38,8 @@ _NUMBER = re.compile(
       | (?:(?P<count>\d+)\ )?(?<![\d/.,])(?P<over>\d+)[/⁄](?P<under>\d+)(?![\d/])
       | (?<![A-Za-z_^\d])(?<!\^\{{)(?P<digits>{_DIGITS.replace(" ", "[ ]")})
         (?:[eE](?P<e>[-+−]?\d{{1,3}})(?![\d\w])
-          |\s?[×x*]\s?10\s?(?:\^\s?\{{?\s?(?P<power>[-+−–]?\d{{1,3}})(?!\d)\s?\}}?|(?P<raised>[⁻⁺]?[⁰¹²³⁴⁵⁶⁷⁸⁹]{{1,3}})))?
+          |\s?[×x*]\s?10\s?(?:\^\s?\{{?\s?(?P<power>[-+−–]?\d{{1,3}})(?!\d)\s?\}}?|(?P<raised>[⁻⁺]?[⁰¹²³⁴⁵⁶⁷⁸⁹]{{1,3}}))
+          |\^\s?\{{?\s?(?P<to>[-+−–]?\d{{1,3}})(?!\d)\s?\}}?|(?P<up_to>[⁻⁺]?[⁰¹²³⁴⁵⁶⁷⁸⁹]{{1,3}}))?
     )
     (?P<percent>\s?%)?
     """,
@@ -97,8 +101,19 @@ def _value(parts: dict[str, str | None]) -> Fraction | None:
     if parts["half"]:
         half = Fraction(unicodedata.numeric(parts["half"])).limit_denominator(10)
         return _whole(parts["whole"]) + half
+    digits = _plain(str(parts["digits"]))
+    if to := (parts["to"] or parts["up_to"]):
+        return _power(digits, int(to.translate(SUPERSCRIPTS)))
     exponent = (parts["e"] or parts["power"] or parts["raised"] or "0").translate(SUPERSCRIPTS)
-    return Fraction(Decimal(_plain(str(parts["digits"])))) * Fraction(10) ** int(exponent)
+    return Fraction(Decimal(digits)) * Fraction(10) ** int(exponent)
+
+
+def _power(digits: str, exponent: int) -> Fraction | None:
+    """10^6 and 2^10, with a base that a person would write."""
+    base = Fraction(Decimal(digits))
+    if len(digits) > LONGEST_BASE:
+        return base
+    return base**exponent if base or exponent > 0 else None
 
 
 def _whole(digits: str | None) -> Fraction:
