@@ -22,7 +22,7 @@ from steps.flow.training import Inputs, with_share_of
 from steps.job import cancel
 from steps.job.agent.in_use import in_use, leave
 from steps.machine import has_fast_bf16
-from steps.protocol.records import Adapter, BaseModel, MergedModel, PreparedData
+from steps.protocol.records import Adapter, BaseModel, MergedModel, PreparedData, Report
 from steps.protocol.rundir import RunDir, run_directory
 from steps.settings.checks import check_libraries, check_model
 from steps.settings.config import parse_options, parse_settings
