@@ -101,12 +101,9 @@ def read(file: Path) -> dict[str, Any]:
 
 def flat(values: Mapping[str, Any]) -> Flat:
     """Nested values by dotted names, each as text."""
-    from steps.flow.lineage import flat as by_dotted_name
+    from steps.flow.lineage import flat_text
 
-    found = by_dotted_name(values)
-    return {
-        name: item if isinstance(item, str) else json.dumps(item, ensure_ascii=False) for name, item in found.items()
-    }
+    return flat_text(values)
 
 
 def made_from(models: Iterable[tuple[Path, Mapping[str, Any]]], digest: str) -> list[tuple[Path, Flat, list[str]]]:

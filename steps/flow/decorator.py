@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from metaflow import StepMutator, UserStepDecorator, current
@@ -32,14 +33,48 @@ from steps.flow import metaflow_internals
 from steps.flow.parameters import FlowError
 
 if TYPE_CHECKING:
+    from steps.flow.cards.metaflow_cards import TrainCard
+    from steps.flow.terminal import ProgressPrinter
+    from steps.job.job import Change
     from steps.job.snapshot import Launcher
     from steps.job.supervise import Job, JobResult
+    from steps.protocol.events import Event
     from steps.report.reporter import Reporter
     from steps.settings.config import Settings
 
 TRAIN_CARD = "training"
 FINAL = (JobPermanentError, JobRetriesExhausted, JobTimeout, JobBudgetSpent, JobCancelled, ConfigError)
 """Errors after which Metaflow's own @retry must not start the step again."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """Who is told of a job: the terminal, the card, and trackers where there are any."""
+
+    printer: ProgressPrinter
+    card: TrainCard
+    reporter: Reporter | None
+
+    def notice(self, sentence: str) -> None:
+        self.printer.notice(sentence)
+        self.card.notice(sentence)
+
+    def observe(self, event: Event) -> None:
+        self.printer.observe(event)
+        self.card.observe(event)
+        self._pass_on(self.reporter.sentences() if self.reporter else [])
+
+    def tell(self, change: Change) -> None:
+        if self.reporter:
+            self.reporter.tell(change)
+
+    def close(self) -> None:
+        self._pass_on(self.reporter.close() if self.reporter else [])
+
+    def _pass_on(self, sentences: list[str]) -> None:
+        """What is to say of a tracker is said by this thread: two that print at once garble the terminal."""
+        for sentence in sentences:
+            self.notice(sentence)
 
 
 class JobHandle:
@@ -73,40 +108,27 @@ class JobHandle:
         from steps.protocol.rundir import RunDir
 
         card = TrainCard(self._card, title=title, facts=facts, folder=job.directory.path)
-        printer = ProgressPrinter()
-
-        def notice(sentence: str) -> None:
-            printer.notice(sentence)
-            card.notice(sentence)
-
-        def observe(event: Any) -> None:
-            printer.observe(event)
-            card.observe(event)
-            pass_on(reporter.sentences() if reporter else [])
-
-        def pass_on(sentences: list[str]) -> None:
-            for sentence in sentences:
-                notice(sentence)
-
-        launcher = _on_cluster(job, settings, notice) if settings.is_on_cluster else launchers.local_launcher(settings)
+        told = _Told(ProgressPrinter(), card, reporter)
+        on_cluster = settings.is_on_cluster
+        launcher = _on_cluster(job, settings, told.notice) if on_cluster else launchers.local_launcher(settings)
         # Retry 0 is always a person's: a first run, `resume`, or `argo retry`, which begins to count anew in the same run.
         # Unless a person has cancelled this very flow before it came here.
         is_cancelled = cancel.take_over(RunDir(job.directory.path.parent), metaflow_internals.flow_id(), job.directory)
         resumed = current.retry_count == 0 and not is_cancelled
         try:
-            with Heartbeat(lambda: printer.doing):
+            with Heartbeat(lambda: told.printer.doing):
                 result = supervise(
                     job,
                     launcher,
                     settings,
-                    Outside(observe=observe, notice=notice, tell=reporter.tell if reporter else lambda change: None),
+                    Outside(observe=told.observe, notice=told.notice, tell=told.tell),
                     retry_permanent=resumed,
                     lease_s=settings.cluster.lease_s,
                     # Metaflow kills a step's pod on Ctrl-C without a word to it: what is to stay must not need this process.
                     is_detached=settings.detaches and metaflow_internals.is_in_pod(),
                 )
         finally:
-            pass_on(reporter.close() if reporter else [])
+            told.close()
         card.close(result.account)
         return result
 

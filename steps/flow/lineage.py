@@ -108,6 +108,12 @@ def flat(lineage: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
     return rows
 
 
+def flat_text(values: Mapping[str, Any]) -> dict[str, str]:
+    """The same with every value as text: as it is, or as JSON."""
+    rows = flat(values).items()
+    return {name: item if isinstance(item, str) else json.dumps(item, ensure_ascii=False) for name, item in rows}
+
+
 def plan_facts(plan: Plan, prepared: PreparedData) -> dict[str, object]:
     """The settings that a reader of the train card asks for first."""
     training, lora = plan.training, plan.training.lora

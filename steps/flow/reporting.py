@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from pathlib import Path
@@ -36,7 +35,7 @@ def facts_of(plan: Plan, prepared: PreparedData, folder: Path) -> Facts:
         dataset=plan.dataset.name,
         namespace=plan.settings.cluster.namespace if plan.settings.is_on_cluster else "",
         steps=prepared.steps,
-        values=_flat(settings),
+        values=lineage.flat_text(settings),
         data_digest=prepared.digest,
         links={"metaflow": f"{ui}/{pathspec}" if ui else pathspec},
     )
@@ -46,13 +45,6 @@ def tag(plan: Plan, state: str, report: Report | None = None) -> None:
     """Make the run findable by what it trains and where it is."""
     former = lineage.CHANGING_TAGS if report else lineage.CHANGING_TAGS[:1]
     metaflow_internals.tag_run(lineage.tags(plan, state, report), instead_of=former)
-
-
-def _flat(values: dict[str, object]) -> dict[str, str]:
-    return {
-        name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        for name, value in lineage.flat(values).items()
-    }
 
 
 def check(plan: Plan) -> None:

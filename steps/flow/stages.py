@@ -6,7 +6,6 @@ Called by `flows/lora_flow.py` only; the one place where all packages meet. The 
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,21 +14,19 @@ from typing import TYPE_CHECKING, Any
 from steps.errors import LoraFlowError
 from steps.flow import continuing, estimate, metaflow_internals, neuron_jobs, reporting, same_training, summary
 from steps.flow import lineage as lineages
+from steps.flow.deciding import cache_folder, check_cluster, decide, directory_of
 from steps.flow.heartbeat import Heartbeat
 from steps.flow.small_data import fit_to_data
 from steps.flow.terminal import StageProgress, say
 from steps.flow.training import Inputs, with_share_of
 from steps.job import cancel
 from steps.job.agent.in_use import in_use, leave
-from steps.machine import has_fast_bf16
 from steps.protocol.records import Adapter, BaseModel, MergedModel, PreparedData, Report
-from steps.protocol.rundir import RunDir, run_directory
-from steps.settings.checks import check_libraries, check_model
+from steps.protocol.rundir import RunDir
 from steps.settings.config import parse_options, parse_settings
 from steps.settings.options import OPTIONS
-from steps.settings.places import home, project_root
+from steps.settings.places import project_root
 from steps.settings.plan import Plan
-from steps.settings.resolve import resolve
 
 if TYPE_CHECKING:
     from steps.flow.decorator import JobHandle
@@ -42,53 +39,27 @@ NO_CARDS = (
 )
 
 
-def cache_folder(plan: Plan) -> Path:
-    """Where base models and downloaded data are kept."""
-    return Path(plan.settings.storage.cache).expanduser().resolve()
-
-
 def start(flow: Any, raw_settings: Mapping[str, Any]) -> tuple[Artifact, Artifact, str]:
     """Settings × options × presets × the model's config.json → plan, base model, run directory.
 
     Raises:
         LoraFlowError: every mistake that can be known before any weight is fetched, at once.
     """
-    from metaflow import current
-
     from steps.base import stage as base_stage
     from steps.base.vocabulary import check_vocabulary
-    from steps.evaluate import stage as evaluate_stage
     from steps.train import architecture
-    from steps.train import stage as train_stage
 
     options = parse_options({name: getattr(flow, name) for name in OPTIONS})
-    settings = parse_settings(dict(raw_settings))
-    fast_bf16 = not settings.is_on_cluster and has_fast_bf16()
-    plan = resolve(settings, options, fast_bf16=fast_bf16)
-    check_libraries(plan, lambda name: importlib.util.find_spec(name) is not None)
-    evaluate_stage.check_score(plan)
-    reporting.check(plan)
-    cache = cache_folder(plan)
-    config = base_stage.describe(plan.model, cache=cache)
-    check_model(plan, config)
-    plan = architecture.fit_to_architecture(plan, config)
-    plan = train_stage.lay_out(plan, config)
-    neuron_jobs.check_inference(plan, config)
+    plan, config = decide(parse_settings(dict(raw_settings)), options)
     check_cluster(plan)
-    flow_name, run_id = str(current.flow_name), str(current.run_id)
-    run = run_directory(plan.settings.storage.root, home(), flow_name, run_id)
-    if plan.continue_from:
-        run = continuing.find_run(plan.settings.storage.root, plan.continue_from, flow_name)
-        same_training.check_settings(plan, run)
-        say(f"continuing {run.path}")
-    say(f"run directory: {run.path}")
+    run = directory_of(plan)
     if metaflow_internals.lacks_cards():
         say(NO_CARDS)
-    with (
-        at_work(run.path, "start") if plan.continue_from else contextlib.nullcontext()
-    ):  # a new run has nothing to lose yet
+    storage = plan.settings.storage
+    # A new run has nothing to lose yet.
+    with at_work(run.path, "start") if plan.continue_from else contextlib.nullcontext():
         base = base_stage.fetch(
-            plan.model, cache=cache, min_free_gib=plan.settings.storage.min_free_gib, progress=StageProgress()
+            plan.model, cache=cache_folder(plan), min_free_gib=storage.min_free_gib, progress=StageProgress()
         )
     check_vocabulary(Path(base.path))
     architecture.check_weights(plan, config, Path(base.path))
@@ -115,23 +86,6 @@ def at_work(run: Path, what: str) -> Iterator[None]:
 def end(run_dir: str) -> None:
     """The flow is over: it keeps the run directory no longer."""
     leave(Path(run_dir), metaflow_internals.flow_id())
-
-
-def check_cluster(plan: Plan) -> None:
-    """Look at the cluster before anything is fetched or made.
-
-    Raises:
-        ClusterError: with everything that would keep the job from running, and what to do about each.
-    """
-    if not plan.settings.is_on_cluster or not plan.settings.cluster.preflight:
-        return
-    from steps.preflight.run import require
-    from steps.preflight.survey import Target
-
-    target = Target(
-        plan.settings, plan.processes, metaflow_internals.metaflow_datastore(), is_inside=metaflow_internals.is_in_pod()
-    )
-    require(target, notice=say)
 
 
 def prepare(raw_plan: Artifact, raw_base: Artifact, run_dir: str) -> tuple[Artifact, Artifact]:

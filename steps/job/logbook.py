@@ -10,8 +10,8 @@ from steps.errors import JobError
 from steps.job import cancel, messages
 from steps.job import history as memory
 from steps.job import progress as deadlines
-from steps.job.attempt import Ending
 from steps.job.classify import Failure
+from steps.job.ending import Ending
 from steps.job.history import Attempt, Clocks, History, Verdict
 from steps.job.job import Change, Job, Outside, Turn
 from steps.job.lease import Patience, spent_so_far

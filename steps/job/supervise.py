@@ -11,9 +11,10 @@ from dataclasses import dataclass, field, replace
 
 from steps.errors import JobError
 from steps.job import cancel, messages
-from steps.job.attempt import Ending, Known, Watch
+from steps.job.attempt import Watch
 from steps.job.budget import budget_of
 from steps.job.classify import Failure
+from steps.job.ending import Ending, Known
 from steps.job.goodput import account_of
 from steps.job.history import History
 from steps.job.job import Job, Outside

@@ -8,24 +8,22 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from steps.job.job import Change
+from steps.job.progress import AFTER, Work
 from steps.protocol.events import Event
 
-PHASE_AFTER = {
-    "started": "model_load",
-    "model_loaded": "compile",
-    "first_step": "train",
-    "step": "train",
-    "checkpoint_begin": "checkpoint",
-    "checkpoint": "train",
-    "validation_begin": "validation",
-    "validation": "train",
-    "stopping": "exit",
-    "finished": "exit",
-}
+NAMES = {Work.FIRST_STEP: "compile", Work.STEP: "train"}
+"""Where dashboards have another word than the supervisor."""
 PHASE_OF_TURN = {"attempt_began": "startup", "queued": "queue", "admitted": "startup", "attempt_ended": "recovery"}
-PHASES = ("queue", "startup", "model_load", "compile", "train", "checkpoint", "validation", "exit", "recovery", "ended")
 VALUES = {"loss": "loss", "lr": "learning_rate", "grad_norm": "gradient_norm", "tokens_per_s": "tokens_per_second"}
 """A step's data → gauge."""
+
+
+def phase_of(work: Work) -> str:
+    """What a dashboard calls the supervisor's work."""
+    return NAMES.get(work, work.replace(" ", "_"))
+
+
+PHASES = (*map(phase_of, Work), "recovery", "ended")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +55,8 @@ class State:
     checkpoint_s: float = 0.0
     values: dict[str, float] = field(default_factory=dict)
     """Of the newest step and validation."""
-    failures: Counter[str] = field(default_factory=Counter)
-    """By class."""
+    failures: dict[int, str] = field(default_factory=dict)
+    """Class of the failure, by attempt: told twice it counts once."""
     account: dict[str, Any] = field(default_factory=dict)
 
     def advance(self, changes: Sequence[Change], events: Sequence[Event]) -> None:
@@ -73,7 +71,7 @@ class State:
     def _see(self, event: Event) -> None:
         if event.attempt < self.attempt:
             return
-        self.phase, self.event_s = PHASE_AFTER[event.kind], max(event.time_s, self.event_s)
+        self.phase, self.event_s = phase_of(AFTER[event.kind]), max(event.time_s, self.event_s)
         if event.kind in ("started", "first_step", "step", "finished"):
             self.step, self.attempt = event.step, event.attempt
         if event.kind == "checkpoint":
@@ -86,7 +84,7 @@ class State:
         self.attempt = max(self.attempt, change.attempt)
         self.phase = PHASE_OF_TURN.get(change.kind, "ended")
         if change.kind == "attempt_ended" and change.data.get("failure_class"):
-            self.failures[change.data["failure_class"]] += 1
+            self.failures[change.attempt] = change.data["failure_class"]
         if change.kind == "finished":
             self.account = dict(change.data["account"])
 
@@ -101,7 +99,7 @@ class State:
             yield Gauge(
                 f"lora_{name}", f"{name.replace('_', ' ').capitalize()} of the newest step or validation.", value
             )
-        for failure_class, count in self.failures.items():
+        for failure_class, count in Counter(self.failures.values()).items():
             yield Gauge("lora_attempts_failed_total", "Failed attempts.", count, {"class": failure_class})
         if self.event_s:
             yield Gauge("lora_event_age_seconds", "Since the newest event of the workers.", now_s - self.event_s)

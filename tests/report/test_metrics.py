@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from steps.protocol.events import Event
+from steps.protocol.events import KINDS, Event
 from steps.protocol.rundir import TrainDir
 from steps.report.metrics import FILE, Metrics, exposition, labels_of, otlp
 from steps.report.pump import Unsent
 from steps.report.sink import ReportError
-from steps.report.state import Gauge, State
+from steps.report.state import PHASES, Gauge, State
 from tests.report.standin import change, facts_of, serving, write_events
 
 LABELS = {"run": "LoraFlow/7"}
@@ -57,6 +57,23 @@ def test_a_later_attempt_begins_below_and_failures_are_counted_by_class(tmp_path
     found = values(state, 3000.0)
     assert (found["lora_step"], found["lora_attempt"]) == (3, 2)
     assert found["lora_attempts_failed_totalnetwork"] == 1
+
+
+def test_every_event_of_the_workers_has_a_phase() -> None:
+    for kind in sorted(KINDS):
+        state = State(10)
+        state.advance([], [Event(kind, 1000.0, 1, 1, {})])
+        assert state.phase in PHASES
+
+
+def test_what_is_told_again_after_a_failed_delivery_counts_once() -> None:
+    state = State(10)
+    for _ in range(2):
+        state.advance(
+            [change("attempt_ended", 1, failure_class="network"), change("attempt_ended", 2, failure_class="hang")], []
+        )
+    found = values(state)
+    assert (found["lora_attempts_failed_totalnetwork"], found["lora_attempts_failed_totalhang"]) == (1, 1)
 
 
 def test_a_queue_a_failure_and_the_end_are_phases() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from steps.errors import LoraFlowError
-from steps.flow import launchers, stages
+from steps.flow import deciding, launchers, stages
 from steps.flow.step_pods import pod_of
 from steps.job.job import Job
 from steps.protocol.prepared import read_record
@@ -210,7 +210,7 @@ def test_the_training_follows(setting: str, prepared: PreparedData) -> None:
 
 
 def test_the_cache_is_where_it_is_said(tmp_path: Path) -> None:
-    assert stages.cache_folder(plan_of({"storage": {"cache": str(tmp_path / "cache")}})) == tmp_path / "cache"
+    assert deciding.cache_folder(plan_of({"storage": {"cache": str(tmp_path / "cache")}})) == tmp_path / "cache"
 
 
 def test_a_job_is_left_running_only_on_a_cluster() -> None:
@@ -223,7 +223,7 @@ def test_a_job_is_left_running_only_on_a_cluster() -> None:
 def test_the_cluster_is_looked_at_unless_it_is_not_wanted(wanted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     looked: list[object] = []
     monkeypatch.setattr("steps.preflight.run.require", lambda target, notice: looked.append(target))
-    stages.check_cluster(plan_of({**CLUSTER, "cluster": {**CLUSTER["cluster"], "preflight": wanted}}))
+    deciding.check_cluster(plan_of({**CLUSTER, "cluster": {**CLUSTER["cluster"], "preflight": wanted}}))
     assert len(looked) == wanted
 
 

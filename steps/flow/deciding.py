@@ -1,0 +1,81 @@
+"""What is decided and looked at in the first step, before anything is fetched: the plan, the run directory, the cluster."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+from steps.flow import continuing, metaflow_internals, neuron_jobs, reporting, same_training
+from steps.flow.terminal import say
+from steps.machine import has_fast_bf16
+from steps.protocol.rundir import RunDir, run_directory
+from steps.settings.checks import check_libraries, check_model
+from steps.settings.config import Settings
+from steps.settings.options import Options
+from steps.settings.places import home
+from steps.settings.plan import Plan
+from steps.settings.resolve import resolve
+
+
+def cache_folder(plan: Plan) -> Path:
+    """Where base models and downloaded data are kept."""
+    return Path(plan.settings.storage.cache).expanduser().resolve()
+
+
+def decide(settings: Settings, options: Options) -> tuple[Plan, dict[str, Any]]:
+    """The plan, fitted to the model, and the model's config.json; no weight is fetched.
+
+    Raises:
+        LoraFlowError: what cannot be.
+    """
+    from steps.base import stage as base_stage
+    from steps.evaluate import stage as evaluate_stage
+    from steps.train import architecture
+    from steps.train import stage as train_stage
+
+    fast_bf16 = not settings.is_on_cluster and has_fast_bf16()
+    plan = resolve(settings, options, fast_bf16=fast_bf16)
+    check_libraries(plan, lambda name: importlib.util.find_spec(name) is not None)
+    evaluate_stage.check_score(plan)
+    reporting.check(plan)
+    config = base_stage.describe(plan.model, cache=cache_folder(plan))
+    check_model(plan, config)
+    plan = train_stage.lay_out(architecture.fit_to_architecture(plan, config), config)
+    neuron_jobs.check_inference(plan, config)
+    return plan, config
+
+
+def directory_of(plan: Plan) -> RunDir:
+    """Where the run's files go: a directory of its own, or that of the run which it continues.
+
+    Raises:
+        ConfigError: no such run, or it was another training.
+    """
+    from metaflow import current
+
+    flow_name, root = str(current.flow_name), plan.settings.storage.root
+    run = run_directory(root, home(), flow_name, str(current.run_id))
+    if plan.continue_from:
+        run = continuing.find_run(root, plan.continue_from, flow_name)
+        same_training.check_settings(plan, run)
+        say(f"continuing {run.path}")
+    say(f"run directory: {run.path}")
+    return run
+
+
+def check_cluster(plan: Plan) -> None:
+    """Look at the cluster before anything is fetched or made.
+
+    Raises:
+        ClusterError: with everything that would keep the job from running, and what to do about each.
+    """
+    if not plan.settings.is_on_cluster or not plan.settings.cluster.preflight:
+        return
+    from steps.preflight.run import require
+    from steps.preflight.survey import Target
+
+    target = Target(
+        plan.settings, plan.processes, metaflow_internals.metaflow_datastore(), is_inside=metaflow_internals.is_in_pod()
+    )
+    require(target, notice=say)
