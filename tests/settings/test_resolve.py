@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from steps.errors import ConfigError
-from steps.settings import catalog
+from steps.settings import catalog, places
 from steps.settings.catalog import (
     ALIASES,
     DatasetPreset,
@@ -65,9 +65,10 @@ def test_all_presets_fit_each_other(model: str, dataset: str) -> None:
 
 
 def test_presets_of_an_installed_package_are_found_inside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(places, "INSTALLED", tmp_path / "steps" / "_config")
     assert (config_root() / "models").is_dir()
-    monkeypatch.setattr(catalog, "__file__", str(tmp_path / "steps" / "settings" / "catalog.py"))
-    assert config_root() == tmp_path.resolve() / "steps" / "_config"
+    (tmp_path / "steps" / "_config").mkdir(parents=True)
+    assert config_root() == tmp_path / "steps" / "_config"
 
 
 @pytest.mark.parametrize("name", ["llama3.2-7b", "Llama3.2-7B"])
