@@ -6,7 +6,7 @@
 
 Every benchmark is a module here with `main(argv) -> int` that prints JSON lines (see `_report`). Each runs in a process of its
 own, so that none profits from another's warm state. What it found takes the place of its last results in results.json, and
-RESULTS.md is written anew from that: a part that was measured again stands beside the others, with its date and load.
+RESULTS.md is written anew from that: a part that was measured again stands beside the others, with its date, load and machine.
 """
 
 from __future__ import annotations
@@ -113,7 +113,8 @@ def store(title: str, rows: list[dict[str, Any]]) -> None:
     """Put one run's rows in the place of its last ones and write the page."""
     kept: dict[str, Any] = json.loads(STORE.read_text()) if STORE.is_file() else {}
     load = statistics.median(row["load"] for row in rows)
-    kept[title] = {"when": f"{datetime.datetime.now():%Y-%m-%d %H:%M}", "load": load, "rows": rows}
+    when = f"{datetime.datetime.now():%Y-%m-%d %H:%M}"
+    kept[title] = {"when": when, "load": load, "machine": describe_machine(), "rows": rows}
     STORE.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
     apart = [name for (name,) in ON_REQUEST if title.split()[0] == name]
     path = RESULTS.with_name(f"RESULTS-{apart[0]}.md") if apart else RESULTS
@@ -130,10 +131,11 @@ def page(kept: dict[str, Any]) -> str:
     """All results, those of RUNS first and in their order."""
     order = [" ".join(command) for command in RUNS]
     titles = [title for title in order if title in kept] + [title for title in kept if title not in order]
-    parts = [f"# Measurements\n\n{describe_machine()}\n\n{NOTES}"]
+    parts = [f"# Measurements\n\n{NOTES}"]
     for title in titles:
         result = kept[title]
-        parts.append(f"## {title}\n\n{result['when']}, load {result['load']:.0f}\n\n{table(result['rows'])}\n")
+        when = f"{result['when']}, load {result['load']:.0f}, {result['machine']}"
+        parts.append(f"## {title}\n\n{when}\n\n{table(result['rows'])}\n")
     return "\n".join(parts)
 
 
