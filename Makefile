@@ -14,10 +14,10 @@ NEURON_PYTHON ?= python3
 help:  ## what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-run: .venv/installed  ## fine-tune a small real model on this machine: two to three minutes, five without AVX-512 (ARGS="--max-steps 50 ...")
+run: .venv/installed  ## fine-tune a small real model on this machine: three to four minutes without AVX-512 (ARGS="--max-steps 50 ...")
 	$(BIN)/python flows/lora_flow.py run $(ARGS)
 
-test: .venv/installed-dev  ## the quick tests, about three minutes on two cores
+test: .venv/installed-dev  ## the quick tests, four to five minutes on two cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-whole: .venv/installed-dev  ## whole runs, trainings and kills: the tests that CI runs besides, three to four minutes

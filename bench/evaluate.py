@@ -3,8 +3,8 @@
     python -m bench evaluate [--rounds 3] [--prompts 32]
 
 SmolLM2-135M, in the precision that evaluation chooses here, on the held-out orders that the demo is scored on: the same prompts
-in batches of the same size for both. Both speeds count end tokens; transformers has its own attention. Medians. Processor time per
-token beside the speed: other work on the machine changes it less.
+in batches of the same size for both. Both speeds count end tokens; transformers has its own attention. Medians. Processor time
+per token beside the speed: other work on the machine changes it less.
 """
 
 from __future__ import annotations

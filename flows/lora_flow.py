@@ -1,6 +1,6 @@
 """Fine-tune a language model with LoRA: prepare → train → merge → evaluate, every stage a versioned artifact.
 
-    python flows/lora_flow.py run                                        on this machine, a demo in about two minutes
+    python flows/lora_flow.py run                                        on this machine, a demo in a few minutes
     python flows/lora_flow.py run --model llama3.2-1b --dataset my.jsonl
     python flows/lora_flow.py run --help                                 all options
     python flows/lora_flow.py resume                                     go on where the last run stopped

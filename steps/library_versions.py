@@ -1,7 +1,7 @@
 """What differs between the libraries' versions that this project runs with, each with its reason; all other code is the same.
 
-Two sets are tested: today's (requirements.lock: transformers 5, peft 0.21, huggingface_hub 2) and that of optimum-neuron 0.4.5
-(containers/neuron-requirements.lock: transformers 4.57, peft 0.17, huggingface_hub 0.36). Loads none of them.
+Tested is the set of optimum-neuron 0.4.5, which both locks hold (transformers 4.57, peft 0.17, huggingface_hub 0.36). What
+today's set needs (transformers 5, peft 0.21, huggingface_hub 2) is written for it; not all tests pass there yet. Loads none.
 """
 
 from __future__ import annotations

@@ -79,7 +79,7 @@ def _click_option(name: str, default: object) -> click.Option:
 def run(config: Path | None, tag: tuple[str, ...], **options: str | None) -> None:
     """Fine-tune a model: prepare, train, merge, evaluate.
 
-    Without options: a small real model on a small data set, in two to three minutes.
+    Without options: a small real model on a small data set, in a few minutes.
     """
     from steps.flow.continuing import complete
     from steps.flow.process import run_flow
