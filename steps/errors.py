@@ -21,8 +21,11 @@ Nothing here knows Metaflow: the decorator and the flow wrap these for it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
+
+FoundT = TypeVar("FoundT")
 
 
 class LoraFlowError(Exception):
@@ -50,6 +53,30 @@ class ConfigError(LoraFlowError):
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = tuple(problems)
         super().__init__("\n".join(str(problem) for problem in problems))
+
+
+class Mistakes:
+    """Gathers the problems of several looks, so that a person is told all of them at once."""
+
+    def __init__(self) -> None:
+        self.problems: list[Problem] = []
+
+    def look(self, find: Callable[[], FoundT], instead: FoundT) -> FoundT:
+        """What `find` finds; `instead`, and its problems kept, where it raises a ConfigError."""
+        try:
+            return find()
+        except ConfigError as error:
+            self.problems += [problem for problem in error.problems if problem not in self.problems]
+            return instead
+
+    def tell(self) -> None:
+        """Raise them, if there are any.
+
+        Raises:
+            ConfigError: with every problem.
+        """
+        if self.problems:
+            raise ConfigError(self.problems)
 
 
 class DataError(LoraFlowError):

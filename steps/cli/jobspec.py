@@ -51,9 +51,8 @@ def jobspec(config: Path | None, run: str, write: bool, root: str | None, **opti
     from steps.cli.view.run_folders import find_run, storage_root
     from steps.flow.launchers import read_settings
     from steps.protocol.rundir import RunDir
-    from steps.settings.config import parse_options
     from steps.settings.places import config_root
-    from steps.settings.resolve import resolve
+    from steps.settings.settle import settle
 
     settings = read_settings(config or config_root() / "hyperpod.yaml")
     given = {name: value for name, value in options.items() if value is not None}
@@ -66,7 +65,7 @@ def jobspec(config: Path | None, run: str, write: bool, root: str | None, **opti
         if not settings.is_on_cluster:
             what = f"is {settings.launcher.kind!r} in {config}: that runs on this machine, without a manifest"
             raise ConfigError([Problem("launcher.kind", what)])
-        made = planned(laid_out(resolve(settings, parse_options(given))))
+        made = planned(laid_out(settle(lambda: settings, given)))
     warnings = owner_warnings(made)
     click.echo(text_of(made, reasons=layout_reasons(made.plan), warnings=warnings), nl=False)
     for line in warnings:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
-from steps.errors import ConfigError, Problem
+from steps.errors import ConfigError, Mistakes, Problem
 from steps.settings.options import GROUPS, OPTIONS, Options, choices_of, help_of
 
 CONFIG = click.option(
@@ -81,27 +82,33 @@ def run(config: Path | None, tag: tuple[str, ...], **options: str | None) -> Non
 
     Without options: a small real model on a small data set, in a few minutes.
     """
-    from steps.flow.continuing import complete
     from steps.flow.process import run_flow
 
     given = {name: value for name, value in options.items() if value is not None}
-    config, given = complete(config, given)
-    check(config, given)
+    config, given = check(config, given)
     words = [f"--{name.replace('_', '-')}={value}" for name, value in given.items()]
     tags = [f"--tag={item}" for item in tag]
     sys.exit(run_flow(["run", *words, *tags], config=config))
 
 
-def check(config: Path | None, given: dict[str, Any]) -> None:
-    """Settle settings, options and presets against each other, as the flow's `start` will.
+def check(config: Path | None, given: dict[str, Any]) -> tuple[Path | None, dict[str, Any]]:
+    """Settle settings, options and presets against each other, as the flow's `start` will, and look at data that is here.
+
+    Returns:
+        Config and options as they were meant: with --continue-from, those of that run where no others are given.
 
     Raises:
         ConfigError: with every mistake.
     """
+    from steps.flow.continuing import complete
     from steps.flow.launchers import read_settings
-    from steps.settings.config import parse_options
+    from steps.prepare.look import look_at_files
     from steps.settings.places import config_root
-    from steps.settings.resolve import resolve
+    from steps.settings.settle import settle
 
-    settings = read_settings(config or config_root() / "local.yaml")
-    resolve(settings, parse_options({**settings.run, **given}))
+    mistakes = Mistakes()
+    config, given = mistakes.look(lambda: complete(config, given), (config, given))
+    read = partial(read_settings, config or config_root() / "local.yaml")
+    mistakes.look(lambda: settle(read, given, look=look_at_files), None)
+    mistakes.tell()
+    return config, given

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,9 @@ from steps.machine import has_fast_bf16
 from steps.protocol.rundir import RunDir, run_directory
 from steps.settings.checks import check_libraries, check_model
 from steps.settings.config import Settings
-from steps.settings.options import Options
 from steps.settings.places import home
 from steps.settings.plan import Plan
-from steps.settings.resolve import resolve
+from steps.settings.settle import settle
 
 
 def cache_folder(plan: Plan) -> Path:
@@ -23,8 +23,8 @@ def cache_folder(plan: Plan) -> Path:
     return Path(plan.settings.storage.cache).expanduser().resolve()
 
 
-def decide(settings: Settings, options: Options) -> tuple[Plan, dict[str, Any]]:
-    """The plan, fitted to the model, and the model's config.json; no weight is fetched.
+def decide(settings: Settings, given: Mapping[str, Any]) -> tuple[Plan, dict[str, Any]]:
+    """The plan of these options, fitted to the model, and the model's config.json; no weight is fetched.
 
     Raises:
         LoraFlowError: what cannot be.
@@ -35,7 +35,7 @@ def decide(settings: Settings, options: Options) -> tuple[Plan, dict[str, Any]]:
     from steps.train import stage as train_stage
 
     fast_bf16 = not settings.is_on_cluster and has_fast_bf16()
-    plan = resolve(settings, options, fast_bf16=fast_bf16)
+    plan = settle(lambda: settings, given, fast_bf16=fast_bf16)
     check_libraries(plan, lambda name: importlib.util.find_spec(name) is not None)
     evaluate_stage.check_score(plan)
     reporting.check(plan)

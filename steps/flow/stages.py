@@ -47,11 +47,13 @@ def start(flow: Any, raw_settings: Mapping[str, Any]) -> tuple[Artifact, Artifac
     """
     from steps.base import stage as base_stage
     from steps.base.vocabulary import check_vocabulary
+    from steps.prepare.look import look
     from steps.train import architecture
 
-    options = parse_options({name: getattr(flow, name) for name in OPTIONS})
-    plan, config = decide(parse_settings(dict(raw_settings)), options)
+    given = {name: getattr(flow, name) for name in OPTIONS}
+    plan, config = decide(parse_settings(dict(raw_settings)), given)
     check_cluster(plan)
+    look(plan.dataset, cache_folder(plan))
     run = directory_of(plan)
     if metaflow_internals.lacks_cards():
         say(NO_CARDS)
@@ -65,7 +67,7 @@ def start(flow: Any, raw_settings: Mapping[str, Any]) -> tuple[Artifact, Artifac
     architecture.check_weights(plan, config, Path(base.path))
     reporting.tag(plan, "start")
     say(f"base model: {base.name}, {base.parameters / 1e6:,.0f} M parameters, {base.source}, in {base.path}")
-    continuing.keep(run, options, plan, config=metaflow_internals.given_config())
+    continuing.keep(run, parse_options(given), plan, config=metaflow_internals.given_config())
     return plan.model_dump(mode="json"), base.to_dict(), str(run.path)
 
 

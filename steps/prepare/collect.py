@@ -104,14 +104,18 @@ def _chunks(rows: Iterator[Row], dataset: DatasetPreset) -> Iterator[Chunk]:
     """A file's rows at a time, with the layout that its first ones show."""
     for _, of_file in groupby(rows, key=attrgetter("file")):
         first = list(islice(of_file, CHUNK_ROWS))
-        layout = _find_layout(first, dataset)
+        layout = find_layout_of(first, dataset)
         yield Chunk(layout, first)
         while more := list(islice(of_file, CHUNK_ROWS)):
             yield Chunk(layout, more)
 
 
-def _find_layout(rows: Sequence[Row], dataset: DatasetPreset) -> Layout:
-    """The shape of the first row that has one by itself, else of these rows together; with the columns of all."""
+def find_layout_of(rows: Sequence[Row], dataset: DatasetPreset) -> Layout:
+    """The shape of the first row that has one by itself, else of these rows together; with the columns of all.
+
+    Raises:
+        DataError: they fit no known shape, or not what the preset asks for.
+    """
     together = {name for row in rows for name in row.values}
     for columns in dict.fromkeys(tuple(row.values) for row in rows):
         with contextlib.suppress(DataError):

@@ -6,11 +6,13 @@ fetches nothing.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
-from steps.errors import ConfigError, Problem
-from steps.settings.catalog import DatasetPreset, ModelPreset, find_dataset, find_model, find_path
+from steps.errors import ConfigError, Mistakes, Problem
+from steps.settings.catalog import DatasetPreset, ModelPreset, PresetT, find_dataset, find_model, find_path
 from steps.settings.checks import contradictions
 from steps.settings.config import Settings
 from steps.settings.init_adapter import settings_of
@@ -19,51 +21,60 @@ from steps.settings.options import AUTO, Method, Options, Precision
 from steps.settings.plan import LoraSettings, Plan, Training
 from steps.settings.templates import chosen_arguments, chosen_template
 
+BY_PRESETS = ("--global-batch", "--lora-targets")
+"""What contradicts a value that a preset may have given."""
 RSLORA_ALPHA = 8.0
 SLOW_BF16 = "a processor without AVX512-BF16 and AMX has no fast bf16"
 
 
-def resolve(settings: Settings, options: Options, *, fast_bf16: bool = False) -> Plan:
+Look = Callable[[DatasetPreset], None]
+
+
+def resolve(settings: Settings, options: Options, *, fast_bf16: bool = False, look: Look | None = None) -> Plan:
     """Decide every value: an option given wins over the data preset, that over the model preset.
 
-    `fast_bf16`: whether this machine's device computes in bf16 at full speed; asked only where the training runs here.
+    `fast_bf16`: whether this machine's device computes in bf16 at full speed; asked only where the training runs here. `look` is
+    shown the data set, and raises a ConfigError where it is wrong.
 
     Raises:
-        ConfigError: with every contradiction found.
+        ConfigError: with every mistake and every contradiction found.
     """
-    model, dataset = _find_both(settings, options)
-    dataset = _with_columns(dataset, options.columns)
-    problems: list[Problem] = []
-    try:
-        lora = _lora(options, model)
-    except ConfigError as error:
-        problems += error.problems
-        lora = _fresh(options, model)
+    mistakes = Mistakes()
+    model = mistakes.look(lambda: _model(settings, options.model), ModelPreset())
+    dataset = mistakes.look(lambda: _dataset(settings, options.dataset), DatasetPreset())
+    are_known = not mistakes.problems
+    dataset = mistakes.look(partial(_with_columns, dataset, options.columns), dataset)
+    if look:
+        mistakes.look(partial(look, dataset), None)
+    lora = mistakes.look(lambda: _lora(options, model), _fresh(options, model))
     precision = _precision(settings, options, model, fast_bf16=fast_bf16)
     training = _training(options, (model, dataset), lora, precision=precision)
     plan = _decide(settings, options, (model, dataset), training, fast_bf16=fast_bf16)
-    try:
-        plan = plan.model_copy(update=_template(options, model, dataset))
-    except ConfigError as error:
-        problems += error.problems
-    problems += contradictions(plan, options)
-    if problems:
-        raise ConfigError(problems)
+    template = mistakes.look(lambda: chosen_template(options, model, dataset), "")
+    nothing: dict[str, Any] = {}
+    arguments = mistakes.look(lambda: chosen_arguments(options, model, dataset), nothing)
+    plan = plan.model_copy(update={"chat_template": template, "chat_template_kwargs": arguments})
+    found = contradictions(plan, options)
+    mistakes.problems += found if are_known else [problem for problem in found if problem.path not in BY_PRESETS]
+    mistakes.tell()
     return plan
 
 
-def _find_both(settings: Settings, options: Options) -> tuple[ModelPreset, DatasetPreset]:
-    problems: list[Problem] = []
-    found: list[Any] = []
-    for find, given in ((find_model, options.model), (find_dataset, options.dataset)):
-        try:
-            found.append(find(given))
-        except ConfigError as error:
-            note = _where_steps_run(settings) if "/" in given else ""
-            problems.extend(Problem(item.path, item.message + note) for item in error.problems)
-    if problems:
-        raise ConfigError(problems)
-    return found[0], found[1]
+def _model(settings: Settings, given: str) -> ModelPreset:
+    return _found(find_model, settings, given)
+
+
+def _dataset(settings: Settings, given: str) -> DatasetPreset:
+    return _found(find_dataset, settings, given)
+
+
+def _found(find: Callable[[str], PresetT], settings: Settings, given: str) -> PresetT:
+    """The preset, or what else the name stands for; where steps run in pods, that explains why a file is not found."""
+    try:
+        return find(given)
+    except ConfigError as error:
+        note = _where_steps_run(settings) if "/" in given else ""
+        raise ConfigError([Problem(item.path, item.message + note) for item in error.problems]) from error
 
 
 def _with_columns(dataset: DatasetPreset, given: str) -> DatasetPreset:
@@ -77,19 +88,6 @@ def _with_columns(dataset: DatasetPreset, given: str) -> DatasetPreset:
         raise ConfigError([Problem("--columns", what)])
     chosen = {part.strip(): column.strip() for part, _, column in named}
     return dataset.model_copy(update={"columns": {**dataset.columns, **chosen}})
-
-
-def _template(options: Options, model: ModelPreset, dataset: DatasetPreset) -> dict[str, Any]:
-    problems: list[Problem] = []
-    found: dict[str, Any] = {}
-    for name, choose in (("chat_template", chosen_template), ("chat_template_kwargs", chosen_arguments)):
-        try:
-            found[name] = choose(options, model, dataset)
-        except ConfigError as error:
-            problems.extend(error.problems)
-    if problems:
-        raise ConfigError(problems)
-    return found
 
 
 def _where_steps_run(settings: Settings) -> str:

@@ -1,7 +1,7 @@
 """The chat template that a run asks for: a file's text, and arguments for it.
 
-Called by `resolve`. The text goes into the plan, since steps may run where the file is not. That it is valid Jinja is `prepare`'s
-to say, which has the tokenizer too.
+Called by `resolve`. The text goes into the plan, since steps may run where the file is not. Whether it can render a conversation
+is `prepare`'s to say, which has the tokenizer and the data.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def chosen_template(options: Options, model: ModelPreset, dataset: DatasetPreset
     """The text of the file that an option or a preset names; empty: the tokenizer's own template.
 
     Raises:
-        ConfigError: no such file, no text in it, or no UTF-8.
+        ConfigError: no such file, no text in it, no UTF-8, or no Jinja.
     """
     given = dataset.chat_template or model.chat_template if options.chat_template == AUTO else options.chat_template
     if not given:
@@ -39,7 +39,32 @@ def chosen_template(options: Options, model: ModelPreset, dataset: DatasetPreset
         raise _problem("chat-template", f"{path} cannot be read as text: {error}") from error
     if not text.strip():
         raise _problem("chat-template", f"{path} is empty: expected a Jinja template")
+    _check_syntax(text, path)
     return text
+
+
+def _check_syntax(text: str, path: Path) -> None:
+    """Compile it as transformers will, with the one tag that transformers adds; nothing is run."""
+    from jinja2 import TemplateError, TemplateSyntaxError
+    from jinja2.ext import Extension, loopcontrols
+    from jinja2.nodes import Node
+    from jinja2.parser import Parser
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Generation(Extension):
+        """`{% generation %}…{% endgeneration %}`, which marks what the assistant says."""
+
+        tags = {"generation"}  # noqa: RUF012  # an attribute of jinja's
+
+        def parse(self, parser: Parser) -> list[Node]:
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+    try:
+        ImmutableSandboxedEnvironment(extensions=[Generation, loopcontrols]).compile(text)
+    except (TemplateError, RecursionError) as error:
+        line = f":{error.lineno}" if isinstance(error, TemplateSyntaxError) else ""
+        raise _problem("chat-template", f"{path}{line} is not valid Jinja: {error}") from error
 
 
 def chosen_arguments(options: Options, model: ModelPreset, dataset: DatasetPreset) -> dict[str, Any]:

@@ -35,6 +35,7 @@ def test_every_option_stands_under_one_heading_and_its_words_are_named() -> None
         (["--max-steps", "5", "--epochs", "2"], ["give either --max-steps or --epochs"]),
         (["--columns", "prompt"], ["expected part=column pairs", "prompt=text,answer=label"]),
         (["--dataset", "/no/such.jsonl"], ["no such file or folder"]),
+        (["--continue-from", "17", "--lora-rank", "x"], ["--continue-from: no run found", "--lora-rank", "got 'x'"]),
     ],
 )
 def test_a_mistake_is_told_before_metaflow_starts(
@@ -44,6 +45,43 @@ def test_a_mistake_is_told_before_metaflow_starts(
     result = call("run", *words)
     assert result.exit_code == 1
     assert all(word in result.output for word in said), result.output
+
+
+def test_all_mistakes_are_told_at_once_whatever_they_are_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("steps.flow.process.run_flow", lambda *_, **__: pytest.fail("the flow was started"))
+    (tmp_path / "rows.jsonl").write_text('{"frage": "1 + 1?", "antwort": "2"}\n')
+    (tmp_path / "template.jinja").write_text(
+        "{% for message in messages %}\n{{ message.content | nonsense }}\n{% endfor %}"
+    )
+    (tmp_path / "config.yaml").write_text("retry: {max_attempts: 0}\nlauncher: {kinds: local}\n")
+    (tmp_path / "model.yaml").write_text("lora_rnk: 3\n")
+    words = {
+        "config": tmp_path / "config.yaml",
+        "model": tmp_path / "model.yaml",
+        "dataset": tmp_path / "rows.jsonl",
+        "lora-rank": "-1",
+        "chat-template": tmp_path / "template.jinja",
+        "chat-template-kwargs": "{thinking: no}",
+        "max-steps": 5,
+        "epochs": 2,
+        "processes": "two",
+        "sharding": "fsdp",
+    }
+    result = call("run", *(f"--{name}={value}" for name, value in words.items()))
+    assert result.exit_code == 1
+    for said in (
+        "retry.max_attempts: must be >= 1, got 0",
+        "launcher.kinds: unknown setting (did you mean 'kind'",
+        "model.yaml: lora_rnk: unknown setting (did you mean 'lora_rank'",
+        "--lora-rank: must be >= 0, got '-1'",
+        "--processes: input should be a valid integer",
+        "rows.jsonl:1: its columns fit no known shape: found antwort, frage",
+        "template.jinja:2 is not valid Jinja: No filter named 'nonsense'",
+        "--chat-template-kwargs: is not valid JSON",
+        "--epochs: give either --max-steps or --epochs",
+    ):
+        assert result.output.count(said) == 1, (said, result.output)
+    assert "--sharding" not in result.output, "fsdp of how many processes is not known"
 
 
 def test_what_is_given_reaches_the_flow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -154,6 +154,14 @@ def test_in_the_data(door: Place, small: Path, tmp_path: Path, name: str) -> Non
     assert_answers(door, words, name, [command[0], str(project / "flows" / "lora_flow.py"), *command[2:]])
 
 
+@pytest.mark.whole
+def test_the_first_rows_are_looked_at_before_the_model_is_fetched(place: Place) -> None:
+    (place.folder / "rows.jsonl").write_text('{"frage": "a", "antwort": "b"}\n')
+    words = ["its columns fit no known shape: found antwort, frage"]
+    assert_answers(place, words, "", run_words(place, {"dataset": place.folder / "rows.jsonl"}))
+    assert not (place.folder / "cache" / "models").exists()
+
+
 def copy_of_project(folder: Path) -> Path:
     """A preset of one's own is a file in config/: so it needs a project of its own."""
     for name in ("flows", "steps", "config"):

@@ -17,7 +17,6 @@ from steps.settings.catalog import (
     ALIASES,
     DatasetPreset,
     ModelPreset,
-    config_root,
     find_dataset,
     find_model,
     preset_names,

@@ -106,7 +106,7 @@ def _open_builtin(name: str) -> DataSource:
 
 
 def _open_files(name: str, path: Path) -> DataSource:
-    files, ignored = _data_files(path)
+    files, ignored = data_files(path)
     sides = [side_of(file.relative_to(path)) if path.is_dir() else "" for file in files]
     is_split = "validation" in sides
     sizes = [file_size(file) for file in files]
@@ -135,10 +135,13 @@ def _open_files(name: str, path: Path) -> DataSource:
     return DataSource(name, fingerprint, sum(sizes), rows, bytes=used, files=listed, unit=unit, notes=tuple(notes))
 
 
-def _data_files(path: Path) -> tuple[list[Path], list[Path]]:
+def data_files(path: Path) -> tuple[list[Path], list[Path]]:
     """The file itself, or all data files in a folder and below, by name; and the files there that are not read.
 
     Hidden ones, and what a cloned data set has for people and tools, are neither.
+
+    Raises:
+        DataError: there is none.
     """
     if path.is_file():
         if not is_readable(path):
