@@ -56,3 +56,8 @@ def _ours() -> str:
     """As a person calls it; a pod, which has no such file, prints what holds where the run was started."""
     name, beside = "hyperpod-lora", Path(sys.executable).with_name("hyperpod-lora")
     return str(beside) if beside.is_file() and shutil.which(name) != str(beside) else name
+
+
+def move_away(path: Path) -> str:
+    """The command that puts something damaged beside itself, under another name."""
+    return shlex.join(["mv", str(path), f"{path}.damaged"])

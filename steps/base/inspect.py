@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
+import sys
 from collections import Counter
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -23,10 +25,10 @@ UNWANTED = ("consolidated*", "lineage.json", "merge.json", ".*")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 CONVERT = (
-    "pickled weights can run code, so only safetensors are read; if you trust these, convert them once: python -c "
-    "\"from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; o = '{folder}-safetensors'; "
-    "M.from_pretrained('{folder}', torch_dtype='auto').save_pretrained(o); T.from_pretrained('{folder}').save_pretrained(o)\""
+    'from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; i = {folder}; o = i + "-safetensors"; '
+    'M.from_pretrained(i, torch_dtype="auto").save_pretrained(o); T.from_pretrained(i).save_pretrained(o)'
 )
+"""Python that writes a folder's pickled weights as safetensors, beside it."""
 
 NAMES = {"BF16": "bf16", "F16": "fp16", "F32": "fp32", "F64": "fp64"}
 """Safetensors' names of floating-point types → ours; others keep their name in small letters."""
@@ -116,7 +118,13 @@ def _weight_problems(folder: Path, names: list[str]) -> list[str]:
     if not shards:
         pickles = sorted({path.name for pattern in PICKLES for path in folder.glob(pattern)})
         if pickles:
-            return [f"it has no safetensors, only {', '.join(pickles[:3])}; {CONVERT.format(folder=folder)}"]
+            convert = shlex.join(
+                [sys.executable, "-c", CONVERT.format(folder=json.dumps(str(folder), ensure_ascii=False))]
+            )
+            return [
+                f"it has no safetensors, only {', '.join(pickles[:3])}; pickled weights can run code, so only safetensors are "
+                f"read; if you trust these, convert them once: {convert}"
+            ]
         return [f"it has no safetensors (it holds {_listing(folder)})"]
     index = folder / "model.safetensors.index.json"
     if not index.is_file():

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 import click
 
 from steps.cli.view.ending import POLL_S, ask_elsewhere, cancel_jobs, kept_in, wait_until_heard
-from steps.cli.view.place import CONFIG, ROOT, how_to_go_on, look, open_cluster, place_of
+from steps.cli.view.place import CONFIG, ROOT, look, open_cluster, place_of
 from steps.cli.view.run_folders import find_run, trainings_of
 from steps.errors import StorageError
-from steps.plain_text import counted
+from steps.plain_text import command, counted
+from steps.protocol.run_options import how_to_resume
 
 if TYPE_CHECKING:
     from steps.cli.view.cluster_jobs import SeenJob
@@ -54,7 +55,7 @@ def cancel(run: str, yes: bool, wait_s: float, config: Path | None, root: str | 
     wait_until_heard([path for path in supervised if path in asked], say=click.echo)
     if folder and not live and not asked:
         raise StorageError(f"run {run} goes on: it has no job just now that could be deleted; {as_its_user(folder)}")
-    click.echo(f"to go on: {how_to_go_on(live[-1].run_id if live else supervised[-1].parent.name, config)}")
+    click.echo(f"to go on: {command('resume', live[-1].run_id) if live else how_to_resume(supervised[-1].parent)}")
 
 
 def wait_for_job(kube: Kube, run: str, *, wait_s: float, sleep: Callable[[float], None] = time.sleep) -> list[SeenJob]:
@@ -116,14 +117,14 @@ def cancel_here(run: Path, given: str, *, is_agreed: bool) -> None:
             ask_elsewhere(path, attempt, user, say=click.echo)
     wait_until_heard([path for path in supervised if path in asked], say=click.echo)
     if running or asked:
-        click.echo(f"to go on: {how_to_go_on(run.name, None)}")
+        click.echo(f"to go on: {how_to_resume(run)}")
         return
     raise StorageError(f"run {given} goes on: nothing of it could be ended by this user; {as_its_user(run)}")
 
 
 def as_its_user(run: Path) -> str:
     """How to act on a run that somebody else started."""
-    return f"say the same as its user: `sudo -u '#{run.stat().st_uid}' hyperpod-lora cancel {run}`"
+    return f"say the same as its user: `sudo -u '#{run.stat().st_uid}' {command('cancel', run)}`"
 
 
 def run_below(root: Path, given: str) -> Path | None:
@@ -161,7 +162,8 @@ def leave_for_later(run: Path | None, trainings: Sequence[Path], given: str, *, 
     for path in asked:
         if path == run:
             continue
-        say(f"{path.name}: a launcher that starts by itself begins no attempt; `resume` goes on; {kept_in(path)}")
+        goes_on = f"`{how_to_resume(path.parent)}` goes on"
+        say(f"{path.name}: a launcher that starts by itself begins no attempt; {goes_on}; {kept_in(path)}")
 
 
 def supervised_of(trainings: Sequence[Path]) -> list[Path]:

@@ -12,6 +12,7 @@ from steps.cli.view.place import CONFIG, ROOT, place_of
 from steps.cli.view.run_folders import find_run
 from steps.errors import ConfigError, StorageError
 from steps.export.serving import Endpoint, adapter_line, endpoint_manifest, merged_line
+from steps.plain_text import command
 
 
 @click.command()
@@ -57,7 +58,7 @@ def models_of(root: Path, what: str) -> tuple[Path, Path | None]:
     run = find_run(root, what)
     merged = newest(run.glob("merged-*/merge.json"))
     if merged is None:
-        raise StorageError(f"{run} has no merged model; `hyperpod-lora status {what}` tells how far it is")
+        raise StorageError(f"{run} has no merged model; `{command('status', run)}` tells how far it is")
     return merged, newest(run.glob("train-*/adapter/adapter_config.json"))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -118,5 +119,5 @@ def owner_warnings(made: Printable) -> list[str]:
         return []
     return [
         f"{folder} belongs to user {os.getuid()}, and the pods run as user {user} (cluster.run_as_user), who has to write there: "
-        f"chown -R {user}:{user} {made.job.directory.path}"
+        + shlex.join(["chown", "-R", f"{user}:{user}", str(made.job.directory.path)])
     ]

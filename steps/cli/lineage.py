@@ -16,7 +16,7 @@ import click
 from steps.cli.view.place import CONFIG, ROOT, place_of
 from steps.cli.view.run_folders import find_run
 from steps.errors import StorageError
-from steps.plain_text import visible
+from steps.plain_text import command, visible
 
 FILE = "lineage.json"
 SHORTEST_DIGEST = 7
@@ -71,7 +71,7 @@ def model_of(root: Path, given: str) -> tuple[Path, dict[str, Any]]:
     merged = sorted(run.glob(f"merged-*/{FILE}"), key=lambda path: path.stat().st_mtime)
     if not merged:
         raise StorageError(
-            f"{run} has no merged model yet, so no {FILE}: `hyperpod-lora status {given}` tells how far it is"
+            f"{run} has no merged model yet, so no {FILE}: `{command('status', run)}` tells how far it is"
         )
     return merged[-1].parent, read(merged[-1])
 

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import click
 
-from steps.cli.view.place import CONFIG, ROOT, Place, how_to_go_on, place_of
+from steps.cli.view.place import CONFIG, ROOT, Place, place_of
 from steps.cli.view.run_folders import find_run, trainings_of
 from steps.errors import StorageError
-from steps.plain_text import counted
+from steps.plain_text import command, counted
+from steps.protocol.run_options import how_to_resume
 
 
 @click.command()
@@ -31,7 +32,7 @@ def retry(run: str, config: Path | None, root: str | None) -> None:
         raise StorageError(f"run {run} has no training yet: nothing was given up")
     for path in trainings:
         click.echo(reset_retry_count(path))
-    click.echo(f"to go on: {how_to_go_on(folder.name, config)}")
+    click.echo(f"to go on: {how_to_resume(folder)}")
 
 
 def elsewhere(place: Place, run: str, config: Path | None) -> str:
@@ -40,8 +41,8 @@ def elsewhere(place: Place, run: str, config: Path | None) -> str:
         return "If it ran on a cluster, give its --config"
     return (
         f"What was decided about a run is kept in its directory, below {place.root}, which this machine does not see. Either "
-        f"say `hyperpod-lora retry {run}` where it is mounted (a pod with the claim {place.settings.cluster.claim}), or go on "
-        f"from here with `{how_to_go_on(run.rpartition('/')[2], config)}`, which does the same by itself"
+        f"say `{command('retry', run)}` where it is mounted (a pod with the claim {place.settings.cluster.claim}), or go on "
+        f"from here with `{command('resume', run.rpartition('/')[2])}`, which does the same by itself"
     )
 
 

@@ -1,39 +1,27 @@
 """`--continue-from RUN`: the run that is meant, and its options as defaults.
 
-`complete` is called where a command begins (`hyperpod-lora run` and the flow's own file), the rest by `stages`. A run keeps its
-options, and the path of its config where that is known, in `options.json` of its directory.
+`complete` is called where a command begins (`hyperpod-lora run` and the flow's own file), the rest by `stages`. What a run keeps
+is in `protocol.run_options`.
 """
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from steps.errors import ConfigError, Problem, StorageError
-from steps.plain_text import command
-from steps.protocol.rundir import RunDir, read_json, run_directory, write_json
+from steps.errors import ConfigError, Problem
+from steps.protocol.run_options import RunOptions, read_options
+from steps.protocol.rundir import RunDir, run_directory
 from steps.settings.catalog import find_path, preset_names
 from steps.settings.options import AUTO, OPTIONS, Options
 from steps.settings.places import config_root, home
 from steps.settings.plan import Plan
 
-FILE, SCHEMA = "options.json", "hyperpod-lora/options/1"
 FLOW = "LoraFlow"
 OF_THE_COMMAND = ("continue_from", "dry_run")
 """Options that say what one command does, and nothing of the training."""
-
-
-@dataclass(frozen=True, slots=True)
-class Kept:
-    """What a run was started with."""
-
-    options: dict[str, Any] = field(default_factory=dict)
-    """Empty: an earlier version made it."""
-    config: str = ""
-    """Path; empty: none was given, or not on this machine."""
 
 
 def find_run(root: str, given: str, flow: str = FLOW) -> RunDir:
@@ -52,7 +40,7 @@ def find_run(root: str, given: str, flow: str = FLOW) -> RunDir:
     raise ConfigError([Problem("--continue-from", message)])
 
 
-def keep(run: RunDir, options: Options, plan: Plan, *, config: str) -> None:
+def keep(run: RunDir, options: Options, plan: Plan, *, config: str, run_id: str = "") -> None:
     """Keep what a run was started with; what it names on this machine by its whole path, and the precision that was chosen.
 
     Raises:
@@ -65,27 +53,11 @@ def keep(run: RunDir, options: Options, plan: Plan, *, config: str) -> None:
     for name in ("init_adapter", "chat_template"):
         given[name] = given[name] if given[name] == AUTO else _absolute(given[name])
     given["precision"] = plan.training.precision
-    write_json(run.path / FILE, {"schema": SCHEMA, "options": given, "config": config})
+    RunOptions(given, config, run_id).save(run.path)
 
 
 def _absolute(given: str) -> str:
     return str(find_path(given) or given)
-
-
-def kept(run: RunDir) -> Kept:
-    """What a run was started with; nothing where an earlier version made it.
-
-    Raises:
-        StorageError: the file is damaged.
-    """
-    path = run.path / FILE
-    if not path.is_file():
-        return Kept()
-    raw = read_json(path)
-    options, config = raw.get("options"), raw.get("config")
-    if raw.get("schema") != SCHEMA or not isinstance(options, Mapping) or not isinstance(config, str):
-        raise StorageError(f"{path} is damaged, or of a later version: remove it, and give all options again")
-    return Kept({name: value for name, value in options.items() if name in OPTIONS}, config)
 
 
 def complete(config: Path | None, given: Mapping[str, Any]) -> tuple[Path | None, dict[str, Any]]:
@@ -101,10 +73,33 @@ def complete(config: Path | None, given: Mapping[str, Any]) -> tuple[Path | None
     run = str(given.get("continue_from", settings.run.get("continue_from", AUTO)))
     if run == AUTO:
         return config, dict(given)
-    before = kept(find_run(settings.storage.root, run))
+    try:
+        before = read_options(find_run(settings.storage.root, run).path)
+    except ConfigError:
+        if settings.is_on_cluster:  # this machine need not see the shared directory: `start` does
+            return config, dict(given)
+        raise
     if config is None and before.config and Path(before.config).is_file():
         config = Path(before.config)
-    return config, {**before.options, **given}
+    return config, {**_known(before), **given}
+
+
+def complete_in_pod(root: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The same for a `start` in a pod, launched from where the run could not be seen; the usual value counts as not given.
+
+    Raises:
+        ConfigError, StorageError: as `complete`.
+    """
+    if given["continue_from"] == AUTO:
+        return dict(given)
+    usual = asdict(Options())
+    chosen = {name: value for name, value in given.items() if value != usual[name]}
+    return {**given, **_known(read_options(find_run(root, given["continue_from"]).path)), **chosen}
+
+
+def _known(before: RunOptions) -> dict[str, Any]:
+    """Without those of a later version."""
+    return {name: value for name, value in before.options.items() if name in OPTIONS}
 
 
 def complete_words(words: Sequence[str]) -> list[str]:
@@ -134,11 +129,3 @@ def _options_in(words: Sequence[str]) -> dict[str, str]:
         if word.startswith("--") and (name := name.replace("-", "_")) in OPTIONS:
             found[name] = value if has_value else next(iter(words[place + 1 : place + 2]), "")
     return found
-
-
-def how_to_continue(run: Path, *options: str) -> str:
-    """The command that goes on with a run in its directory; `options` are those that differ."""
-    before = Kept()
-    with contextlib.suppress(StorageError):
-        before = kept(RunDir(run))
-    return command("run", "--continue-from", run, *(["--config", before.config] if before.config else []), *options)

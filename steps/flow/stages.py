@@ -51,7 +51,10 @@ def start(flow: Any, raw_settings: Mapping[str, Any]) -> tuple[Artifact, Artifac
     from steps.train import architecture
 
     given = {name: getattr(flow, name) for name in OPTIONS}
-    plan, config = decide(parse_settings(dict(raw_settings)), given)
+    settings = parse_settings(dict(raw_settings))
+    if metaflow_internals.is_in_pod():
+        given = continuing.complete_in_pod(settings.storage.root, given)
+    plan, config = decide(settings, given)
     check_cluster(plan)
     look(plan.dataset, cache_folder(plan))
     run = directory_of(plan)
@@ -67,7 +70,7 @@ def start(flow: Any, raw_settings: Mapping[str, Any]) -> tuple[Artifact, Artifac
     architecture.check_weights(plan, config, Path(base.path))
     reporting.tag(plan, "start")
     say(f"base model: {base.name}, {base.parameters / 1e6:,.0f} M parameters, {base.source}, in {base.path}")
-    continuing.keep(run, parse_options(given), plan, config=metaflow_internals.given_config())
+    continuing.keep(run, parse_options(given), plan, config=metaflow_internals.given_config(), run_id=run_id)
     return plan.model_dump(mode="json"), base.to_dict(), str(run.path)
 
 

@@ -10,10 +10,10 @@ from typing import Any
 from steps.flow import lineage as lineages
 from steps.flow import metaflow_internals
 from steps.flow.cards.evaluate import gate_words, headline, interval_words, notes, outcome, score_words
-from steps.flow.continuing import how_to_continue
 from steps.flow.terminal import say
 from steps.plain_text import counted
 from steps.protocol.records import Adapter, MergedModel, PreparedData, Report
+from steps.protocol.run_options import how_to_continue
 
 REMEDY = "Train longer, or look at the data."
 

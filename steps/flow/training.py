@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from steps.errors import StorageError
 from steps.protocol.records import BaseModel, PreparedData
+from steps.protocol.run_options import how_to_continue
 from steps.protocol.rundir import RunDir, read_json, write_json
 from steps.settings.plan import Plan
 
@@ -101,6 +102,4 @@ def read_inputs(run: RunDir) -> Inputs:
 
 
 def _how_to_prepare(path: Path) -> str:
-    from steps.flow.continuing import how_to_continue
-
     return f"prepare again: {how_to_continue(path, '--dry-run')}"

@@ -21,6 +21,7 @@ from steps.protocol.checkpoints import newest_step
 from steps.protocol.events import Event, EventTail
 from steps.protocol.failure_class import FailureClass
 from steps.protocol.failure_record import read_records
+from steps.protocol.run_options import how_to_resume
 from steps.protocol.rundir import write_json
 from steps.settings.config import Deadlines
 
@@ -239,7 +240,8 @@ class Watch:
             raise JobTimeout(
                 f"{self.job.label}: something of attempt {number} is left {self.limits.deletion_s:.0f} s (deadlines.deletion_s) "
                 "after it was killed (a process that waits for a dead disk cannot be killed, nor a pod whose node does not "
-                f"answer, where nodes may not be read); see {folder}, end it by hand, then `resume`",
+                f"answer, where nodes may not be read); see {folder}, end it by hand, then "
+                f"`{how_to_resume(self.job.directory.path.parent)}`",
                 attempt=number,
             )
 

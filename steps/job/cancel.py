@@ -16,6 +16,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from steps.errors import JobCancelled, StorageError
+from steps.protocol.run_options import how_to_resume
 from steps.protocol.rundir import RunDir, TrainDir, read_json, storage_errors, write_json
 
 
@@ -68,7 +69,8 @@ def require_wanted(run: RunDir, flow: str, what: str) -> None:
         return
     _remove(run.cancel)
     raise JobCancelled(
-        f"a person cancelled this run before {what} began; what was made is kept in {run.path}, and `resume` goes on",
+        f"a person cancelled this run before {what} began; what was made is kept in {run.path}, and "
+        f"`{how_to_resume(run.path)}` goes on",
         failure_class="preempted",
     )
 

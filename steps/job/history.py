@@ -12,7 +12,9 @@ from typing import Any
 
 from steps.errors import StorageError
 from steps.job.job import Job
+from steps.plain_text import move_away
 from steps.protocol.failure_class import FailureClass
+from steps.protocol.run_options import how_to_resume
 from steps.protocol.rundir import read_json, write_json
 
 SCHEMA = "hyperpod-lora/history/1"
@@ -177,7 +179,8 @@ def _excluded(item: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
 
 def how_to_begin_anew(path: Path) -> str:
     """What to do about a damaged history."""
-    return f"`mv {path} {path}.damaged`, then `resume`: what was saved is used, and the count of attempts begins anew"
+    then = f"then `{how_to_resume(path.parents[1])}`: what was saved is used, and the count of attempts begins anew"
+    return f"`{move_away(path)}`, {then}"
 
 
 def read(path: Path) -> History:

@@ -12,6 +12,7 @@ from steps.job.history import Verdict
 from steps.job.job import Job
 from steps.job.retry import GiveUp, Resubmit
 from steps.protocol.failure_class import FailureClass
+from steps.protocol.run_options import how_to_continue, how_to_resume
 
 ERRORS: dict[str, type[JobError]] = {
     "permanent": JobPermanentError,
@@ -59,8 +60,8 @@ def final_message(job: Job, attempt: int, failure: Failure, decision: GiveUp, re
 def _what_to_do(decision: GiveUp, failure: Failure, run: Path, kept: str) -> str:
     if decision.kind == "budget":
         return (
-            f"nothing, if it is enough: {kept}. `resume` goes on with as much once more; with another limit, give the same "
-            f"command as before with `--continue-from {run}` and a config that has it."
+            f"nothing, if it is enough: {kept}. `{how_to_resume(run)}` goes on with as much once more; with another limit: "
+            f"`{how_to_continue(run)}` and a --config that has it."
         )
     return what_to_do(failure.failure_class, run, kept)
 
@@ -68,22 +69,20 @@ def _what_to_do(decision: GiveUp, failure: Failure, run: Path, kept: str) -> str
 def what_to_do(failure_class: FailureClass, run: Path, kept: str) -> str:
     """The remedy for a class of failure, with a command that works as it is printed; `run`: the run's directory."""
     row = failure_class.meaning
-    words = f"{row.advice}. Then `resume` goes on ({kept})."
+    words = f"{row.advice}. Then `{how_to_resume(run)}` goes on ({kept})."
     if row.options:
-        options = " or ".join(row.options)
-        words = (
-            f"{row.advice}: give the same command as before (`resume` takes no options) with `--continue-from {run}` and "
-            f"{options}; it goes on ({kept}), or names what makes it another training."
-        )
+        commands = " or ".join(f"`{how_to_continue(run, *option.split())}`" for option in row.options)
+        words = f"{row.advice}: {commands} goes on ({kept}), or names what makes it another training."
     other = ", ".join(row.other_training)
     return words + (
         f" With a lower {other} it is another training: a new run, without --continue-from." if other else ""
     )
 
 
-def error_of(verdict: Verdict, *, remembered: bool = False) -> JobError:
-    """The exception that tells a verdict; a remembered one says why nothing was started."""
-    note = "\n(This is remembered from before; nothing was started. `resume` tries again.)" if remembered else ""
+def error_of(verdict: Verdict, *, remembered_in: Path | None = None) -> JobError:
+    """The exception that tells a verdict; one that a run's directory remembers says why nothing was started."""
+    again = f"`{how_to_resume(remembered_in)}` tries again" if remembered_in else ""
+    note = f"\n(This is remembered from before; nothing was started. {again}.)" if again else ""
     kind = ERRORS.get(verdict.kind, JobPermanentError)
     return kind(verdict.message + note, failure_class=verdict.failure_class, attempt=verdict.attempt)
 

@@ -25,6 +25,7 @@ from steps.job.progress import Spent
 from steps.job.retry import GiveUp, Resubmit, avoided_nodes, decide, fewer_nodes, has_trained_alike
 from steps.job.snapshot import Launcher, Phase, Reason
 from steps.protocol.failure_class import FailureClass
+from steps.protocol.run_options import how_to_resume
 from steps.protocol.rundir import write_json
 from steps.settings.config import Settings
 
@@ -91,7 +92,7 @@ class _Supervisor:
         if self.job.directory.adapter.is_dir():
             return self._reuse()
         if self.history.verdict and not retry_permanent:
-            raise messages.error_of(self.history.verdict, remembered=True)
+            raise messages.error_of(self.history.verdict, remembered_in=self.job.directory.path.parent)
         if retry_permanent:
             self.book.reset_retry_count()
             cancel.clear(self.job.directory)  # of an earlier supervisor: whoever starts it now does not want it to end
@@ -196,22 +197,29 @@ class _Supervisor:
         lease = self.watch.lease
         lease.patience.insist(lambda: lease.begin(number, self.watch.spent.attempt_s))
 
+    @property
+    def resume(self) -> str:
+        """The command that goes on with it."""
+        return how_to_resume(self.job.directory.path.parent)
+
     def _interrupt(self) -> None:
         """A person pressed Ctrl-C: the workers save and stop; a second Ctrl-C leaves that to the agent."""
         last = self.history.last
         if last is None or not last.is_open:
             self.outside.notice(
-                f"{self.job.label}: interrupted between two attempts; nothing of it runs, `resume` goes on"
+                f"{self.job.label}: interrupted between two attempts; nothing of it runs, `{self.resume}` goes on"
             )
             return
         if self.settings.detaches and not self.launcher.read(self.job, last.number).is_over:
             self.watch.spent.advance(self.outside.clock())
             self.book.leave(self.watch.spent.attempt_s)
             self.watch.lease.detach(last.number)
-            self.outside.notice(f"{self.job.label}: left running (cluster.detach); `resume` watches over it again")
+            self.outside.notice(
+                f"{self.job.label}: left running (cluster.detach); `{self.resume}` watches over it again"
+            )
             return
         self.outside.notice(
-            f"{self.job.label}: interrupted; the workers save and stop, then `resume` goes on from there"
+            f"{self.job.label}: interrupted; the workers save and stop, then `{self.resume}` goes on from there"
         )
         self.watch.clear(last.number, grace_s=self.settings.deadlines.grace_s)
         self._close(Failure(FailureClass.PREEMPTED, "interrupted by a person"), None)

@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from steps.errors import CheckpointError, StorageError
+from steps.plain_text import move_away
 from steps.protocol.records import digest_file
 from steps.protocol.rundir import read_json, storage_errors, sync_directory, sync_tree, write_json
 from steps.protocol.set_aside import set_aside
@@ -235,7 +236,7 @@ def _readable(path: Path) -> Iterator[None]:
     except OSError as error:
         raise StorageError(
             f"{path} cannot be read ({error.strerror or error}), and nothing older is taken in its place: look at the disk or "
-            f"the mount; if it is lost for good, `mv {path} {path}.damaged` makes the next attempt begin with the one before"
+            f"the mount; if it is lost for good, `{move_away(path)}` makes the next attempt begin with the one before"
         ) from error
 
 

@@ -37,7 +37,7 @@ class Meaning:
     hides_hardware: bool = False
     """A broken accelerator may be behind it: it ends as a time-out or a lost collective, often of a healthy peer first."""
     options: tuple[str, ...] = ()
-    """Options that help, and that the same training may change: it is continued with them, since `resume` takes none."""
+    """Options that help, and that the same training may change: it is continued with one, since `resume` takes none."""
     other_training: tuple[str, ...] = ()
     """Options that help, and make another training: nothing of this one is used."""
     exceptions: tuple[str, ...] = ()
@@ -94,7 +94,7 @@ MEANINGS: dict[FailureClass, Meaning] = {
     FailureClass.OUT_OF_MEMORY: Meaning(
         "lower --micro-batch, or turn on --gradient-checkpointing",
         exit_codes=(71,),
-        options=("--micro-batch N", "--gradient-checkpointing on"),
+        options=("--micro-batch 1", "--gradient-checkpointing on"),
         other_training=("--sequence-length",),
         is_permanent_at_same_step=True,
         exceptions=("OutOfMemoryError", "MemoryError"),  # torch's, for every accelerator; Python's
@@ -105,9 +105,9 @@ MEANINGS: dict[FailureClass, Meaning] = {
         is_permanent=True,
     ),
     FailureClass.CONFIG: Meaning(
-        "correct the setting or the data that the message names",
+        "correct the setting or the data that the message names; a corrected option is added to this",
         exit_codes=(65,),
-        options=("the corrected option",),
+        options=("",),
         is_permanent=True,
     ),
     FailureClass.USER: Meaning(

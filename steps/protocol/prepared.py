@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from steps.errors import StorageError
 from steps.protocol.records import PreparedData, digest_file, digest_of
+from steps.protocol.run_options import how_to_continue
 from steps.protocol.rundir import read_json, storage_errors
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ class ArrowRows:
 
 def prepare_again(folder: Path) -> str:
     """What to do about prepared data that cannot be used: `resume` would take over the step that made it."""
-    return f"give the same command as before with --continue-from {folder.parent}, which sets it aside and prepares it again"
+    return f"`{how_to_continue(folder.parent)}` sets it aside and prepares it again"
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ import contextlib
 import errno
 import json
 import os
+import shlex
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -234,7 +235,8 @@ def held_lock(path: Path, *, timeout_s: float, what: str) -> Iterator[None]:
             lock.acquire(timeout=timeout_s)
     except Timeout as error:
         raise StorageError(
-            f"{what}: another process has held {path} for {timeout_s:g} s; wait for it, or find it with `fuser {path}`"
+            f"{what}: another process has held {path} for {timeout_s:g} s; wait for it, or find it with "
+            f"`{shlex.join(['fuser', str(path)])}`"
         ) from error
     try:
         yield

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from http import HTTPStatus
 
 from steps.errors import ClusterError, ClusterForbidden
+from steps.plain_text import command
 
 LONGEST_MESSAGE = 400
 PASSING = frozenset({429, 500, 502, 503, 504})
@@ -73,12 +74,14 @@ def refused(doing: str, namespace: str, *, status: int, reason: str, body: str |
         case HTTPStatus.FORBIDDEN if is_denied(status, body):
             return ClusterError(
                 f"{where}: the API saw no login ({said}): does the program that fetches the token (KUBECONFIG's exec entry) "
-                "work? Log in again, then `resume`"
+                f"work? Log in again, then `{command('resume')}`"
             )
         case HTTPStatus.FORBIDDEN:
             return ClusterForbidden(f"{where}: {said}; config/cluster/rbac.yaml has what is needed")
         case HTTPStatus.UNAUTHORIZED:
-            return ClusterError(f"{where}: the credential was refused ({said}); log in again, then `resume`")
+            return ClusterError(
+                f"{where}: the credential was refused ({said}); log in again, then `{command('resume')}`"
+            )
         case _:
             return ClusterError(f"{where}: the API answered {status}: {said}")
 

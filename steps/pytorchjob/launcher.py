@@ -16,7 +16,7 @@ from steps.errors import ClusterError
 from steps.job.job import Job
 from steps.job.local_launcher import tail
 from steps.job.snapshot import JobSnapshot, Phase
-from steps.plain_text import counted
+from steps.plain_text import command, counted
 from steps.protocol.rundir import write_json
 from steps.pytorchjob import manifest as pytorchjob
 from steps.pytorchjob.exit_reports import read_reports, with_reports
@@ -209,6 +209,11 @@ class KubeLauncher:
     def _pod_name(self, job: Job, attempt: int, node: int) -> str:
         return f"{pytorchjob.name_of(self._spec, job, attempt)}-worker-{node}"
 
+    @property
+    def _resume(self) -> str:
+        """The command that goes on with this run."""
+        return command("resume", self._spec.run.rpartition("/")[2])
+
     def _require_ours(self, found: Mapping[str, Any], manifest: Mapping[str, Any]) -> None:
         mine, other = manifest["metadata"]["annotations"], found["metadata"].get("annotations") or {}
         differing = [
@@ -220,7 +225,7 @@ class KubeLauncher:
             raise ClusterError(
                 f"PyTorchJob {self._kube.namespace}/{manifest['metadata']['name']} exists and is not this one "
                 f"({'; '.join(differing)}): look at it with `kubectl -n {self._kube.namespace} get pytorchjob "
-                f"{manifest['metadata']['name']} -o yaml`, delete it if nobody needs it, then `resume`"
+                f"{manifest['metadata']['name']} -o yaml`, delete it if nobody needs it, then `{self._resume}`"
             )
 
     def _require_api(self, watched: _Watched) -> None:
@@ -229,7 +234,8 @@ class KubeLauncher:
         if watched.informer.silent_s > patience_s:
             raise ClusterError(
                 f"the Kubernetes API has been away for {watched.informer.silent_s:.0f} s (cluster.api_patience_s is "
-                f"{patience_s:.0f}; {watched.informer.error}): the workers go on for cluster.lease_s, `resume` adopts them"
+                f"{patience_s:.0f}; {watched.informer.error}): the workers go on for cluster.lease_s, "
+                f"`{self._resume}` adopts them"
             )
 
 

@@ -24,6 +24,7 @@ from steps.job import history as memory
 from steps.job.agent.in_use import in_use
 from steps.job.cancel import clear, is_requested, request, require_wanted, take_over
 from steps.job.history import Attempt, History, Verdict
+from steps.plain_text import command
 from steps.protocol.checkpoints import Writer, checkpoint_path, commit
 from steps.protocol.events import EventWriter
 from steps.protocol.rundir import RunDir, TrainDir, held_lock
@@ -95,9 +96,8 @@ def test_cancel_of_a_local_run_that_does_not_run_says_so(tmp_path: Path) -> None
 def test_cancel_while_the_launcher_is_started_anew_is_remembered(tmp_path: Path) -> None:
     train = make_training(tmp_path)
     said = call("cancel", "17", "--root", tmp_path).output
-    assert (
-        "train-abc: a launcher that starts by itself begins no attempt; `resume` goes on; kept: the checkpoint" in said
-    )
+    goes_on = f"`{command('resume', 17)}` goes on"
+    assert f"train-abc: a launcher that starts by itself begins no attempt; {goes_on}; kept: the checkpoint" in said
     assert is_requested(train)
     assert "cancelled by a person, step" in call("status", "17", "--root", tmp_path).output
 
@@ -131,7 +131,10 @@ def test_a_flow_that_was_cancelled_begins_no_further_step_until_a_person_resumes
     with in_use(run, "merge", flow="17"):
         call("cancel", "17", "--root", tmp_path)
     require_wanted(RunDir(run), "18", "evaluate")
-    with pytest.raises(JobCancelled, match=r"before evaluate began; what was made is kept in .*, and `resume` goes on"):
+    with pytest.raises(
+        JobCancelled,
+        match=r"before evaluate began; what was made is kept .*hyperpod-lora resume 17` goes on",
+    ):
         require_wanted(RunDir(run), "17", "evaluate")
     require_wanted(RunDir(run), "17", "evaluate")
 
@@ -259,7 +262,7 @@ def test_retry_clears_the_verdict_and_says_what_to_type(tmp_path: Path) -> None:
     assert result.exit_code == 0
     assert "train-abc: retry count reset (permanent: tiny-orders: attempt 1 failed, user: it broke)" in result.output
     assert "it goes on from step 40" in result.output
-    assert "python flows/lora_flow.py resume --origin-run-id 17" in result.output
+    assert f"to go on: {command('resume', 17)}" in result.output
     history = memory.load(train.history, "abc")
     assert (history.verdict, history.not_counted, len(history.attempts)) == (None, 1, 1)
     assert "it was not given up, nothing to reset" in call("retry", "17", "--root", tmp_path).output
@@ -284,5 +287,5 @@ def test_retry_from_a_laptop_says_where_and_how(tmp_path: Path) -> None:
     assert result.exit_code == 1
     assert "below /fsx/runs, which this machine does not see" in result.output
     assert "a pod with the claim fsx-claim" in result.output
-    assert f"python flows/lora_flow.py --config config {config} resume --origin-run-id 17" in result.output
+    assert f"go on from here with `{command('resume', 17)}`" in result.output
     assert "If it ran on a cluster, give its --config" in call("retry", "17", "--root", tmp_path / "none").output

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from steps.plain_text import command
 from tests.cli.cli_harness import call
 
 LORA = {"r": 8, "base_model_name_or_path": "meta-llama/Llama-3.2-1B", "use_dora": False, "bias": "none"}
@@ -82,5 +83,7 @@ def test_mistakes_are_sentences(tmp_path: Path, words: list[str], told: str) -> 
 
 
 def test_a_run_without_a_merged_model_says_so(tmp_path: Path) -> None:
-    (tmp_path / "LoraFlow" / "9" / "train-1").mkdir(parents=True)
-    assert "has no merged model; `hyperpod-lora status 9`" in call("endpoint", "9", "--root", tmp_path).output
+    folder = tmp_path / "LoraFlow" / "9"
+    (folder / "train-1").mkdir(parents=True)
+    said = call("endpoint", "9", "--root", tmp_path).output
+    assert f"has no merged model; `{command('status', folder)}`" in said

@@ -174,7 +174,7 @@ def test_said_twice_it_is_the_same_until_it_has_begun(run: RunDir) -> None:
     first = by_hand(run, write=True)
     assert by_hand(run, write=True).manifest == first.manifest
     (first.job.directory.attempt(1) / "nodes").mkdir(parents=True)
-    with pytest.raises(StorageError, match=r"attempt 1 of .* has begun: `hyperpod-lora status` tells"):
+    with pytest.raises(StorageError, match=r"attempt 1 of .* has begun: `hyperpod-lora status .*` tells"):
         by_hand(run, write=True)
 
 
@@ -214,7 +214,7 @@ def test_a_run_that_was_planned_for_one_machine_is_no_job(run: RunDir) -> None:
 @pytest.mark.parametrize(
     ("dry_run", "words"),
     [
-        pytest.param(False, "resume --origin-run-id 17", id="a run that trains"),
+        pytest.param(False, "hyperpod-lora resume 17", id="a run that trains"),
         pytest.param(True, "run --continue-from", id="a dry run has no train step to resume"),
     ],
 )

@@ -9,6 +9,7 @@ import pytest
 from steps.cli.status import cluster_status
 from steps.cli.view.place import look
 from steps.errors import ClusterError
+from steps.plain_text import command
 from steps.protocol.rundir import write_json
 from tests.cli.cli_harness import call, make_run
 from tests.shared.cluster_objects import BORN_S, NAME, FakeCluster, make_job, running, visible
@@ -42,7 +43,7 @@ def test_status_of_a_damaged_history_names_the_file(tmp_path: Path) -> None:
     result = call("status", "7", "--root", tmp_path)
     assert result.exit_code == 1
     assert f"{train.history} cannot be read" in result.output
-    assert f"`mv {train.history} {train.history}.damaged`, then `resume`" in result.output
+    assert f"`mv {train.history} {train.history}.damaged`, then `{command('resume', 7)}`" in result.output
 
 
 def test_status_from_a_laptop_tells_what_labels_and_logs_tell() -> None:

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from steps.errors import ConfigError, StorageError
-from steps.flow.continuing import complete, complete_words, find_run, how_to_continue, keep, kept
+from steps.flow.continuing import complete, complete_in_pod, complete_words, find_run, keep
 from steps.flow.same_training import check_settings, differences
 from steps.flow.training import Inputs
+from steps.protocol.run_options import how_to_continue, how_to_resume, read_options
 from steps.protocol.rundir import RunDir
 from steps.settings.config import parse_options
 from steps.settings.options import OPTIONS
@@ -32,7 +33,7 @@ def make_run(root: Path, *, config: str = "", **options: Any) -> RunDir:
 def make_config(folder: Path, **sections: Any) -> Path:
     """With its runs below the folder; JSON is YAML too."""
     config = folder / "my config.yaml"
-    config.write_text(json.dumps({"storage": {"root": str(folder / "runs")}, **sections}))
+    config.write_text(json.dumps({"storage": {"root": str(folder / "runs")}} | sections))
     return config
 
 
@@ -64,8 +65,30 @@ def test_the_config_of_that_run_is_its_default_too(tmp_path: Path) -> None:
     chosen, _ = complete(None, {"continue_from": str(run.path)})
     assert chosen == config
     assert shlex.split(how_to_continue(run.path, "--dry-run"))[1:] == [
-        *("run", "--continue-from", str(run.path), "--config", str(config), "--dry-run")
+        *("run", "--continue-from", str(run.path), "--dry-run")
     ]
+
+
+def test_a_run_that_went_on_in_the_same_directory_is_the_one_to_resume(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "runs")
+    assert shlex.split(how_to_resume(run.path))[1:] == ["resume", "17"], "an earlier version's"
+    keep(run, parse_options({"model": "tiny"}), plan_of(), config="", run_id="23")
+    assert shlex.split(how_to_resume(run.path))[1:] == ["resume", "23"]
+    (run.path / "options.json").write_text("{")
+    assert shlex.split(how_to_resume(run.path))[1:] == ["resume", "17"]
+
+
+def test_a_run_on_a_cluster_is_completed_where_it_can_be_seen(tmp_path: Path) -> None:
+    cluster = {"namespace": "n", "image": "i", "claim": "c", "mount_path": str(tmp_path)}
+    storage = {"root": str(tmp_path / "runs"), "cache": str(tmp_path / "cache")}
+    config = make_config(tmp_path, launcher={"kind": "pytorchjob"}, cluster=cluster, storage=storage)
+    given = {"continue_from": "17", "seed": "5"}
+    assert complete(config, given) == (config, given)
+    make_run(tmp_path / "runs", lora_rank=4, micro_batch=2)
+    usual = {"continue_from": "17", "lora_rank": 0, "micro_batch": 1, "model": "smollm2-135m"}
+    found = complete_in_pod(str(tmp_path / "runs"), usual)
+    assert {name: found[name] for name in usual} == {**usual, "lora_rank": 4, "model": "tiny"}
+    assert complete_in_pod("nowhere", {"continue_from": "auto"}) == {"continue_from": "auto"}
 
 
 def test_the_flows_own_command_line_is_completed_in_the_same_way(tmp_path: Path) -> None:
@@ -87,9 +110,9 @@ def test_what_was_named_by_a_relative_path_is_found_from_anywhere(
     (tmp_path / "orders").mkdir()
     monkeypatch.chdir(tmp_path)
     run = make_run(tmp_path / "runs", dataset="rows.jsonl")
-    assert kept(run).options["dataset"] == str(tmp_path / "rows.jsonl")
-    assert kept(make_run(tmp_path / "others")).options["dataset"] == "orders", "a preset's name stays"
-    assert kept(run).options["precision"] == "fp32", "what was chosen stays, on another machine too"
+    assert read_options(run.path).options["dataset"] == str(tmp_path / "rows.jsonl")
+    assert read_options(make_run(tmp_path / "others").path).options["dataset"] == "orders", "a preset's name stays"
+    assert read_options(run.path).options["precision"] == "fp32", "what was chosen stays, on another machine too"
 
 
 def test_an_older_run_has_no_options_and_damaged_ones_are_named(tmp_path: Path) -> None:

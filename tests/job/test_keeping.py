@@ -124,7 +124,7 @@ def test_damaged_history_is_no_story(tmp_path: Path) -> None:
     job = make_job(tmp_path)
     job.directory.path.mkdir()
     job.directory.history.write_text('{"schema": "x"}')
-    with pytest.raises(StorageError, match=r"`mv .*history\.json .*then `resume`"):
+    with pytest.raises(StorageError, match=r"`mv .*history\.json .*then `.*hyperpod-lora resume .*`"):
         describe(job.directory.path)
 
 

@@ -63,7 +63,9 @@ def test_verdict_becomes_its_exception(kind: str, error: type[Exception]) -> Non
     made = messages.error_of(Verdict(kind, "user", 3, "words"))
     assert type(made) is error
     assert (str(made), made.failure_class, made.attempt) == ("words", "user", 3)
-    assert "nothing was started" in str(messages.error_of(Verdict(kind, "user", 3, "words"), remembered=True))
+    assert "nothing was started" in str(
+        messages.error_of(Verdict(kind, "user", 3, "words"), remembered_in=Path("/runs/17"))
+    )
 
 
 def test_holder_is_named_when_known(tmp_path: Path) -> None:

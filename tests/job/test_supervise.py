@@ -590,7 +590,7 @@ def test_damaged_history_says_what_to_do(tmp_path: Path) -> None:
     stage = Stage(tmp_path, succeed)
     stage.job.directory.path.mkdir()
     stage.job.directory.history.write_text('{"schema": "other"}')
-    with pytest.raises(StorageError, match=r"`mv .*history\.json .*then `resume`"):
+    with pytest.raises(StorageError, match=r"`mv .*history\.json .*then `.*hyperpod-lora resume .*`"):
         stage.run()
 
 

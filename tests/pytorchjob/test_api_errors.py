@@ -14,7 +14,7 @@ ANSWERS: dict[str, tuple[str, int, str, type[ClusterError], str]] = {
     "a wrong request": ("create pytorchjob a", 400, '{"message": "bad"}', ClusterError, "the API answered 400: bad"),
     "not allowed": ("list pods", 403, '{"message": "cannot list"}', ClusterForbidden, "rbac.yaml has what is needed"),
     "nobody": ("list pods", 403, '{"message": "User \\"system:anonymous\\" cannot"}', ClusterError, "saw no login"),
-    "unknown": ("list pods", 401, '{"message": "Unauthorized"}', ClusterError, "log in again, then `resume`"),
+    "unknown": ("list pods", 401, '{"message": "Unauthorized"}', ClusterError, "log in again, then `"),
     "a proxy's page": ("list pods", 502, "<html>", ClusterError, "the API answered 502: Why"),
     "a list": ("list pods", 500, "[]", ClusterError, "the API answered 500: Why"),
     "nothing": ("list pods", 500, "", ClusterError, "the API answered 500: Why"),

@@ -246,7 +246,7 @@ def test_a_credential_that_ran_out_is_renewed(
 def test_a_credential_that_stays_refused_is_told_soon(kube: Kube, api: Api, waits: Waits) -> None:
     api.answers = [answer(401, {"message": "Unauthorized"})]
     with pytest.raises(
-        ClusterError, match=r"the credential was refused \(Unauthorized\); log in again, then `resume`"
+        ClusterError, match=r"the credential was refused \(Unauthorized\); log in again, then `.*hyperpod-lora resume`"
     ) as caught:
         kube.job("j")
     assert 300 <= waits.now_s < 400
@@ -272,7 +272,7 @@ def test_while_no_token_can_be_fetched_it_is_waited(kube: Kube, api: Api, waits:
 
 def test_a_login_that_is_missing_for_long_is_told(kube: Kube, api: Api, waits: Waits) -> None:
     api.answers = [answer(403, {"message": NOBODY})]
-    with pytest.raises(ClusterError, match=r"saw no login .*Log in again, then `resume`") as caught:
+    with pytest.raises(ClusterError, match=r"saw no login .*Log in again, then `.*hyperpod-lora resume`") as caught:
         kube.job("j")
     assert not isinstance(caught.value, ClusterForbidden)
     assert 300 <= waits.now_s < 400

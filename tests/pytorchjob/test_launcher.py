@@ -230,7 +230,7 @@ def test_an_api_that_is_away_for_too_long_ends_in_words(scene: Scene, monkeypatc
     monkeypatch.setattr(type(scene.launcher._watched[1].informer), "silent_s", 29.0)
     assert scene.read().silent_s == 29.0
     monkeypatch.setattr(type(scene.launcher._watched[1].informer), "silent_s", 31.0)
-    with pytest.raises(ClusterError, match=r"away for 31 s .*`resume` adopts them"):
+    with pytest.raises(ClusterError, match=r"away for 31 s .*hyperpod-lora resume .*` adopts them"):
         scene.read()
 
 

@@ -25,7 +25,8 @@ from steps.job import history as memory
 from steps.job.history import Attempt, History
 from steps.job.job import Job
 from steps.job.lease import detach, holder_of
-from steps.plain_text import counted
+from steps.plain_text import command, counted
+from steps.protocol.run_options import how_to_continue, how_to_resume
 from steps.protocol.rundir import RunDir, TrainDir, held_lock, run_directory, write_atomic, write_json
 from steps.pytorchjob import manifest as pytorchjob
 from steps.pytorchjob.spec import Code, JobSpec
@@ -122,12 +123,12 @@ def _with_next_attempt(job: Job) -> History:
         StorageError: an attempt has begun, and nobody has seen its end.
     """
     history = memory.load(job.directory.history, job.identity)
-    last = history.last
+    last, run = history.last, job.directory.path.parent
     if last and last.is_open:
         if job.directory.files(last.number).nodes.is_dir():
             raise StorageError(
-                f"attempt {last.number} of {job.directory.path} has begun: `hyperpod-lora status` tells how it is, `resume` "
-                "adopts it, or goes on from its last checkpoint"
+                f"attempt {last.number} of {job.directory.path} has begun: `{command('status', run)}` tells how it is, "
+                f"`{how_to_resume(run)}` adopts it, or goes on from its last checkpoint"
             )
         history = replace(history, attempts=history.attempts[:-1])
     number = history.last.number + 1 if history.last else 1
@@ -229,17 +230,14 @@ def _how_to_use(made: Printable) -> list[str]:
     if not made.is_real:
         return [
             "Not to be applied as it stands: RUN-ID, IDENTITY and CODE are placeholders until a run has prepared its data.",
-            "  python flows/lora_flow.py --config config FILE run …                   prepares and submits it, watches, recovers",
-            "  python flows/lora_flow.py --config config FILE run … --dry-run True    prepares only; then, by hand:",
+            "  hyperpod-lora run --config FILE …              prepares and submits it, watches, recovers",
+            "  hyperpod-lora run --config FILE … --dry-run    prepares only; then, by hand:",
             "  hyperpod-lora jobspec --run RUN-ID --write --config FILE | kubectl apply -f -",
         ]
-    go_on = (
-        f"run --continue-from {made.job.directory.path.parent} (and the same options)"
-        if made.plan.dry_run
-        else f"resume --origin-run-id {made.job.directory.path.parent.name}"
-    )
+    run = made.job.directory.path.parent
+    go_on = how_to_continue(run) if made.plan.dry_run else how_to_resume(run)
     return [
         "Nobody watches over it: it is not retried, and it runs until it ends or is deleted.",
         f"  kubectl -n {namespace} logs -f {name}-worker-0",
-        f"  python flows/lora_flow.py --config config FILE {go_on}    adopts it, and watches",
+        f"  {go_on}    adopts it, and watches",
     ]

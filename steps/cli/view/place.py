@@ -84,9 +84,3 @@ def _warnings(kube: Kube, name: str) -> str:
 def say_aside(sentence: str) -> None:
     """On stderr, so that a pipe gets the answer alone."""
     click.echo(f"({sentence})", err=True)
-
-
-def how_to_go_on(run_id: str, config: Path | None) -> str:
-    """What to type to resume a run."""
-    given = f"--config config {config} " if config else ""
-    return f"python flows/lora_flow.py {given}resume --origin-run-id {run_id}"
