@@ -23,7 +23,8 @@ from steps.errors import DataError
 from steps.prepare.chat.conversations import detect_score
 from steps.prepare.chat.forms import PREFERENCE, Layout, find_layout, list_names
 from steps.prepare.read.files import Row
-from steps.prepare.read.sources import DataSource, sample
+from steps.prepare.read.source import DataSource
+from steps.prepare.read.sources import sample
 from steps.prepare.share import Share
 from steps.prepare.split import Keys
 from steps.prepare.tokenize.samples import SCORED_ANSWERS, TOO_LONG, Chunk, Made, Recipe, SampleMaker, Text, Unusable
@@ -155,6 +156,7 @@ class _Store:
         self._paths = {name: scratch / name for name in ("ids", "masks", "held_out", "targets", "cut")}
         self._skipped = _Skipped()
         self._shortest_needed = 0
+        self._unmeasured = 0
         self._answers: list[str] = []
         self._columns = {name: bytearray() for name in ("lengths", "keys", "prompts", "positions")}
         self._samples = 0
@@ -196,6 +198,7 @@ class _Store:
         self._answers += made.answers[: SCORED_ANSWERS - len(self._answers)]
         for unusable in made.unusable:
             self._skipped.add(unusable)
+            self._unmeasured += bool(unusable.needed) and unusable.side == "validation"
             if unusable.needed:
                 self._shortest_needed = min(self._shortest_needed or unusable.needed, unusable.needed)
 
@@ -242,6 +245,8 @@ class _Store:
         return samples, Keys(contents, prompts, positions)
 
     def _said(self) -> Iterator[str]:
+        if self._unmeasured:
+            yield f"{_rows(self._unmeasured)} to hold out left out: {TOO_LONG}"
         if self._ignored:
             yield f"columns that are not used: {list_names(self._ignored)}"
         if self._ignored.issuperset(PREFERENCE):

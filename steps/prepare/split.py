@@ -1,7 +1,7 @@
 """Which samples are held out: by their prompts and the seed alone, whatever the order of the rows. Pure.
 
 Called by `samples` (one sample at a time) and `stage` (all of them). The same question always falls on the same side, with
-whatever answer.
+whatever answer; a question is the same whatever white space stands in it.
 """
 
 from __future__ import annotations
@@ -30,16 +30,19 @@ def keys_of(conversation: Conversation) -> tuple[bytes, bytes]:
     if conversation.text:
         digest.update(conversation.text.encode())
         return digest.digest(), digest.digest()[:8]
+    prompt = hashlib.blake2b(digest_size=8)
     last = conversation.learned[-1]
     for message in conversation.messages[:last]:
         digest.update(_bytes_of(message))
+        prompt.update(_bytes_of({**message, "content": " ".join(message["content"].split())}))
     if conversation.tools or conversation.arguments:
-        digest.update(_ENCODE([conversation.tools, conversation.arguments]).encode())
-    prompt = digest.digest()[:8]
+        more = _ENCODE([conversation.tools, conversation.arguments]).encode()
+        digest.update(more)
+        prompt.update(more)
     for message in conversation.messages[last:]:
         digest.update(_bytes_of(message))
     digest.update(repr(conversation.learned).encode())
-    return digest.digest(), prompt
+    return digest.digest(), prompt.digest()
 
 
 _ENCODE = json.JSONEncoder(ensure_ascii=False, sort_keys=True, default=str).encode
@@ -110,14 +113,16 @@ def divide(keys: Keys, share: Share) -> Division:
     """Both sides; at least one sample is held out, and at least one is not.
 
     Raises:
-        DataError: fewer than two samples.
+        DataError: fewer than two samples; one question only; no question left to train on.
     """
     is_first, fingerprint = compare(keys.contents)
     distinct = np.flatnonzero(is_first)
     positions, prompts = keys.positions[distinct], keys.prompts[distinct]
-    if len(distinct) > 1 and (prompts == prompts[0]).all():  # one question with many answers: the answers divide them
-        prompts = _numbers(keys.contents[distinct])
-        positions = prompts / 2.0**64
+    if len(distinct) > 1 and (prompts == prompts[0]).all():
+        raise DataError(
+            f"all {len(distinct):,} distinct samples have one question: whichever is held out, training knows it; give other "
+            "questions too, or the answers alone as bare texts (--columns text=COLUMN)"
+        )
     chosen = held_out(positions, prompts, _limit(positions, share, len(is_first)))
     leaked = ~chosen & np.isin(prompts, prompts[chosen])
     train = distinct[~chosen & ~leaked]

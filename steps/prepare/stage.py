@@ -16,9 +16,11 @@ import numpy as np
 import numpy.typing as npt
 
 from steps.errors import StorageError
+from steps.plain_text import counted
 from steps.prepare.collect import Progress, SampleReader, Samples, collect
 from steps.prepare.pack import Packing, count_steps, one_each, pack, run_order
-from steps.prepare.read.sources import DataSource, open_source
+from steps.prepare.read.source import DataSource
+from steps.prepare.read.sources import open_source
 from steps.prepare.split import Division, divide
 from steps.prepare.tokenize.samples import TOO_LONG
 from steps.prepare.tokenize.tokens import ChatTokenizer
@@ -31,7 +33,7 @@ from steps.settings.plan import Plan
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 3
+FORMAT = 4
 """Part of the identity: change it when other rows come out of the same input."""
 ROOM_FACTOR = 6
 """Disk needed, scratch included, per byte of source: 4 bytes of id and 1 of mask per token, about 4 characters a token, twice."""
@@ -164,7 +166,7 @@ def _describe(
         steps=steps,
         global_batch=plan.training.global_batch,
         files=list(source.files),
-        notes=[*source.notes, *_leaked(division), *samples.notes],
+        notes=[*source.notes, *_leaked(division), *_cut_short(cut[division.validation], plan), *samples.notes],
         too_long=samples.skipped.get(TOO_LONG, 0),
         parents={"base": base.digest},
     )
@@ -174,6 +176,12 @@ def _leaked(division: Division) -> list[str]:
     count = division.leaked
     rows = f"{count:,} training {'sample' if count == 1 else 'samples'}"
     return [f"{rows} left out, with a question that is held out"] if count else []
+
+
+def _cut_short(cut: npt.NDArray[np.int32], plan: Plan) -> list[str]:
+    count = int(np.count_nonzero(cut))
+    longer = f"{counted(count, 'held-out sample')} longer than sequence_length={plan.sequence_length}"
+    return [f"{longer}: the loss is measured up to there"] if count else []
 
 
 def _write(

@@ -96,17 +96,13 @@ def test_a_source_with_sides_is_obeyed_where_no_share_is_asked_for() -> None:
     assert (len(found.validation), len(found.train)) == (300, 100)
 
 
-@given(st.integers(1, 40), st.integers(0, 999), st.floats(0.01, 0.99))
+@given(st.integers(2, 40), st.integers(0, 999), st.floats(0.01, 0.99))
 def test_a_question_with_several_answers_is_on_one_side(questions: int, seed: int, fraction: float) -> None:
     asked = [(f"q{number % questions}", f"{number % questions} {number}") for number in range(3 * questions)]
     train, validation = ({answer.split()[0] for answer in side} for side in sides(asked, seed, fraction))
-    assert questions == 1 or (train and validation and not train & validation)
-
-
-def test_one_question_with_many_answers_is_divided_by_the_answers() -> None:
-    train, validation = sides([("q", f"{number}") for number in range(100)], 1, 0.2)
-    assert len(train) + len(validation) == 100
-    assert 5 < len(validation) < 40
+    assert train
+    assert validation
+    assert not train & validation
 
 
 def test_what_a_training_file_shares_with_a_test_file_is_left_out_of_training() -> None:

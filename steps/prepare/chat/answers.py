@@ -86,7 +86,9 @@ def _first_half(text: str) -> str:
 
 def _bare(template: ChatTemplate, text: str) -> Rendered:
     text = text.removeprefix(template.begin)
-    whole = template.begin + text + ("" if text.endswith(template.ends) else template.tokens.get("eos_token", ""))
+    whole = (
+        template.begin + text + ("" if text.rstrip().endswith(template.ends) else template.tokens.get("eos_token", ""))
+    )
     return Rendered(whole, ((len(template.begin), len(whole)),))
 
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from steps.prepare.chat.blocks import unfolded
 from steps.prepare.chat.forms import Layout
 from steps.prepare.chat.messages import Message, Skip, is_missing, parsed, to_message, to_text, to_tools, weight_of
 
@@ -51,6 +52,9 @@ def of_turns(*turns: tuple[str, str]) -> Conversation:
 def to_conversation(values: Mapping[str, Any], layout: Layout, *, system: str = "") -> Conversation | Skip:
     """The conversation of one row. `system` stands before conversations that bring no system turn."""
     parts = {part: values.get(column) for part, column in layout.columns.items()}
+    weight = parts.get("weight")
+    if not is_missing(weight) and (unused := _unlearned(weight)):
+        return unused
     if "text" in parts:
         text = to_text(parts["text"])
         if isinstance(text, str) and not text.strip():
@@ -66,6 +70,16 @@ def to_conversation(values: Mapping[str, Any], layout: Layout, *, system: str = 
     if before and not _begins_with_system(raw):
         raw = [{"role": "system", "content": before}, *raw]
     return _conversation(raw, parts)
+
+
+def _unlearned(weight: Any) -> Skip | None:
+    """Why a row of this weight is not learned; None if it is."""
+    learned = weight_of({"weight": weight})
+    if isinstance(learned, Skip):
+        return Skip(
+            "a weight that is neither 0 nor 1: a row is learned or not (round it; or rename the column if it means other things)"
+        )
+    return None if learned else Skip("a weight of 0")
 
 
 def _begins_with_system(raw: Sequence[Any]) -> bool:
@@ -114,21 +128,24 @@ def _has_role(item: Any) -> bool:
 def _history(value: Any) -> list[Any] | Skip:
     """Earlier turns: pairs of question and answer, as Alpaca has them, or messages."""
     value = parsed(value)
-    if is_missing(value) or value in ("", []):
+    if is_missing(value) or value == "":
         return []
-    if _is_messages(value):
-        return list(value)
-    if not isinstance(value, list) or not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in value):
+    turns = [turn for turn in value if not is_missing(turn)] if isinstance(value, list) else [value]
+    if _is_messages(turns):
+        return turns
+    if not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in turns):
         return Skip("a history that is not a list of pairs, question and answer")
+    if any(is_missing(said) or said == "" for pair in turns for said in pair):
+        return Skip("a history in which a question or an answer is missing")
     roles = ("user", "assistant")
-    return [{"role": role, "content": said} for pair in value for role, said in zip(roles, pair, strict=True)]
+    return [{"role": role, "content": said} for pair in turns for role, said in zip(roles, pair, strict=True)]
 
 
 def _conversation(raw: Sequence[Any], parts: Mapping[str, Any]) -> Conversation | Skip:
     """Up to the last of the assistant's messages: what nobody answered teaches nothing."""
     messages: list[Message] = []
     learned: list[int] = []
-    for index, item in enumerate(raw):
+    for index, item in enumerate(unfolded(raw)):
         message = to_message(item)
         if isinstance(message, Skip):
             return message

@@ -35,21 +35,21 @@ class _Form:
     optional: dict[str, str]
 
 
-_SYSTEM = {"system": "system"}
+_ALWAYS = {"system": "system", "weight": "weight"}
 _FOR_TEMPLATE = {"tools": "tools", "documents": "documents", "chat_template_kwargs": "chat_template_kwargs"}
-_EARLIER = {**_SYSTEM, "history": "history"}
+_EARLIER = {**_ALWAYS, "history": "history"}
 
 # In this order they are tried when the shape is `auto`: the more telling columns first.
 FORMS: dict[str, _Form] = {
-    "messages": _Form({"messages": "messages"}, {**_SYSTEM, **_FOR_TEMPLATE}),
-    "sharegpt": _Form({"messages": "conversations"}, {**_SYSTEM, **_FOR_TEMPLATE}),
+    "messages": _Form({"messages": "messages"}, {**_ALWAYS, **_FOR_TEMPLATE}),
+    "sharegpt": _Form({"messages": "conversations"}, {**_ALWAYS, **_FOR_TEMPLATE}),
     "alpaca": _Form({"instruction": "instruction", "output": "output"}, {"input": "input", **_EARLIER}),
     "dolly": _Form({"instruction": "instruction", "output": "response"}, {"input": "context", **_EARLIER}),
     "question_answer": _Form({"question": "question", "answer": "answer"}, {"input": "context", **_EARLIER}),
-    "prompt_completion": _Form({"prompt": "prompt", "completion": "completion"}, {**_SYSTEM, **_FOR_TEMPLATE}),
+    "prompt_completion": _Form({"prompt": "prompt", "completion": "completion"}, {**_ALWAYS, **_FOR_TEMPLATE}),
     "prompt_response": _Form({"prompt": "prompt", "completion": "response"}, {**_EARLIER, **_FOR_TEMPLATE}),
     "input_output": _Form({"prompt": "input", "completion": "output"}, _EARLIER),
-    "text": _Form({"text": "text"}, {}),
+    "text": _Form({"text": "text"}, {"weight": "weight"}),
 }
 PARTS = sorted({part for form in FORMS.values() for part in (*form.required, *form.optional)})
 

@@ -42,7 +42,7 @@ WEIGHTS = ("weight", "loss_weight", "loss_mask", "train", "training", "trainable
 """What data sets call the switch that says whether a message is learned."""
 MASKS = ("masked", "is_masked")
 """What they call the opposite."""
-CONTENTS = ("content", "value", "text")
+CONTENTS = ("content", "value", "text", "parts")
 HANDLED = frozenset({"role", "from", *CONTENTS, "tool_calls", "function_call", "mask", *WEIGHTS, *MASKS})
 TEXT_TYPES = frozenset({"text", "value", "input_text", "output_text"})
 TEXT_KEYS = ("text", "value", "content")
@@ -96,14 +96,14 @@ def weight_of(raw: object) -> bool | Skip:
         return Skip("a message has a mask, which some read as learned and some as not: call it weight, 1 or 0")
     for name in (*WEIGHTS, *MASKS):
         value: Any = raw.get(name)
-        if is_missing(value):
+        if is_missing(value) or value == "":
             continue
         try:
             number = float({"true": 1, "false": 0}.get(str(value).lower(), value))
         except (TypeError, ValueError):
             return Skip(f"a message's {name} is neither a number nor true or false")
         if number not in (0, 1):
-            return Skip(f"a message's {name} is neither 0 nor 1")
+            return Skip(f"a message's {name} is neither 0 nor 1: a message is learned or not (round it)")
         return bool(number) != (name in MASKS)
     return True
 
@@ -218,11 +218,16 @@ def to_tools(value: Any) -> list[dict[str, Any]] | Skip:
     tools = [parsed(tool) for tool in listed]
     if not all(isinstance(tool, dict) for tool in tools) or not _is_unicode(tools):
         return Skip("its tools are not a list of JSON objects")
-    is_bare = ("name" in tool and "function" not in tool for tool in tools)
-    return [
-        {"type": "function", "function": _present(tool)} if bare else _present(tool)
-        for tool, bare in zip(tools, is_bare, strict=True)
-    ]
+    return [_tool(_present(tool)) for tool in tools]
+
+
+def _tool(tool: dict[str, Any]) -> dict[str, Any]:
+    """{type, function}; Anthropic's `input_schema` are the parameters."""
+    if "name" not in tool or "function" in tool:
+        return tool
+    schema = {"parameters": tool["input_schema"]} if "input_schema" in tool else {}
+    function = {key: value for key, value in tool.items() if key not in ("input_schema", "type")}
+    return {"type": "function", "function": {**function, **schema}}
 
 
 def _present(value: Any) -> Any:

@@ -82,11 +82,11 @@ class ChatTemplate:
         self._print = self._template.root_render_func
         self.marks_answers = _marks_answers(self.source)
         self._reasoning = [name for name in REASONING if name in self.source]
-        self._added = re.compile("|".join(map(re.escape, sorted(filter(None, added), key=len, reverse=True))) or "(?!)")
+        self.added = re.compile("|".join(map(re.escape, sorted(filter(None, added), key=len, reverse=True))) or "(?!)")
+        """Any of the tokenizer's added tokens."""
         special = {text for text, is_special in added.items() if is_special and text}
-        self.ends = tuple(
-            sorted({*special, *self._usual_end(), tokens.get("eos_token") or "\0"}, key=len, reverse=True)
-        )
+        self.usual_ends = self._usual_end()
+        self.ends = tuple(sorted({*special, *self.usual_ends, tokens.get("eos_token") or "\0"}, key=len, reverse=True))
         """What may end a turn, as it is written, the longest first: not the end of a thought or of a call within it."""
 
     def _usual_end(self) -> list[str]:
@@ -96,11 +96,11 @@ class ChatTemplate:
             text = self.text(plain, plain.messages, generate=False).rstrip()
         except Refused:
             return []
-        return [found[0] for found in self._added.finditer(text) if found.end() == len(text)]
+        return [found[0] for found in self.added.finditer(text) if found.end() == len(text)]
 
     def token_at(self, text: str, place: int) -> tuple[int, int]:
         """Start and end of the added token that `place` lies inside of; twice `place` if it is in none."""
-        for found in self._added.finditer(text, max(0, place - LONGEST_TOKEN), place + LONGEST_TOKEN):
+        for found in self.added.finditer(text, max(0, place - LONGEST_TOKEN), place + LONGEST_TOKEN):
             if found.start() < place < found.end():
                 return found.span()
         return place, place

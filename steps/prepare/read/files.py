@@ -1,7 +1,7 @@
-"""Rows of a data file, each format as a stream, so memory does not grow with it; text may be compressed (.gz, .zst).
+"""A data file's bytes and lines, as a stream, unpacked where it is compressed (.gz, .zst); and what a row is.
 
-Called by `sources`. Errors name the file and the line. Any line ending. Text is UTF-8; or UTF-16, where a byte order mark or
-the first letters say so.
+Called by the readers of each format (`json_files`, `tables`). Errors name the file and the line. Any line ending. Text is UTF-8;
+or UTF-16, where a byte order mark or the first letters say so.
 """
 
 from __future__ import annotations
@@ -9,16 +9,14 @@ from __future__ import annotations
 import contextlib
 import gzip
 import io
+import shlex
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple
 
 from steps.errors import DataError
-from steps.protocol.rundir import storage_errors
 
-BATCH_ROWS = 512
-"""Rows of Parquet in memory at a time."""
 COMPRESSED = (".gz", ".zst")
 UTF8_MARK = b"\xef\xbb\xbf"
 UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
@@ -59,41 +57,6 @@ def format_of(path: Path) -> str:
     )
 
 
-def is_readable(path: Path) -> bool:
-    """Whether a file of this name holds rows that can be read."""
-    return format_of(path) in _readers() and not (format_of(path) == ".parquet" and _is_compressed(path))
-
-
-def suffixes() -> str:
-    """What a data file's name may end with, for people."""
-    return ", ".join(_readers()) + " (text also with .gz or .zst)"
-
-
-def read_rows(path: Path) -> Iterator[Row]:
-    """The rows of one file, by its suffix.
-
-    Raises:
-        DataError: empty, of another kind, broken, not Unicode; with file and line.
-        StorageError: it cannot be read.
-    """
-    if not is_readable(path):
-        raise DataError(f"{path}: expected one of {suffixes()}, found {''.join(path.suffixes) or 'no suffix'}")
-    with storage_errors(f"reading {path}"):
-        if path.stat().st_size == 0:
-            raise DataError(f"{path} is empty (0 bytes): expected rows")
-        yield from _readers()[format_of(path)](path)
-
-
-def file_size(path: Path) -> int:
-    """What `Row.done` reaches at the end: bytes, or rows for Parquet; at least that where the file is compressed."""
-    if format_of(path) != ".parquet":
-        return path.stat().st_size
-    import pyarrow.parquet as pq
-
-    with _parquet_errors(path):
-        return int(pq.read_metadata(path).num_rows)
-
-
 @contextlib.contextmanager
 def open_bytes(path: Path) -> Iterator[BinaryIO]:
     """The file's bytes, unpacked where it is compressed.
@@ -120,10 +83,6 @@ def _opened(path: Path) -> contextlib.AbstractContextManager[BinaryIO]:
 
         return io.BufferedReader(pa.input_stream(str(path), compression="zstd"), 2**20)
     return path.open("rb")
-
-
-def _is_compressed(path: Path) -> bool:
-    return path.suffix.lower() in COMPRESSED
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, int, str]]:
@@ -168,9 +127,13 @@ def _utf8_lines(path: Path, file: BinaryIO) -> Iterator[tuple[int, int, str]]:
         try:
             yield number, done, (raw.removeprefix(UTF8_MARK) if number == 1 else raw).decode()
         except UnicodeDecodeError as error:
+            unpacker = "zstdcat" if path.suffix.lower() == ".zst" else "zcat"
+            bytes_of = f"{unpacker} {shlex.quote(str(path))} | " if path.suffix.lower() in COMPRESSED else ""
+            given = "" if bytes_of else f" {shlex.quote(str(path))}"
             raise DataError(
-                f"{path}:{number}: not UTF-8 (byte 0x{raw[error.start]:02x} at column {error.start + 1}); "
-                f"if a spreadsheet wrote it: iconv -f WINDOWS-1252 -t UTF-8 {path.name} > utf8{format_of(path)}"
+                f"{path}:{number}: not UTF-8 (byte 0x{raw[error.start]:02x} at column {error.start + 1}); if a spreadsheet or an "
+                f"older program wrote it: {bytes_of}iconv -f WINDOWS-1252 -t UTF-8{given} > utf8{format_of(path)} "
+                "(WINDOWS-1252: western Europe; CP1251: Cyrillic; GB18030: Chinese; SHIFT_JIS: Japanese)"
             ) from error
 
 
@@ -185,42 +148,3 @@ def _utf16_lines(path: Path, file: BinaryIO, encoding: str) -> Iterator[tuple[in
         raise DataError(f"{path}: begins as UTF-16 and is not ({error}); save it as UTF-8") from error
     finally:
         text.detach()
-
-
-def _read_parquet(path: Path) -> Iterator[Row]:
-    import pyarrow.parquet as pq
-
-    number = 0
-    with _parquet_errors(path), pq.ParquetFile(path, buffer_size=2**20, pre_buffer=False) as file:
-        for batch in file.iter_batches(batch_size=BATCH_ROWS, use_threads=False):
-            for values in batch.to_pylist(maps_as_pydicts="lossy"):
-                number += 1
-                yield Row(values, str(path), number, number)
-
-
-@contextlib.contextmanager
-def _parquet_errors(path: Path) -> Iterator[None]:
-    """pyarrow's errors as DataError; they say which part of the file is damaged."""
-    import pyarrow as pa
-
-    try:
-        yield
-    except (pa.ArrowException, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not a readable Parquet file ({str(error)[:200]})") from error
-
-
-Opener = Callable[[Path], Iterator[Row]]
-
-
-def _readers() -> dict[str, Opener]:
-    """Suffix → reader."""
-    from steps.prepare.read import json_files, tables
-
-    return {
-        ".json": json_files.read_json,
-        ".jsonl": json_files.read_json_lines,
-        ".ndjson": json_files.read_json_lines,
-        ".csv": tables.read_table,
-        ".tsv": tables.read_table,
-        ".parquet": _read_parquet,
-    }

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from steps.errors import DataError
-from steps.prepare.chat.forms import find_layout
 from steps.prepare.read.files import UTF8_MARK, Row, first_bytes, open_bytes, read_lines, utf16_of
+from steps.prepare.read.json_objects import as_row, has_shape, is_lone_object, rows_in
 
 PEEKED_BYTES = 64 * 1024
 """Enough to tell an array from lines of objects."""
@@ -35,32 +35,39 @@ def read_json(path: Path) -> Iterator[Row]:
 def read_json_lines(path: Path) -> Iterator[Row]:
     """One object per line; an array, or objects over several lines, are read as what they are."""
     peeked = _peek(path)
-    is_array = peeked.startswith(b"[") and peeked[1:].lstrip()[:1] in (b"{", b"]")
-    yield from _read(path, peeked) if is_array or _is_spread(peeked) else _read_lines(path)
+    is_array = peeked.startswith(b"[") and peeked[1:].lstrip()[:1] in (b"{", b"[", b"]")
+    yield from _read(path, peeked) if is_array or not peeked.startswith(b"[") else _read_lines(path)
 
 
 def _read(path: Path, peeked: bytes) -> Iterator[Row]:
-    if peeked.startswith(b"["):
+    line, _, rest = peeked.partition(b"\n")
+    if peeked.startswith(b"[") and not (rest.strip() and _is_json(line)):
         yield from _stream(path, "item")
         return
     rows = _stream(path, "") if _is_spread(peeked) else _read_lines(path)
     first = list(islice(rows, 2))
-    if len(first) == 1 and is_lone_object(first[0].values):
+    yield from _inside(path, first[0]) if len(first) == 1 else chain(first, rows)
+
+
+def _inside(path: Path, only: Row) -> Iterator[Row]:
+    """The rows that a file's one object holds, or that object as a row.
+
+    Raises:
+        DataError: it holds something else.
+    """
+    try:
+        found = rows_in(only.values)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+    if not found and is_lone_object(only.values):
         raise DataError(
-            f"{path}: holds one JSON object with the keys {', '.join(sorted(first[0].values)[:20])}, expected an array of "
-            "objects; take the array out of it: jq .KEY"
+            f"{path}: holds one JSON object with the keys {', '.join(sorted(only.values)[:20])}, expected an array of objects, "
+            "one object per line, or an object with a list of them; take the rows out of it: jq .KEY"
         )
-    yield from chain(first, rows)
-
-
-CONVERSATIONS = ("messages", "conversations")
-"""Keys of an object that is a row, though it holds a list."""
-
-
-def is_lone_object(values: dict[str, Any]) -> bool:
-    """Whether the one object of a file is something else than a row: what holds the rows, columns, or a description."""
-    is_row = any(isinstance(values.get(key), list) for key in CONVERSATIONS)
-    return not is_row and any(isinstance(value, list | dict) for value in values.values())
+    for number, values in enumerate(found, start=1):
+        yield Row(values, str(path), number, only.done)
+    if not found:
+        yield only
 
 
 ABOUT = frozenset({"config", "info", "meta", "metadata", "stats", "summary"})
@@ -74,18 +81,11 @@ def is_description(path: Path) -> bool:
         return False
     try:
         values = json.loads(path.read_bytes())
-        if not isinstance(values, dict) or any(_has_rows(value) for value in values.values()):
+        if not isinstance(values, dict) or rows_in(values):
             return False
-        find_layout(values)
-    except DataError:
-        return is_lone_object(values) or path.stem.lower() in ABOUT
-    except (ValueError, RecursionError):
+    except (DataError, ValueError, RecursionError):  # reading it names what is wrong
         return False
-    return False
-
-
-def _has_rows(value: Any) -> bool:
-    return isinstance(value, list) and any(isinstance(item, dict) for item in value)
+    return not has_shape(values) and (is_lone_object(values) or path.stem.lower() in ABOUT)
 
 
 def _peek(path: Path) -> bytes:
@@ -125,7 +125,7 @@ def _read_lines(path: Path) -> Iterator[Row]:
             values = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise DataError(f"{path}:{number}: not valid JSON ({error}): expected one object per line") from error
-        if not isinstance(values, dict):
+        if not isinstance(values := as_row(values), dict):
             raise DataError(f"{path}:{number}: expected a JSON object, found {_kind(values)}")
         yield Row(values, str(path), number, done)
 
@@ -148,7 +148,7 @@ def _stream(path: Path, prefix: str) -> Iterator[Row]:
 
 
 def _row(path: Path, number: int, values: Any, done: int) -> Row:
-    if not isinstance(values, dict):
+    if not isinstance(values := as_row(values), dict):
         raise DataError(f"{path}: row {number}: expected a JSON object, found {_kind(values)}")
     return Row(values, str(path), number, done)
 

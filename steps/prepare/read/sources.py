@@ -1,25 +1,27 @@
 """Where rows come from: a generator of ours, a file, a folder of files, objects in S3, or the hub. One stream of rows each.
 
-Called by `stage`. A `DataSource` knows what it is (for the identity of what is made from it) before any row is read.
+Called by `stage`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from steps import s3
 from steps.errors import DataError
 from steps.prepare.read import orders
-from steps.prepare.read.files import Row, Side, file_size, format_of, is_readable, read_rows, suffixes
+from steps.prepare.read.files import Row, Side, format_of
+from steps.prepare.read.formats import file_size, is_readable, read_rows, suffixes
+from steps.prepare.read.hub import open_hub
 from steps.prepare.read.json_files import is_description
-from steps.prepare.read.splits import side_of
+from steps.prepare.read.source import DataSource
+from steps.prepare.read.splits import row_side, side_of, split_column
 from steps.protocol.records import digest_file, digest_of
 from steps.settings.catalog import DatasetPreset
 
@@ -30,29 +32,6 @@ ABOUT_DATA = frozenset(
 """Files of a cloned or saved data set that hold no rows."""
 MOST_LISTED = 10
 """Files in a message."""
-HUB_BATCH_ROWS = 512
-HUB_TIMEOUT_S = 10.0
-
-
-@dataclass(frozen=True, slots=True)
-class DataSource:
-    """A data set that can be read, any number of times, in the same order."""
-
-    name: str
-    """Path, s3:// address, hub id with revision, or builtin name."""
-    fingerprint: str
-    """Changes with the content."""
-    size: int
-    """What the last row's `done` will be about."""
-    rows: Callable[[], Iterator[Row]]
-    bytes: int = 0
-    """Of its files, to estimate the room that is needed; 0 if not known."""
-    files: tuple[str, ...] = ()
-    """SHA-256 and name of each data file, in `sha256sum`'s own form; none where no file is read."""
-    unit: str = "rows"
-    """Of `size`: rows or bytes."""
-    notes: tuple[str, ...] = ()
-    """What a person should know of it: files that are not read, or not trained on."""
 
 
 def open_source(dataset: DatasetPreset, cache: Path) -> DataSource:
@@ -65,12 +44,28 @@ def open_source(dataset: DatasetPreset, cache: Path) -> DataSource:
     if dataset.builtin:
         return _open_builtin(dataset.builtin)
     if dataset.path:
-        return _open_files(dataset.path, Path(dataset.path))
+        return _by_column(_open_files(dataset.path, Path(dataset.path)), dataset)
     if dataset.s3:
-        return _open_s3(dataset.s3, cache)
+        return _by_column(_open_s3(dataset.s3, cache), dataset)
     if dataset.hub:
-        return _open_hub(dataset, cache)
+        return _by_column(open_hub(dataset, cache), dataset)
     raise DataError(f"data set {dataset.name!r} has no source: its preset needs one of builtin, path, s3 or hub")
+
+
+def _by_column(source: DataSource, dataset: DatasetPreset) -> DataSource:
+    """The source whose rows say in a column `split` on which side they are; where its files say so, they are obeyed."""
+    if source.has_sides:
+        return source
+    column, note = split_column(source.rows(), used=dataset.columns.values())
+    if not column:
+        return source
+
+    def rows() -> Iterator[Row]:
+        for row in source.rows():
+            side = row_side(row, column)
+            yield row._replace(values={name: row.values[name] for name in row.values if name != column}, side=side)
+
+    return replace(source, rows=rows, notes=(*source.notes, note), has_sides=True)
 
 
 def sample(source: DataSource, count: int, seed: int) -> Iterator[Row]:
@@ -102,7 +97,7 @@ def _open_builtin(name: str) -> DataSource:
             yield Row(values, f"builtin:{name}", index, index, side)
 
     count = sum(1 for _ in generate())
-    return DataSource(f"builtin:{name}", digest_of(["builtin", name, version]), count, rows)
+    return DataSource(f"builtin:{name}", digest_of(["builtin", name, version]), count, rows, has_sides=True)
 
 
 def _open_files(name: str, path: Path) -> DataSource:
@@ -132,7 +127,9 @@ def _open_files(name: str, path: Path) -> DataSource:
     notes += [f"files that are not read: {_listed(ignored, path)}"] if ignored else []
     used = sum(file.stat().st_size for file in files)
     unit = "rows" if {format_of(file) for file in files} == {".parquet"} else "bytes"
-    return DataSource(name, fingerprint, sum(sizes), rows, bytes=used, files=listed, unit=unit, notes=tuple(notes))
+    return DataSource(
+        name, fingerprint, sum(sizes), rows, bytes=used, files=listed, unit=unit, notes=tuple(notes), has_sides=is_split
+    )
 
 
 def data_files(path: Path) -> tuple[list[Path], list[Path]]:
@@ -173,61 +170,3 @@ def _open_s3(address: str, cache: Path) -> DataSource:
     folder = folder / digest_of(found)[:16]
     paths = s3.download(address, folder)
     return _open_files(address, paths[0] if len(paths) == 1 else folder)
-
-
-def _open_hub(dataset: DatasetPreset, cache: Path) -> DataSource:
-    import datasets
-
-    datasets.disable_progress_bars()
-    config = f", configuration {dataset.config}" if dataset.config else ""
-    try:
-        with _offline_where_silent(dataset):
-            loaded: Any = datasets.load_dataset(
-                dataset.hub,
-                dataset.config or None,
-                revision=dataset.revision,
-                split=dataset.split,
-                cache_dir=str(cache / "hub-datasets"),
-            )
-    except Exception as error:  # the library lets a dozen others' exceptions through: hub, http, arrow, builder
-        several = "config name" in str(error).lower() and not dataset.config
-        raise DataError(
-            f"the hub data set {dataset.hub} (revision {dataset.revision}, split {dataset.split}{config}) cannot be loaded: "
-            f"{type(error).__name__}: {str(error)[:300]}; "
-            + (f"name one of its configurations: --dataset {dataset.hub}:NAME; " if several else "")
-            + "check its name, the network and, if it is gated, HF_TOKEN; or give a local file"
-        ) from error
-    name = f"hub:{dataset.hub}{':' + dataset.config if dataset.config else ''}@{dataset.revision}/{dataset.split}"
-
-    def rows() -> Iterator[Row]:
-        number = 0
-        for batch in loaded.iter(batch_size=HUB_BATCH_ROWS):
-            for values in zip(*batch.values(), strict=True):
-                number += 1
-                yield Row(dict(zip(batch, values, strict=True)), name, number, number)
-
-    return DataSource(name, digest_of(["hub", dataset.hub, loaded._fingerprint]), len(loaded), rows)
-
-
-@contextlib.contextmanager
-def _offline_where_silent(dataset: DatasetPreset) -> Iterator[None]:
-    """A hub that does not answer one short question is left alone: a download would ask it again for half a minute.
-
-    What was downloaded before is then still found. A refusal (gated, not there) is an answer: the download tells it.
-    """
-    import datasets
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
-    from requests.exceptions import RequestException
-
-    before = datasets.config.HF_HUB_OFFLINE
-    try:
-        HfApi().dataset_info(dataset.hub, revision=dataset.revision, timeout=HUB_TIMEOUT_S)
-    except HfHubHTTPError:
-        pass
-    except (RequestException, OSError):
-        datasets.config.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        datasets.config.HF_HUB_OFFLINE = before

@@ -9,7 +9,7 @@ import json
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +20,8 @@ from steps.prepare.chat.conversations import Conversation, to_conversation
 from steps.prepare.chat.forms import Layout, find_layout, with_cases
 from steps.prepare.chat.messages import Skip
 from steps.prepare.chat.template import Refused
-from steps.prepare.read.files import Row
+from steps.prepare.chat.written import WrittenOut
+from steps.prepare.read.files import Row, Side
 from steps.prepare.share import Share
 from steps.prepare.tokenize.tokens import ChatTokenizer, Tokens
 from steps.prepare.tokenize.words import ID_BYTES
@@ -65,6 +66,7 @@ class Unusable:
     place: str
     needed: int = 0
     """For TOO_LONG: the sequence length that would do."""
+    side: Side = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +156,7 @@ class SampleMaker:
             if tokens.mask.find(1, 0, self._recipe.sequence_length) >= 0:
                 fitting.append((candidate, tokens))
             else:
-                unusable.append(Unusable(TOO_LONG, candidate.row.place, tokens.mask.find(1) + 1))
+                unusable.append(Unusable(TOO_LONG, candidate.row.place, tokens.mask.find(1) + 1, candidate.row.side))
         return self._gather(fitting, chunk.below, tuple(unusable), frozenset(ignored))
 
     def _layout_of(self, row: Row, layout: Layout) -> Layout:
@@ -171,9 +173,13 @@ class SampleMaker:
         if isinstance(conversation, Skip):
             return Unusable(conversation.reason, row.place)
         try:
-            return _Candidate(row, conversation, self._tokenizer.render(conversation))
+            conversation, notes = self._tokenizer.plain(conversation)
+            rendered = self._tokenizer.render(conversation)
+        except WrittenOut as error:
+            return Unusable(str(error), row.place)
         except Refused as error:
             return Unusable(f"a conversation that the model's chat template refuses: {error}", row.place)
+        return _Candidate(row, conversation, replace(rendered, notes=(*notes, *rendered.notes)) if notes else rendered)
 
     def _gather(
         self,

@@ -19,6 +19,7 @@ from steps.prepare.chat import answers
 from steps.prepare.chat.answers import Rendered
 from steps.prepare.chat.conversations import Conversation
 from steps.prepare.chat.template import ChatTemplate, read_json_file, read_templates
+from steps.prepare.chat.written import Marks
 from steps.prepare.tokenize.words import ID_BYTES, find_words
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ class ChatTokenizer:
 
     def __init__(self, tokenizer: Tokenizer, template: ChatTemplate) -> None:
         self.template = template
+        self._marks = Marks.of(template)
         self._tokenizer = tokenizer
         self._words = find_words(tokenizer)
         self._is_checked = False
@@ -62,6 +64,14 @@ class ChatTokenizer:
             folder, own=template, arguments=arguments or {}, adds_bos=_adds_bos(tokenizer, folder)
         )
         return cls(tokenizer, ChatTemplate(found, tokens, added))
+
+    def plain(self, conversation: Conversation) -> tuple[Conversation, tuple[str, ...]]:
+        """The conversation without the end that its answers bring along, and what to say of such marks.
+
+        Raises:
+            written.WrittenOut: a message holds turns in the template's own marks.
+        """
+        return self._marks.taken_off(conversation)
 
     def render(self, conversation: Conversation) -> Rendered:
         """The conversation's text, and where in it the answers are.

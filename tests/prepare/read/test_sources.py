@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from steps.errors import DataError
 from steps.prepare.read import orders
-from steps.prepare.read.files import Row, read_rows
+from steps.prepare.read.files import Row
+from steps.prepare.read.formats import read_rows
 from steps.prepare.read.sources import open_source
 from steps.settings.catalog import DatasetPreset
 from tests.prepare.prepare_data import questions, write_lines
@@ -79,7 +80,7 @@ BROKEN = {
     "NUL bytes in CSV": ("a.csv", b"a,b\n1,\0\n", ["a.csv:2", "NUL"]),
     "an object, not an array": (
         "a.json",
-        b'{"data": [{"a": 1}]}',
+        b'{"data": [1]}',
         ["one JSON object", "keys data", "expected an array"],
     ),
     "an object over several lines": ("a.json", b'{\n "data": []\n}', ["one JSON object", "expected an array"]),
