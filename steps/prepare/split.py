@@ -25,7 +25,10 @@ BLOCK = 65_536
 
 
 def keys_of(conversation: Conversation) -> tuple[bytes, bytes]:
-    """16 bytes that stand for the conversation's content, and 8 for what comes before its last answer that is learned."""
+    """16 bytes that stand for the conversation's content, and 8 for what comes before its last answer that is learned.
+
+    Where no question comes before it, as before a greeting, it stands for itself.
+    """
     digest = hashlib.blake2b(digest_size=16)
     if conversation.text:
         digest.update(conversation.text.encode())
@@ -42,7 +45,8 @@ def keys_of(conversation: Conversation) -> tuple[bytes, bytes]:
     for message in conversation.messages[last:]:
         digest.update(_bytes_of(message))
     digest.update(repr(conversation.learned).encode())
-    return digest.digest(), prompt.digest()
+    has_question = any(message["role"] == "user" for message in conversation.messages[:last])
+    return digest.digest(), prompt.digest() if has_question else digest.digest()[:8]
 
 
 _ENCODE = json.JSONEncoder(ensure_ascii=False, sort_keys=True, default=str).encode
