@@ -238,7 +238,7 @@ def test_data_that_holds_nothing_to_learn_from_is_refused(
 def test_the_sequence_length_that_is_named_is_the_least_that_works(
     base: BaseModel, run: RunDir, make_plan: PlanMaker, tmp_path: Path
 ) -> None:
-    path = write_lines(tmp_path / "a.jsonl", [{"question": "a", "answer": "b"}, {"question": "a", "answer": "c"}])
+    path = write_lines(tmp_path / "a.jsonl", [{"question": "a", "answer": "b"}, {"question": "c", "answer": "c"}])
     with pytest.raises(DataError, match="the shortest needs") as caught:
         prepare(make_plan(path, sequence_length=8), base, run, cache=tmp_path)
     needed = int(str(caught.value).rsplit("--sequence-length ", 1)[1].split()[0])
