@@ -148,6 +148,8 @@ class Watch:
         if seen.contradiction:
             return replace(ending, contradiction=seen.contradiction)
         passed = deadlines.passed_deadline(seen.progress, self.limits, now_s) or seen.found_no_room(snapshot, now_s)
+        if snapshot.silent_s and passed and passed.work in (Work.QUEUE, Work.STARTUP):
+            passed = None  # only the platform knows what it waits for: judged when it can be asked again
         is_out_of_time = self.spent.total_s > self.limits.total_s
         is_over_budget = self._is_over_budget()
         if passed or is_out_of_time or is_over_budget:

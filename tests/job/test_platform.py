@@ -9,7 +9,7 @@ import pytest
 
 from steps.errors import JobPermanentError, JobRetriesExhausted
 from steps.job.job import Job
-from steps.job.snapshot import JobSnapshot, Phase, Reason
+from steps.job.snapshot import JobSnapshot, Phase, Reason, WorkerState
 from tests.job.job_fakes import Attempt, Script
 from tests.job.test_supervise import Stage, fail_with, succeed
 
@@ -77,3 +77,19 @@ def test_a_platform_that_cannot_be_asked_while_workers_leave_ends_nothing(tmp_pa
     launcher.read = silent  # type: ignore[method-assign]
     assert made.run().attempts == 2
     assert made.clock() > gone_s
+
+
+def test_a_start_is_not_judged_while_the_platform_cannot_be_asked(tmp_path: Path) -> None:
+    """What it said last, for longer than `startup_s`, may be mended by now."""
+    waits = WorkerState(0, "w-0", reason=Reason.IMAGE, message="ImagePullBackOff", may_pass=True)
+
+    def script(attempt: Attempt, look: int) -> None:
+        away = JobSnapshot(Phase.STARTING, (waits,), remaining=2, silent_s=60.0)
+        attempt.snapshot = away if look < 1000 else JobSnapshot(Phase.RUNNING, remaining=2)
+        if look >= 1000:
+            succeed(attempt, min(look - 1000, 1))
+
+    made = stage(tmp_path, script)
+    begun_s = made.clock()
+    assert made.run().attempts == 1
+    assert made.clock() - begun_s > 60
