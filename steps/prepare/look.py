@@ -12,7 +12,8 @@ from pathlib import Path
 
 from steps.errors import ConfigError, DataError, Problem, StorageError
 from steps.prepare.collect import find_layout_of
-from steps.prepare.read.files import Row, read_rows
+from steps.prepare.read.files import Row
+from steps.prepare.read.formats import read_rows
 from steps.prepare.read.sources import data_files, open_source
 from steps.settings.catalog import DatasetPreset
 
