@@ -45,6 +45,8 @@ def start(flow: Any, raw_settings: Mapping[str, Any]) -> tuple[Artifact, Artifac
     Raises:
         LoraFlowError: every mistake that can be known before any weight is fetched, at once.
     """
+    from metaflow import current
+
     from steps.base import stage as base_stage
     from steps.base.vocabulary import check_vocabulary
     from steps.prepare.look import look
@@ -70,7 +72,8 @@ def start(flow: Any, raw_settings: Mapping[str, Any]) -> tuple[Artifact, Artifac
     architecture.check_weights(plan, config, Path(base.path))
     reporting.tag(plan, "start")
     say(f"base model: {base.name}, {base.parameters / 1e6:,.0f} M parameters, {base.source}, in {base.path}")
-    continuing.keep(run, parse_options(given), plan, config=metaflow_internals.given_config(), run_id=run_id)
+    config_given = metaflow_internals.given_config()
+    continuing.keep(run, parse_options(given), plan, config=config_given, run_id=str(current.run_id))
     return plan.model_dump(mode="json"), base.to_dict(), str(run.path)
 
 

@@ -25,6 +25,7 @@ from steps.settings.catalog import (
 from steps.settings.checks import check_model, linear_names
 from steps.settings.config import Settings, parse_options, parse_settings
 from steps.settings.options import OPTIONS, Options
+from steps.settings.places import config_root
 from steps.settings.plan import Plan
 from steps.settings.resolve import resolve
 
