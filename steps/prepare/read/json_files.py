@@ -17,6 +17,8 @@ from steps.prepare.read.json_objects import as_row, has_shape, is_lone_object, r
 
 PEEKED_BYTES = 64 * 1024
 """Enough to tell an array from lines of objects."""
+DEEPEST = 500
+"""Arrays in arrays at a file's start; the stream's reader keeps a path as long as the depth for each, gigabytes for 100,000."""
 WHOLE_BYTES = 256 * 2**20
 """Up to this size a file that the stream's reader refuses is read whole: for `NaN`, and to name line and column."""
 
@@ -89,13 +91,20 @@ def is_description(path: Path) -> bool:
 
 
 def _peek(path: Path) -> bytes:
-    """The first bytes as UTF-8, without what stands before the text."""
+    """The first bytes as UTF-8, without what stands before the text.
+
+    Raises:
+        DataError: arrays in arrays, more than any data has.
+    """
     with open_bytes(path) as file:
         peeked = file.read(PEEKED_BYTES)
     encoding = utf16_of(peeked[:4])
     if encoding:
         peeked = peeked.decode(encoding, errors="ignore").encode(errors="ignore")
-    return peeked.removeprefix(UTF8_MARK).lstrip()
+    peeked = peeked.removeprefix(UTF8_MARK).lstrip()
+    if peeked[: 2 * DEEPEST].count(b"[") > DEEPEST and not peeked[:DEEPEST].strip(b"[ \t\r\n"):
+        raise DataError(f"{path}:1: not valid JSON (nested too deep): expected an array of objects, or one object per line")
+    return peeked
 
 
 def _is_spread(peeked: bytes) -> bool:
