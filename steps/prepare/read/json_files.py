@@ -103,7 +103,9 @@ def _peek(path: Path) -> bytes:
         peeked = peeked.decode(encoding, errors="ignore").encode(errors="ignore")
     peeked = peeked.removeprefix(UTF8_MARK).lstrip()
     if peeked[: 2 * DEEPEST].count(b"[") > DEEPEST and not peeked[:DEEPEST].strip(b"[ \t\r\n"):
-        raise DataError(f"{path}:1: not valid JSON (nested too deep): expected an array of objects, or one object per line")
+        raise DataError(
+            f"{path}:1: not valid JSON (nested too deep): expected an array of objects, or one object per line"
+        )
     return peeked
 
 
