@@ -71,7 +71,8 @@ DATA: dict[str, tuple[str, bytes, dict[str, Any], list[str]]] = {
     "no question anywhere": ("a.jsonl", lines({**PAIR, "question": " "}), {}, ["no usable conversation", "1 with no question"]),
     "broken JSON in line 2": ("a.jsonl", lines(PAIR) + b'{"question": \n', {}, ["a.jsonl:2", "not valid JSON"]),
     "an array in a line": ("a.jsonl", lines(PAIR, [1]), {}, ["a.jsonl:2", "expected a JSON object, found an array"]),
-    "an object for an array": ("a.json", b'{"data": [{"a": 1}]}', {}, ["one JSON object", "keys data", "expected an array"]),
+    "an object for an array": ("a.json", b'{"data": [{"a": 1}]}', {}, ["a.json:1", "no known shape", "found a"]),
+    "an object about the data": ("a.json", b'{"about": ["a"], "b": 1}', {}, ["one JSON object", "keys about, b", "expected an array"]),
     "an array that breaks off": ("a.json", b'[{"question": "1", "answer": "2"},\n{"a": ', {}, ["a.json:2", "not valid JSON"]),
     "numbers for rows": ("a.json", b"[1, 2]", {}, ["row 1", "found a number"]),
     "a ragged row": ("a.csv", b"question,answer\n1,2\n1,2,3\n", {}, ["a.csv:3", "expected 2 fields (question, answer), found 3"]),
@@ -94,7 +95,7 @@ DATA: dict[str, tuple[str, bytes, dict[str, Any], list[str]]] = {
     "a question without an answer": ("a.jsonl", lines(chat(U)), {}, ["no usable conversation", "no answer"]),
     "a picture in a content": ("a.jsonl", lines(chat(("user", [{"type": "image_url"}]), A)), {}, ["parts that are not text (image_url)"]),
     "messages as text": ("a.jsonl", lines({"messages": "hi"}), {}, ["no usable conversation", "no list of messages"]),
-    "a message that is text": ("a.jsonl", lines({"messages": ["hi", "ho"]}), {}, ["a message is not an object with role and content"]),
+    "a message that is text": ("a.jsonl", lines({"messages": ["hi", "ho"]}), {}, ["no usable conversation", "no list of messages"]),
 }
 # fmt: on
 
