@@ -9,18 +9,15 @@ import json
 from collections.abc import Iterator
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from steps.errors import DataError
-from steps.prepare.read.files import UTF8_MARK, Row, first_bytes, open_bytes, read_lines, utf16_of
+from steps.prepare.read.files import UTF8_MARK, Row, open_bytes, read_lines, utf16_of
 from steps.prepare.read.json_objects import as_row, has_shape, is_lone_object, rows_in
+from steps.prepare.read.json_stream import stream_values
 
 PEEKED_BYTES = 64 * 1024
 """Enough to tell an array from lines of objects."""
-DEEPEST = 500
-"""Arrays in arrays at a file's start; the stream's reader keeps a path as long as the depth for each, gigabytes for 100,000."""
-WHOLE_BYTES = 256 * 2**20
-"""Up to this size a file that the stream's reader refuses is read whole: for `NaN`, and to name line and column."""
 
 
 def read_json(path: Path) -> Iterator[Row]:
@@ -44,9 +41,9 @@ def read_json_lines(path: Path) -> Iterator[Row]:
 def _read(path: Path, peeked: bytes) -> Iterator[Row]:
     line, _, rest = peeked.partition(b"\n")
     if peeked.startswith(b"[") and not (rest.strip() and _is_json(line)):
-        yield from _stream(path, "item")
+        yield from _stream(path, in_array=True)
         return
-    rows = _stream(path, "") if _is_spread(peeked) else _read_lines(path)
+    rows = _stream(path, in_array=False) if _is_spread(peeked) else _read_lines(path)
     first = list(islice(rows, 2))
     yield from _inside(path, first[0]) if len(first) == 1 else chain(first, rows)
 
@@ -91,22 +88,13 @@ def is_description(path: Path) -> bool:
 
 
 def _peek(path: Path) -> bytes:
-    """The first bytes as UTF-8, without what stands before the text.
-
-    Raises:
-        DataError: arrays in arrays, more than any data has.
-    """
+    """The first bytes as UTF-8, without what stands before the text."""
     with open_bytes(path) as file:
         peeked = file.read(PEEKED_BYTES)
     encoding = utf16_of(peeked[:4])
     if encoding:
         peeked = peeked.decode(encoding, errors="ignore").encode(errors="ignore")
-    peeked = peeked.removeprefix(UTF8_MARK).lstrip()
-    if peeked[: 2 * DEEPEST].count(b"[") > DEEPEST and not peeked[:DEEPEST].strip(b"[ \t\r\n"):
-        raise DataError(
-            f"{path}:1: not valid JSON (nested too deep): expected an array of objects, or one object per line"
-        )
-    return peeked
+    return peeked.removeprefix(UTF8_MARK).lstrip()
 
 
 def _is_spread(peeked: bytes) -> bool:
@@ -141,66 +129,16 @@ def _read_lines(path: Path) -> Iterator[Row]:
         yield Row(values, str(path), number, done)
 
 
-def _stream(path: Path, prefix: str) -> Iterator[Row]:
-    """The objects below `prefix` ('item': of an array; '': one after another), each with its number in the file."""
-    import ijson
-
-    number = 0
-    with open_bytes(path) as file:
-        try:
-            for values in ijson.items(_as_utf8(file), prefix, use_float=True, multiple_values=not prefix):
-                number += 1
-                yield _row(path, number, values, file.tell() if file.seekable() else 0)
-            return
-        except (ijson.JSONError, UnicodeDecodeError) as error:
-            whole = _read_whole(path, prefix, error)
-    for index, values in enumerate(whole[number:], start=number + 1):
-        yield _row(path, index, values, path.stat().st_size)
+def _stream(path: Path, *, in_array: bool) -> Iterator[Row]:
+    """The objects of an array, or one after another, each with its number in the file."""
+    for number, (values, done) in enumerate(stream_values(path, in_array=in_array), start=1):
+        yield _row(path, number, values, done)
 
 
 def _row(path: Path, number: int, values: Any, done: int) -> Row:
     if not isinstance(values := as_row(values), dict):
         raise DataError(f"{path}: row {number}: expected a JSON object, found {_kind(values)}")
     return Row(values, str(path), number, done)
-
-
-def _as_utf8(file: BinaryIO) -> Any:
-    """For ijson, which knows no byte order marks."""
-    import codecs
-
-    start = first_bytes(file, 4)
-    if start[:3] == UTF8_MARK:
-        file.read(3)
-    encoding = utf16_of(start)
-    return codecs.EncodedFile(file, "utf-8", encoding) if encoding else file
-
-
-def _read_whole(path: Path, prefix: str, refused: Exception) -> list[Any]:
-    """All rows at once, by a reader that also takes NaN; where it refuses them too, it knows the place.
-
-    Raises:
-        DataError: with line and column, where the file is not too large to be read again.
-    """
-    expected = "expected an array of objects" if prefix else "expected objects, one after another"
-    lines = [text for _, _, text in read_lines(path)] if path.stat().st_size <= WHOLE_BYTES else []
-    if not lines:
-        raise DataError(f"{path}: not valid JSON ({' '.join(str(refused).split())[:120]}): {expected}") from refused
-    text, decoder, rows, at = "".join(lines), json.JSONDecoder(), [], 0
-    try:
-        if prefix:
-            found = decoder.decode(text)
-            return found if isinstance(found, list) else [found]
-        while text[at:].strip():
-            at += len(text[at:]) - len(text[at:].lstrip())
-            values, at = decoder.raw_decode(text, at)
-            rows.append(values)
-        return rows
-    except json.JSONDecodeError as found:
-        raise DataError(
-            f"{path}:{found.lineno}: not valid JSON ({found.msg}, column {found.colno}): {expected}"
-        ) from refused
-    except RecursionError:
-        raise DataError(f"{path}: not valid JSON (nested too deep): {expected}") from refused
 
 
 def _kind(value: object) -> str:

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from steps.errors import DataError
-from steps.prepare.read import orders
+from steps.prepare.read import json_stream, orders
 from steps.prepare.read.files import Row
 from steps.prepare.read.formats import read_rows
 from steps.prepare.read.sources import open_source
@@ -97,7 +97,16 @@ BROKEN = {
     "CSV that is not UTF-8": ("a.csv", b"q,a\n1,\xff\n", ["a.csv:2", "not UTF-8"]),
     "Parquet that is none": ("a.parquet", b"PAR1 no", ["a.parquet", "not a readable Parquet file"]),
     "another suffix": ("a.xml", b"<a/>", ["a.xml", "expected one of .json, .jsonl", "found .xml"]),
-    "nested too deep": ("a.jsonl", b"[" * 100_000, ["a.jsonl:1", "not valid JSON"]),
+    "nested too deep": ("a.jsonl", b"[" * 100_000, ["a.jsonl:1", "not valid JSON (nested too deep"]),
+    "nested too deep in an array": (
+        "a.json",
+        b'[{"a": 1},\n{"a": ' + b"[" * 100_000,
+        ["a.json:2", "nested too deep, column 1)"],
+    ),
+    "more than the array": ("a.json", b'[\n{"a": 1}]\n[]', ["a.json:3", "Extra data", "column 1"]),
+    "a trailing comma": ("a.json", b'[{"a": 1},\n]', ["a.json:2", "not valid JSON", "column 1"]),
+    "a quote that does not close": ("a.json", b'[{"a": "1}]', ["a.json:1", "Unterminated string"]),
+    "a number of thousands of digits": ("a.json", b'[{"a": ' + b"1" * 5000 + b"}]", ["a.json:1", "4300"]),
 }
 
 
@@ -107,6 +116,21 @@ def test_a_broken_file_is_named_with_its_line(tmp_path: Path, name: str, content
     with pytest.raises(DataError) as caught:
         list(read_rows(tmp_path / name))
     assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+@pytest.mark.parametrize("layout", ["[%s]", " [ %s ] ", "%s"])
+@pytest.mark.parametrize("piece", [1, 7, 64])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_values_are_read_whole_wherever_a_piece_of_the_file_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: str, piece: int, encoding: str
+) -> None:
+    monkeypatch.setattr(json_stream, "PIECE_BYTES", piece)
+    rows = [{"a": 'é"\u2028😀\n', "b": [1.5e-3, True, None, -12345]}, {"a": "y" * 300, "b": {}}, {"a": "", "b": [[]]}]
+    path = tmp_path / "a.json"
+    between = ",\n" if "[" in layout else "\n"
+    path.write_bytes((layout % between.join(json.dumps(row, indent=1) for row in rows)).encode(encoding))
+    found = [value for value, _ in json_stream.stream_values(path, in_array="[" in layout)]
+    assert found == rows
 
 
 @pytest.mark.parametrize("suffix", [".json", ".jsonl", ".csv", ".tsv", ".parquet", ".jsonl.gz", ".csv.zst"])
