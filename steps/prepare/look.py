@@ -1,4 +1,4 @@
-"""A look at a data set's first rows, before a model is fetched for it: can it be read, and do its columns fit?
+"""A look at a data set's first rows, before a model is fetched for it: can it be read, do its columns fit, is any row usable?
 
 Called where a command begins, for files that are here (`look_at_files`), and by the flow's `start` for every source (`look`).
 `prepare` reads all of it, with the tokenizer, and has the last word.
@@ -6,11 +6,13 @@ Called where a command begins, for files that are here (`look_at_files`), and by
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import islice
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
 from pathlib import Path
 
 from steps.errors import ConfigError, DataError, Problem, StorageError
+from steps.prepare.chat.conversations import to_conversation
+from steps.prepare.chat.messages import Skip
 from steps.prepare.collect import find_layout_of
 from steps.prepare.read.files import Row
 from steps.prepare.read.formats import read_rows
@@ -18,20 +20,26 @@ from steps.prepare.read.sources import data_files, open_source
 from steps.settings.catalog import DatasetPreset
 
 ROWS = 64
-"""Of each file."""
+"""Of each file, for its columns."""
 FILES = 8
 """Of a folder: the first by name."""
+MOST_ROWS = 20_000
+"""Of each file, until one is usable: a second's work."""
+MOST_REASONS = 3
 
 
 def look(dataset: DatasetPreset, cache: Path) -> None:
     """Bring the data set here, where it is far away, and look at its first rows.
 
     Raises:
-        DataError: it cannot be read, its columns fit no shape, or it holds no rows.
+        DataError: it cannot be read, its columns fit no shape, it holds no rows, or none of them is a conversation.
         StorageError: S3 or the disk failed.
     """
-    for rows in _first_rows(dataset, cache):
-        find_layout_of(rows, dataset)
+    if dataset.path:
+        _look(_files(Path(dataset.path)), dataset, dataset.path)
+    else:
+        source = open_source(dataset, cache)
+        _look([source.rows()], dataset, source.name)
 
 
 def look_at_files(dataset: DatasetPreset) -> None:
@@ -41,28 +49,34 @@ def look_at_files(dataset: DatasetPreset) -> None:
         ConfigError: as `look`, as a mistake in --dataset.
     """
     try:
-        for rows in _of_files(Path(dataset.path)) if dataset.path else ():
-            find_layout_of(rows, dataset)
+        if dataset.path:
+            _look(_files(Path(dataset.path)), dataset, dataset.path)
     except (DataError, StorageError) as error:
         raise ConfigError([Problem("--dataset", str(error))]) from error
 
 
-def _first_rows(dataset: DatasetPreset, cache: Path) -> Iterator[Sequence[Row]]:
-    if dataset.path:
-        yield from _of_files(Path(dataset.path))
-        return
-    source = open_source(dataset, cache)
-    rows = list(islice(source.rows(), ROWS))
-    if not rows:
-        raise DataError(f"{source.name} holds no rows")
-    yield rows
+def _files(path: Path) -> Iterator[Iterator[Row]]:
+    return map(read_rows, data_files(path)[0][:FILES])
 
 
-def _of_files(path: Path) -> Iterator[Sequence[Row]]:
-    found = False
-    for file in data_files(path)[0][:FILES]:
-        if rows := list(islice(read_rows(file), ROWS)):
-            found = True
-            yield rows
-    if not found:
-        raise DataError(f"{path} holds no rows")
+def _look(files: Iterable[Iterator[Row]], dataset: DatasetPreset, name: str) -> None:
+    """Judge the columns of each file, and read on until a row is usable."""
+    reasons: dict[str, str] = {}
+    is_found = is_usable = False
+    for rows in files:
+        first = list(islice(rows, ROWS))
+        if first:
+            is_found = True
+            layout = find_layout_of(first, dataset)
+            for number, row in enumerate(() if is_usable else chain(first, rows), start=1):
+                skip = to_conversation(row.values, layout, system=dataset.system)
+                is_judged = layout.required <= row.values.keys() and number < MOST_ROWS
+                if not (is_judged and isinstance(skip, Skip)):
+                    is_usable = True
+                    break
+                reasons.setdefault(skip.reason, row.place)
+    if not is_found:
+        raise DataError(f"{name} holds no rows")
+    if not is_usable:
+        told = "; ".join(f"{reason} ({place})" for reason, place in list(reasons.items())[:MOST_REASONS])
+        raise DataError(f"{name}: no usable conversation in any row: {told}")

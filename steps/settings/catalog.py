@@ -45,6 +45,12 @@ Shape = Literal[
     "prompt_completion",
     "prompt_response",
     "input_output",
+    "question_response",
+    "query_response",
+    "inputs_targets",
+    "input_target",
+    "problem_solution",
+    "user_assistant",
     "text",
 ]
 Count = Annotated[int, Field(ge=1)]

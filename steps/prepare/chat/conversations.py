@@ -13,7 +13,17 @@ from typing import Any
 
 from steps.prepare.chat.blocks import unfolded
 from steps.prepare.chat.forms import Layout
-from steps.prepare.chat.messages import Message, Skip, is_missing, parsed, to_message, to_text, to_tools, weight_of
+from steps.prepare.chat.messages import (
+    Message,
+    Skip,
+    content_of,
+    is_missing,
+    parsed,
+    to_message,
+    to_text,
+    to_tools,
+    weight_of,
+)
 
 ASKED = ("instruction", "question", "prompt")
 ANSWERED = ("output", "answer", "completion")
@@ -55,6 +65,8 @@ def to_conversation(values: Mapping[str, Any], layout: Layout, *, system: str = 
     weight = parts.get("weight")
     if not is_missing(weight) and (unused := _unlearned(weight)):
         return unused
+    if unused := _marked(values, layout.shape):
+        return unused
     if "text" in parts:
         text = to_text(parts["text"])
         if isinstance(text, str) and not text.strip():
@@ -63,7 +75,7 @@ def to_conversation(values: Mapping[str, Any], layout: Layout, *, system: str = 
     raw = _listed(parts["messages"]) if "messages" in parts else _asked_and_answered(parts)
     if isinstance(raw, Skip):
         return raw
-    own = to_text(parts.get("system"))
+    own = to_text(content_of(parts.get("system")))
     if isinstance(own, Skip):
         return own
     before = own if own.strip() else system
@@ -82,6 +94,29 @@ def _unlearned(weight: Any) -> Skip | None:
     return None if learned else Skip("a weight of 0")
 
 
+MEDIA = ("image", "images", "video", "videos", "audio", "audios")
+
+
+def _marked(values: Mapping[str, Any], shape: str) -> Skip | None:
+    """Why a row is not learned whose other columns say so: an unwanted answer, as KTO's data has them, or one about a picture."""
+    for name in ("label", "kto_tag") if shape.startswith("prompt_") else ("kto_tag",):
+        if name in values and str(values[name]).lower() == "false":
+            return Skip(f"a {name} of false, which marks an answer that is not wanted")
+    found = next((name for name in MEDIA if name in values and _is_medium(values[name])), "")
+    return (
+        Skip(f"something in its column {found}: only text is learned (without that column, its text is)")
+        if found
+        else None
+    )
+
+
+def _is_medium(value: Any) -> bool:
+    """Whether anything is in such a column: a file's name, bytes, or a list of them."""
+    if isinstance(value, Mapping):
+        return any(_is_medium(inner) for inner in value.values())
+    return isinstance(value, str | bytes | list) and value not in ("", "[]", [])
+
+
 def _begins_with_system(raw: Sequence[Any]) -> bool:
     first = raw[0] if raw and isinstance(raw[0], Mapping) else {}
     return str(first.get("role") or first.get("from")).lower() in ("system", "developer")
@@ -89,6 +124,10 @@ def _begins_with_system(raw: Sequence[Any]) -> bool:
 
 def _listed(messages: Any) -> list[Any] | Skip:
     messages = parsed(messages)
+    if isinstance(messages, str) and messages.lstrip().startswith("["):
+        return Skip(
+            "messages that are not valid JSON (Python's own way to write them, perhaps): write them with json.dumps"
+        )
     return messages if isinstance(messages, list) else Skip("no list of messages")
 
 
@@ -105,7 +144,9 @@ def _asked_and_answered(parts: Mapping[str, Any]) -> list[Any] | Skip:
         return question
     if isinstance(said, Skip):
         return said
-    return [*earlier, *question, *([{"role": "assistant", "content": said}] if isinstance(said, str) else said)]
+    if isinstance(said, str):
+        return [*earlier, *question, {"role": "assistant", "content": said}]
+    return [*earlier, *question, *(said[len(question) :] if said[: len(question)] == question else said)]
 
 
 def _question(asked: Any, more: Any) -> list[Any] | Skip:

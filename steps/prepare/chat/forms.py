@@ -33,6 +33,8 @@ class _Form:
 
     required: dict[str, str]
     optional: dict[str, str]
+    is_usual: bool = True
+    """Named where columns fit no shape; the others would only lengthen that list."""
 
 
 _ALWAYS = {"system": "system", "weight": "weight"}
@@ -49,12 +51,31 @@ FORMS: dict[str, _Form] = {
     "prompt_completion": _Form({"prompt": "prompt", "completion": "completion"}, {**_ALWAYS, **_FOR_TEMPLATE}),
     "prompt_response": _Form({"prompt": "prompt", "completion": "response"}, {**_EARLIER, **_FOR_TEMPLATE}),
     "input_output": _Form({"prompt": "input", "completion": "output"}, _EARLIER),
+    "question_response": _Form({"question": "question", "answer": "response"}, {"input": "context", **_EARLIER}, False),
+    "query_response": _Form({"prompt": "query", "completion": "response"}, {**_EARLIER, **_FOR_TEMPLATE}, False),
+    "inputs_targets": _Form({"prompt": "inputs", "completion": "targets"}, _EARLIER, False),
+    "input_target": _Form({"prompt": "input", "completion": "target"}, _EARLIER, False),
+    "problem_solution": _Form({"question": "problem", "answer": "solution"}, _EARLIER, False),
+    "user_assistant": _Form({"prompt": "user", "completion": "assistant"}, _EARLIER, False),
     "text": _Form({"text": "text"}, {"weight": "weight"}),
 }
+ALIASES = {
+    "conversations": ("conversation", "dialogue", "dialog", "contents"),
+    "system": ("system_prompt", "system_message", "systeminstruction", "system_instruction"),
+    "tools": ("functions",),
+}
+"""Column → what else it is called: taken where it is not there itself."""
 PARTS = sorted({part for form in FORMS.values() for part in (*form.required, *form.optional)})
 
 PREFERENCE = ("chosen", "rejected")
-LABELS = frozenset({"label", "labels"})
+PREFERENCES = (PREFERENCE, ("preferred_output", "non_preferred_output"))
+COMPANIONS = frozenset(
+    {"label", "labels", "summary", "highlights", "translation", "target", "targets", "output", "answer", "response"}
+    | {"completion", "role", "parent_id"}
+)
+"""Beside a column `text`: classes, answers, or what makes a row one message of many. Such texts are no texts to continue."""
+CHOICES = ("choices", "options")
+"""Beside a question: the answers to choose from, without which it cannot be answered."""
 
 
 def find_layout(found: Iterable[str], *, shape: str = "auto", columns: Mapping[str, str] | None = None) -> Layout:
@@ -68,10 +89,13 @@ def find_layout(found: Iterable[str], *, shape: str = "auto", columns: Mapping[s
     _check_named(named, there)
     candidates = FORMS if shape == "auto" else {shape: FORMS[shape]}
     for name, form in candidates.items():
-        wanted = {part: named.get(part, column) for part, column in form.required.items()}
+        wanted = {part: named.get(part, _there(column, there)) for part, column in form.required.items()}
         fits = all(column.lower() in there for column in wanted.values())
-        if fits and set(named) <= {*form.required, *form.optional} and not _is_labelled(name, shape, there):
-            parts = wanted | {part: named.get(part, column) for part, column in form.optional.items()}
+        is_asked_for = shape != "auto" or bool(named)
+        if fits and set(named) <= {*form.required, *form.optional} and (is_asked_for or not _is_companied(name, there)):
+            if "question" in form.required and not is_asked_for:
+                _check_choices(there)
+            parts = wanted | {part: named.get(part, _there(column, there)) for part, column in form.optional.items()}
             actual = {part: there.get(column.lower(), column) for part, column in parts.items()}
             return Layout(name, actual, frozenset(actual[part] for part in wanted))
     raise DataError(_misfit(there, candidates, shape))
@@ -89,9 +113,23 @@ def with_cases(layout: Layout, found: Iterable[str]) -> Layout:
     return replace(layout, columns=columns | cased) if cased else layout
 
 
-def _is_labelled(name: str, shape: str, there: Mapping[str, str]) -> bool:
-    """Texts with classes are no texts to continue, unless that is what was asked for."""
-    return name == "text" and shape == "auto" and bool(LABELS & there.keys())
+def _there(column: str, there: Mapping[str, str]) -> str:
+    """The column, or what it is called here."""
+    return column if column in there else next((other for other in ALIASES.get(column, ()) if other in there), column)
+
+
+def _is_companied(name: str, there: Mapping[str, str]) -> bool:
+    return name == "text" and bool(COMPANIONS & there.keys())
+
+
+def _check_choices(there: Mapping[str, str]) -> None:
+    found = next((there[name] for name in CHOICES if name in there), "")
+    if found:
+        raise DataError(
+            f"its column {found} holds the answers to choose from, which the model would never see: write them into the "
+            "question, and the answer as text; if they stand there already, name the columns: "
+            "--columns question=question,answer=answer"
+        )
 
 
 def _check_named(named: Mapping[str, str], there: Mapping[str, str]) -> None:
@@ -113,17 +151,34 @@ def list_names(names: Iterable[str]) -> str:
 
 
 def _misfit(there: Mapping[str, str], candidates: Mapping[str, _Form], shape: str) -> str:
-    if there.keys() >= set(PREFERENCE):
+    if pair := next((pair for pair in PREFERENCES if there.keys() >= set(pair)), None):
         return (
-            "its columns chosen and rejected are preference data, for DPO or a reward model; this trains on one answer for "
-            "each question: to train on the chosen ones, name them: --columns prompt=prompt,completion=chosen"
+            f"its columns {' and '.join(pair)} are preference data, for DPO or a reward model; this trains on one answer for "
+            f"each question: to train on the {pair[0]} ones, name them: {_chosen(pair[0], there)}"
         )
     fits = "no known shape" if shape == "auto" else f"not the shape {shape}"
-    known = " · ".join(f"{name} ({', '.join(form.required.values())})" for name, form in candidates.items())
+    usual = ((name, form) for name, form in candidates.items() if form.is_usual or shape != "auto")
+    known = " · ".join(f"{name} ({', '.join(form.required.values())})" for name, form in usual)
     return (
         f"its columns fit {fits}: found {list_names(there.values())}{_nearest(there, candidates)}; needed: {known}; "
-        "or name the columns: --columns PART=COLUMN,…, or `columns:` in a preset (a file in config/datasets)"
+        f"or name the columns: --columns {_lone_text(there)}, or `columns:` in a preset (a file in config/datasets)"
     )
+
+
+def _chosen(column: str, there: Mapping[str, str]) -> str:
+    """How the better answers of preference data are named."""
+    asked = next((there[name] for name in ("prompt", "question", "instruction", "input") if name in there), "")
+    if asked:
+        return f"--columns prompt={asked},completion={there[column]}"
+    return (
+        f"--columns messages={there[column]} where each is a list of messages, --columns text={there[column]} if a text"
+    )
+
+
+def _lone_text(there: Mapping[str, str]) -> str:
+    """The remedy for columns that fit no shape: a single one, or a text beside others, can be learned as it is."""
+    only = there.get("text", next(iter(there.values()), "")) if len(there) == 1 or "text" in there else ""
+    return f"text={only} to learn it as it stands, PART=COLUMN,…" if only else "PART=COLUMN,…"
 
 
 def _nearest(there: Mapping[str, str], candidates: Mapping[str, _Form]) -> str:

@@ -130,6 +130,12 @@ def to_text(value: Any) -> str | Skip:
     return text if _is_unicode(text) else Skip(SURROGATE)
 
 
+def content_of(value: Any) -> Any:
+    """What a system turn in a column of its own says: text, text parts, or a message that holds them."""
+    inner = value.get("parts", value.get("content")) if isinstance(value, Mapping) else None
+    return _parts(value if inner is None else inner)
+
+
 def _parts(value: Any) -> Any:
     """A message's content; text parts that are alone, or do not say their type, as the usual parts; an empty list is nothing."""
     if isinstance(value, Mapping) and str(value.get("type")) in TEXT_TYPES:

@@ -20,13 +20,18 @@ from steps.errors import DataError
 COMPRESSED = (".gz", ".zst")
 UTF8_MARK = b"\xef\xbb\xbf"
 UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+WEB_PAGE = "a web page: a download that needs a login, or an address that is none of data; fetch it again"
 OTHER_KINDS = {
     b"PK\x03\x04": "a zip file or an Excel workbook: unpack it, or save the sheet as CSV UTF-8",
     b"PAR1": "Parquet: rename it to end with .parquet",
     b"\x1f\x8b": "gzip: rename it to end with .gz",
     b"\x28\xb5\x2f\xfd": "zstd: rename it to end with .zst",
+    b"version https://git-lfs": "a pointer of Git LFS in the place of the data: git lfs pull",
+    b"<!doctype": WEB_PAGE,
+    b"<html": WEB_PAGE,
+    b"<?xml": WEB_PAGE,
 }
-"""First bytes of files that are no text, and what to do."""
+"""First bytes of files that are something else than their names say, in lower case where they are text; and what to do."""
 
 Side = Literal["", "train", "validation"]
 """What a source itself says about a row; empty: nothing."""
@@ -93,8 +98,6 @@ def read_lines(path: Path) -> Iterator[tuple[int, int, str]]:
     """
     with open_bytes(path) as file:
         start = first_bytes(file, 4)
-        if told := next((what for mark, what in OTHER_KINDS.items() if start.startswith(mark)), None):
-            raise DataError(f"{path}: expected text, found {told}")
         encoding = utf16_of(start)
         lines = _utf16_lines(path, file, encoding) if encoding else _utf8_lines(path, file)
         for number, done, text in lines:
@@ -104,6 +107,21 @@ def read_lines(path: Path) -> Iterator[tuple[int, int, str]]:
                     f"{path}:{number}: holds NUL bytes (column {column}): a damaged file, or one that is not text"
                 )
             yield number, done, text
+
+
+def check_kind(path: Path) -> None:
+    """Whether the file's first bytes are those of something else than its name says.
+
+    Raises:
+        DataError: names what it is, and what to do.
+    """
+    with open_bytes(path) as file:
+        start = first_bytes(file, 32)
+    for mark, what in OTHER_KINDS.items():
+        if start.startswith(mark) or start.lower().startswith(mark):
+            expected = format_of(path)[1:]
+            if not (mark == b"PAR1" and expected == "parquet"):
+                raise DataError(f"{path}: expected {expected}, found {what}")
 
 
 def first_bytes(file: BinaryIO, count: int) -> bytes:

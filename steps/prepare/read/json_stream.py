@@ -65,7 +65,9 @@ class _Window:
 
     def values(self) -> Iterator[Any]:
         """All values, with or without white space between them."""
-        while self._next():
+        while found := self._next():
+            if found == ",":
+                raise json.JSONDecodeError("a comma behind an object", self._text, self.at)
             yield self._value()
 
     def items(self) -> Iterator[Any]:

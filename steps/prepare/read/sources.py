@@ -17,7 +17,7 @@ from steps import s3
 from steps.errors import DataError
 from steps.prepare.read import orders
 from steps.prepare.read.files import Row, Side, format_of
-from steps.prepare.read.formats import file_size, is_readable, read_rows, suffixes
+from steps.prepare.read.formats import file_size, is_readable, read_rows, suffixes, unread
 from steps.prepare.read.hub import open_hub
 from steps.prepare.read.json_files import is_description
 from steps.prepare.read.source import DataSource
@@ -142,11 +142,14 @@ def data_files(path: Path) -> tuple[list[Path], list[Path]]:
     """
     if path.is_file():
         if not is_readable(path):
-            raise DataError(f"{path}: expected a file with one of {suffixes()}, found {path.suffix or 'no suffix'}")
+            raise DataError(f"{path}: {unread(path)}")
         return [path], []
     if not path.exists():
         raise DataError(f"there is no file or folder {path}")
-    inside = sorted(file for file in path.rglob("*") if file.is_file())
+    found = sorted(path.rglob("*"))
+    if lost := [file for file in found if file.is_symlink() and is_readable(file) and not file.exists()]:
+        raise DataError(f"{path} holds links to files that are not there ({_listed(lost, path)}): fetch the data again")
+    inside = [file for file in found if file.is_file()]
     shown = [file for file in inside if not any(part.startswith((".", "_")) for part in file.relative_to(path).parts)]
     data = [file for file in shown if file.name.lower() not in ABOUT_DATA and file.suffix.lower() not in (".md", ".py")]
     files = [file for file in data if is_readable(file)]

@@ -96,7 +96,7 @@ BROKEN = {
     "CSV without a header": ("a.csv", b"\n\n", ["a.csv:1", "header"]),
     "CSV that is not UTF-8": ("a.csv", b"q,a\n1,\xff\n", ["a.csv:2", "not UTF-8"]),
     "Parquet that is none": ("a.parquet", b"PAR1 no", ["a.parquet", "not a readable Parquet file"]),
-    "another suffix": ("a.xml", b"<a/>", ["a.xml", "expected one of .json, .jsonl", "found .xml"]),
+    "another suffix": ("a.xml", b"<a/>", ["a.xml", "expected a file with one of .json, .jsonl", "found .xml"]),
     "nested too deep": ("a.jsonl", b"[" * 100_000, ["a.jsonl:1", "not valid JSON (nested too deep"]),
     "nested too deep in an array": (
         "a.json",
