@@ -68,13 +68,15 @@ def _look(files: Iterable[Iterator[Row]], dataset: DatasetPreset, name: str) -> 
         if first:
             is_found = True
             layout = find_layout_of(first, dataset)
-            for number, row in enumerate(() if is_usable else chain(first, rows), start=1):
+            for number, row in enumerate(chain(first, rows), start=1):
+                if is_usable:
+                    break
                 skip = to_conversation(row.values, layout, system=dataset.system)
                 is_judged = layout.required <= row.values.keys() and number < MOST_ROWS
-                if not (is_judged and isinstance(skip, Skip)):
+                if is_judged and isinstance(skip, Skip):
+                    reasons.setdefault(skip.reason, row.place)
+                else:
                     is_usable = True
-                    break
-                reasons.setdefault(skip.reason, row.place)
     if not is_found:
         raise DataError(f"{name} holds no rows")
     if not is_usable:

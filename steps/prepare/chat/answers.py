@@ -136,7 +136,24 @@ def _place(template: ChatTemplate, conversation: Conversation, text: str, index:
         if own.startswith(prompt) and turn and text.startswith(turn, len(prompt)):
             template.edges.learn(conversation, text, len(prompt))
             return len(prompt), len(prompt) + len(turn)
+        shared = _shared_end(template, text, len(prompt), turn)
+        if (
+            shared
+            and not messages[index].get("tool_calls")
+            and _is_in(text[len(prompt) : shared], messages[index]["content"])
+        ):
+            return len(prompt), shared
     return _probe(template, conversation, text, index)
+
+
+def _shared_end(template: ChatTemplate, text: str, start: int, turn: str) -> int:
+    """Where the text parts from `turn`, an answer's own rendering, if an answer may end there; else 0.
+
+    Phi-3 writes its eos_token behind a conversation's last turn, so that earlier ones end before it.
+    """
+    parted = template.token_at(text, start + _common_start(text[start : start + len(turn)], turn))[0]
+    shared = text[start:parted].rstrip()
+    return start + len(shared) if shared.endswith(template.ends) else 0
 
 
 def _probe(template: ChatTemplate, conversation: Conversation, text: str, index: int) -> tuple[int, int]:
@@ -153,7 +170,9 @@ def _probe(template: ChatTemplate, conversation: Conversation, text: str, index:
     if len(others[0]) - _common_start(*others) < len(PROBES[0]):
         raise Refused("an answer does not appear in the conversation's text")
     marker = alone[0][len(alone[0]) - _common_end(*alone) :].rstrip()
-    return start, content_end + len(marker) if text.startswith(marker, content_end) else content_end
+    if text.startswith(marker, content_end):
+        return start, content_end + len(marker)
+    return start, _shared_end(template, text, content_end, marker) or content_end
 
 
 def _common_start(one: str, other: str) -> int:

@@ -30,6 +30,8 @@ class Model:
     eos: str
     end: str
     """What ends an answer."""
+    turn_end: str = ""
+    """What ends an earlier one, and the last one before that, where it is something else."""
 
 
 MODELS = {
@@ -40,6 +42,7 @@ MODELS = {
     "gemma-3": Model("gemma-3", "<bos>", "<eos>", "<end_of_turn>"),
     "mistral-nemo": Model("mistral-nemo", "<s>", "</s>", "</s>"),
     "phi-4": Model("phi-4", "<|endoftext|>", "<|im_end|>", "<|im_end|>"),
+    "phi-3": Model("phi-3", "<s>", "<|endoftext|>", "<|endoftext|>", "<|end|>"),
     "deepseek-r1-distill": Model(
         "deepseek-r1-distill", "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜end▁of▁sentence｜>"
     ),

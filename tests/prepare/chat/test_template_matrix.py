@@ -22,7 +22,8 @@ from tests.prepare.chat.template_matrix import (
 
 NO_CALLS = ("tool calls", "text beside a call")
 REFUSED = {
-    **{(name, kind): "it prints no tool_calls" for name in ("phi-4", "smollm2", "smollm3") for kind in NO_CALLS},
+    **{(name, kind): "it prints no tool_calls" for name in ("phi-3", "phi-4", "smollm2") for kind in NO_CALLS},
+    **{("smollm3", kind): "it prints no tool_calls" for kind in NO_CALLS},
     **{(name, kind): "it prints no tool_calls" for name in ("granite-3.3", "none at all") for kind in NO_CALLS},
     **{("no end (Falcon's way)", kind): "it prints no tool_calls" for kind in NO_CALLS},
     ("gemma-3", "tool calls"): "Conversation roles must alternate",
@@ -36,6 +37,7 @@ R1_CALL = (
 )
 CALL = '<tool_call>\n{"name": "look_up", "arguments": {"town": "Bergen"}}\n</tool_call>'
 EMPTY = "<think>\n\n</think>\n\n"
+PHI3 = "<|end|>\n<|endoftext|>"
 # Where the text before an answer is not what the model is prompted with, since the template writes turns anew: read by eye.
 REWRITTEN = {
     ("qwen3", "several turns"): ["first<|im_end|>", "second\n\nline<|im_end|>", f"{EMPTY}first<|im_end|>"],
@@ -43,6 +45,9 @@ REWRITTEN = {
     ("qwen3", "reasoning"): ["2<|im_end|>", "<think>\ntwo and two\n</think>\n\n4<|im_end|>"],
     ("qwen3", "the answer is in the header"): ["assistant<|im_end|>", f"{EMPTY}<b>user<|im_end|>"],
     ("mistral-nemo", "a system turn"): ["Hello.</s>"],
+    ("phi-3", "several turns"): ["first<|end|>", "second\n\nline<|end|>", f"first{PHI3}"],
+    ("phi-3", "reasoning"): ["2<|end|>", f"4{PHI3}"],
+    ("phi-3", "the answer is in the header"): ["assistant<|end|>", f"<b>user{PHI3}"],
     ("deepseek-r1-distill", "one turn"): [f"Hello there.{R1}"],
     ("deepseek-r1-distill", "several turns"): [f"first{R1}", f"second\n\nline{R1}", f"first{R1}"],
     ("deepseek-r1-distill", "a system turn"): [f"Hello.{R1}"],
@@ -112,7 +117,8 @@ def test_labels_are_the_answers_as_transformers_renders_them(folders: Path, name
         read = REWRITTEN.get((name, kind), [""] * len(expected))
         whole = [found if found is None or found.endswith(end) else found + end for found in expected]
         assert labels == [by_eye if found is None else found for by_eye, found in zip(read, whole, strict=True)]
-    assert all(label.rstrip().endswith(end) for label in labels), "the end is learned"
+    ends = (end, MODELS[name].turn_end or end)
+    assert all(label.rstrip().endswith(ends) for label in labels), "the end is learned"
     assert LEFT_OUT.get((name, kind), "") in " ".join(rendered.notes)
 
 
@@ -122,7 +128,7 @@ def test_an_empty_answer_is_its_end_alone(folders: Path, name: str) -> None:
     [tokens] = ours.encode([ours.render(of_turns(("user", "a"), ("assistant", "")))])
     ids, mask = np.frombuffer(tokens.ids, np.int32), np.frombuffer(tokens.mask, np.uint8)
     [label] = decoded(reference.tokenizer, ids, mask)
-    assert label.replace("<think>\n\n</think>\n\n", "").strip() == MODELS[name].end
+    assert label.replace(EMPTY, "").removeprefix(MODELS[name].turn_end).strip() == MODELS[name].end
 
 
 @pytest.mark.parametrize("name", MODELS)
