@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import shutil
-from collections.abc import Collection, Iterable
+import uuid
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from steps.cli.view.needed import needed
 from steps.cli.view.place import CONFIG, ROOT, Place, look, open_cluster, place_of
 from steps.cli.view.run_folders import run_folders
+from steps.errors import StorageError
+from steps.plain_text import counted
 
 if TYPE_CHECKING:
     from steps.job.local_jobs import RunningJob
@@ -26,24 +31,37 @@ if TYPE_CHECKING:
 def clean(config: Path | None, root: str | None, older_than_days: float, damaged: bool, yes: bool) -> None:
     """Show what runs left behind, and remove it with --yes: processes without a launcher, run directories.
 
-    What any machine uses is left alone. Where runs train on a cluster, give their --config: its jobs are looked at too.
+    What any machine uses is left alone, and so is what a run that stays was made from (its base model, its first adapter).
+    Where runs train on a cluster, give their --config: its jobs are looked at too.
     """
     from steps.job.local_jobs import set_aside_below
 
     place = place_of(root, config)
     if damaged:
-        clear(set_aside_below(place.root), yes=yes)
+        clear(set_aside_below(place.root), shutil.rmtree, yes=yes)
         return
     on_cluster = trainings_on(place)
     ended = end_unwatched(place.root, yes=yes)
-    unused = []
-    for path in run_folders(place.root, older_than_s=older_than_days * 86400):
-        reasons = in_use_by(path, on_cluster, ended, is_asked=config is not None)
-        if reasons:
-            click.echo(f"in use, left alone: {path}: {'; '.join(reasons)}")
+
+    def reasons(run: Path) -> list[str]:
+        return in_use_by(run, on_cluster, ended, is_asked=config is not None)
+
+    unused = unused_runs(place.root, older_than_days * 86400, reasons)
+    clear(unused, lambda run: remove_unless(run, reasons), yes=yes, included=", merged models and adapters included")
+
+
+def unused_runs(root: Path, older_than_s: float, reasons: Callable[[Path], list[str]]) -> list[Path]:
+    """The old enough runs below a root that nobody uses, the oldest first; the others are told with their reasons."""
+    unused, left = [], {}
+    for path in run_folders(root, older_than_s=older_than_s):
+        if why := reasons(path):
+            left[path] = why
         else:
             unused.append(path)
-    clear(unused, yes=yes, included=", merged models and adapters included")
+    left |= needed(unused, [path for path in run_folders(root) if path not in unused])
+    for path, why in left.items():
+        click.echo(f"in use, left alone: {path}: {'; '.join(why)}")
+    return [path for path in unused if path not in left]
 
 
 def trainings_on(place: Place) -> dict[Path, str]:
@@ -78,30 +96,66 @@ def end_unwatched(root: Path, *, yes: bool) -> list[RunningJob]:
 
 def in_use_by(run: Path, on_cluster: dict[Path, str], ended: Collection[RunningJob], *, is_asked: bool) -> list[str]:
     """Why a run directory may not be removed, in words; empty: nobody uses it. `is_asked`: a config says where it ran."""
-    from steps.job.agent.in_use import users_of
+    from steps.job.agent.in_use import REMOVAL, users_of
     from steps.job.local_jobs import unseen_attempt
 
     ours = {pid for job in ended for pid in job.pids}
-    users = [str(user) for user in users_of(run) if user.pid not in ours or user.node != platform.node()]
+    found = [user for user in users_of(run) if user.what != REMOVAL or user.pid != os.getpid()]
+    users = [str(user) for user in found if user.pid not in ours or user.node != platform.node()]
     jobs = [words for path, words in on_cluster.items() if path.parent == run.resolve()]
     unseen = [] if is_asked or users else [words for path in run.glob("train-*") if (words := unseen_attempt(path))]
     return [*users, *jobs, *unseen]
 
 
-def clear(folders: Iterable[Path], *, yes: bool, included: str = "") -> None:
-    """Show folders with their sizes; with `yes`, remove them."""
+def clear(folders: Sequence[Path], remove: Callable[[Path], None], *, yes: bool, included: str = "") -> None:
+    """Show folders with their sizes; with `yes`, remove them, each whatever became of those before it.
+
+    Raises:
+        StorageError: some could not be removed; each was named with its reason.
+    """
     from steps.job.local_jobs import size_of
 
+    failed = 0
     for path in folders:
         click.echo(f"{size_of(path) / 2**20:10,.1f} MiB  {path}")
         if yes:
-            remove(path)
+            failed += not _is_removed(path, remove)
+    if failed:
+        raise StorageError(f"{failed} of {counted(len(folders), 'folder')} could not be removed, each named above")
     if not yes:
         click.echo(f"Nothing was removed; --yes removes all of this{included}.")
 
 
-def remove(path: Path) -> None:
-    """Delete a folder; first out of the way under another name, so that half a run directory is never mistaken for one."""
-    gone = path.with_name(f".{path.name}.removed")
-    path.rename(gone)
+def _is_removed(path: Path, remove: Callable[[Path], None]) -> bool:
+    """Remove a folder, or say why not."""
+    try:
+        remove(path)
+    except (StorageError, OSError) as error:
+        where = f" ({error.filename})" if isinstance(error, OSError) and error.filename not in (None, str(path)) else ""
+        said = (error.strerror or error) if isinstance(error, OSError) else error
+        click.echo(f"  not removed: {path}: {said}{where}", err=True)
+        return False
+    return True
+
+
+def remove_unless(run: Path, reasons: Callable[[Path], list[str]]) -> None:
+    """Delete a run that nobody has begun to use meanwhile: asked again when all others see that it is being removed.
+
+    Raises:
+        OSError, StorageError: it cannot be removed.
+    """
+    from steps.job.agent.in_use import in_removal
+
+    with in_removal(run):
+        if why := reasons(run):
+            click.echo(f"  in use since it was shown, left alone: {run}: {'; '.join(why)}")
+            return
+        gone = out_of_the_way(run)
     shutil.rmtree(gone)
+
+
+def out_of_the_way(path: Path) -> Path:
+    """Rename a folder that is to be deleted, so that half a run is never mistaken for one; the next `clean` finds it."""
+    gone = path.with_name(f".{path.name.removeprefix('.')}.removed-{uuid.uuid4().hex[:8]}")
+    path.rename(gone)
+    return gone

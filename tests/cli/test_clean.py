@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import platform
 import signal
@@ -11,9 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from steps.cli.clean import remove
+from steps.cli import clean as module
+from steps.errors import StorageError
+from steps.job import local_jobs
+from steps.job.agent import in_use as in_use_module
 from steps.job.agent.agent import DETACHED
-from steps.job.agent.in_use import hand_over, in_use
+from steps.job.agent.in_use import REMOVAL, hand_over, in_use, users_of
 from steps.job.agent.processes import MARKER, identify, marker_of
 from steps.job.history import Attempt, History
 from steps.protocol.rundir import TrainDir, write_json
@@ -170,5 +175,118 @@ def test_clean_of_nothing_says_so(tmp_path: Path) -> None:
 
 
 def test_a_removal_leaves_nothing(tmp_path: Path) -> None:
-    remove(make_run(tmp_path, "2").path.parent)
+    make_run(tmp_path, "2")
+    call("clean", "--root", tmp_path, "--yes")
     assert list((tmp_path / "LoraFlow").iterdir()) == []
+
+
+def test_a_run_that_becomes_in_use_between_the_look_and_the_removal_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sizes are counted in between, which takes minutes on a large directory."""
+    run = make_run(tmp_path).path.parent
+    count = local_jobs.size_of
+    with contextlib.ExitStack() as stages:
+
+        def begin_a_stage(folder: Path) -> int:
+            stages.enter_context(in_use(folder, "merge"))
+            return count(folder)
+
+        monkeypatch.setattr(local_jobs, "size_of", begin_a_stage)
+        done = call("clean", "--root", tmp_path, "--yes")
+        assert f"in use since it was shown, left alone: {run}: merge (process {os.getpid()}" in done.output
+        assert done.exit_code == 0
+        assert (run / "train-abc" / "checkpoints").is_dir()
+        assert [user.what for user in users_of(run)] == ["merge"]
+
+
+def test_a_stage_that_begins_while_the_run_is_being_removed_goes_no_further(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(in_use_module, "PATIENCE_S", 0.0)
+    run = make_run(tmp_path).path.parent
+    rename = module.out_of_the_way
+    seen: list[str] = []
+
+    def begin_a_stage(path: Path) -> Path:
+        with pytest.raises(StorageError) as caught, in_use(path, "merge"):
+            pass
+        seen.append(str(caught.value))
+        return rename(path)
+
+    monkeypatch.setattr(module, "out_of_the_way", begin_a_stage)
+    assert call("clean", "--root", tmp_path, "--yes").exit_code == 0
+    assert "is being removed: merge cannot begin beside a removal by `hyperpod-lora clean` (process" in seen[0]
+    assert not run.exists()
+    with pytest.raises(StorageError, match="is gone, and evaluate needs what was in it"), in_use(run, "evaluate"):
+        pass
+    assert not run.exists(), "an empty one in its place"
+
+
+def test_two_removals_of_one_run_leave_it_to_one_another(tmp_path: Path) -> None:
+    run = make_run(tmp_path).path.parent
+    write_json(run / ".in-use" / "removal-1.json", {**identify(os.getppid()), "what": REMOVAL})
+    assert "a removal by `hyperpod-lora clean` (process" in call("clean", "--root", tmp_path, "--yes").output
+    assert run.is_dir()
+
+
+@pytest.mark.parametrize("record", ["options.json", "plan.json", "train-x/spec.json"])
+def test_a_run_that_another_one_was_made_from_stays_with_it(tmp_path: Path, record: str) -> None:
+    """`--init-adapter RUN/train-…/adapter`, `--model RUN/merged-…`: the younger run reads there until it has ended."""
+    root, link = tmp_path / "root", tmp_path / "link"
+    first, second, third = (make_run(root, name, age_days=3).path.parent for name in "123")
+    unnamed = make_run(root, "11", age_days=3).path.parent
+    link.symlink_to(root / "LoraFlow")
+    write_json(second / record, {"options": [{"init_adapter": f"{link}/1/train-abc/adapter"}, "/tmp/x\0y"]})
+    write_json(third / record, {"base": {"path": str(second / "merged-1")}})
+    for path in (second / record, second):
+        os.utime(path, (1, 1))
+    done = call("clean", "--root", root, "--older-than-days", "1", "--yes")
+    assert f"in use, left alone: {second}: run 3 was made from what is in it, and stays" in done.output
+    assert f"in use, left alone: {first}: run 2 was made from what is in it, and stays" in done.output
+    assert first.is_dir()
+    assert second.is_dir()
+    assert not unnamed.exists()
+    call("clean", "--root", root, "--yes")
+    assert list((root / "LoraFlow").iterdir()) == []
+
+
+def test_a_damaged_record_names_nothing(tmp_path: Path) -> None:
+    first, second = make_run(tmp_path, "1", age_days=3).path.parent, make_run(tmp_path, "2").path.parent
+    (second / "plan.json").write_text("{")
+    call("clean", "--root", tmp_path, "--older-than-days", "1", "--yes")
+    assert not first.exists()
+    assert second.is_dir()
+
+
+def test_clean_goes_on_after_a_run_that_it_may_not_remove_and_names_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = [make_run(tmp_path, name).path.parent for name in "1234"]
+    (runs[0] / ".in-use").write_text("a file where the folder has to be")
+    rename = module.out_of_the_way
+
+    def refuse(path: Path) -> Path:
+        if path == runs[2]:
+            raise PermissionError(errno.EPERM, "Operation not permitted", str(path / "train-abc"))
+        return rename(path)
+
+    monkeypatch.setattr(module, "out_of_the_way", refuse)
+    done = call("clean", "--root", tmp_path, "--yes")
+    assert done.exit_code == 1
+    assert f"not removed: {runs[0]}: " in done.output
+    assert f"not removed: {runs[2]}: Operation not permitted ({runs[2]}/train-abc)" in done.output
+    assert "2 of 4 folders could not be removed, each named above" in done.output
+    assert [path.is_dir() for path in runs] == [True, False, True, False]
+
+
+def test_what_a_broken_removal_left_is_removed_by_the_next_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run(tmp_path).path.parent
+    with monkeypatch.context() as patched:
+        patched.setattr(module.shutil, "rmtree", lambda path: (path / "train-abc").rename(path / "half"))
+        call("clean", "--root", tmp_path, "--yes")
+    (left,) = run.parent.iterdir()
+    assert left.name.startswith(".7.removed-")
+    done = call("clean", "--root", tmp_path, "--yes")
+    assert f"MiB  {left}" in done.output
+    assert list(run.parent.iterdir()) == []

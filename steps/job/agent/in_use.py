@@ -35,6 +35,9 @@ SILENT_S = 180.0
 HANDOVER_S = 3600.0
 """From the end of a step to the beginning of the next, where steps are pods: a place is found, an image is pulled."""
 BETWEEN = "a flow that is between two steps"
+REMOVAL = "a removal by `hyperpod-lora clean`"
+PATIENCE_S = 5.0
+"""How long a stage waits for a removal to withdraw, which began in the same moment and sees the stage."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,15 +62,42 @@ def in_use(run: Path, what: str, *, flow: str = "") -> Iterator[None]:
     `flow`: run id of the flow that it is a step of; it keeps the run until its next step (see `hand_over`).
 
     Raises:
-        StorageError: the directory cannot be written.
+        StorageError: the directory cannot be written, is gone, or is being removed.
     """
+    if not run.is_dir():  # else it would be made again, empty
+        raise StorageError(f"{run} is gone, and {what} needs what was in it: was it removed (`hyperpod-lora clean`)?")
     _sweep(run / FOLDER)
     with held(run / FOLDER / f"{what}-{uuid.uuid4().hex[:8]}.json", what, flow=flow):
+        _require_kept(run, what)
         try:
             yield
         finally:
             if flow:
                 hand_over(run, flow)
+
+
+def _require_kept(run: Path, what: str) -> None:
+    """Asked once we are seen: of a stage and a removal that begin together, at least one sees the other, and goes no further.
+
+    Raises:
+        StorageError: the run is being removed.
+    """
+    until_s = time.monotonic() + PATIENCE_S
+    while removal := next((user for user in users_of(run) if user.what == REMOVAL), None):
+        if time.monotonic() >= until_s:
+            raise StorageError(f"{run} is being removed: {what} cannot begin beside {removal}")
+        time.sleep(0.05)
+    if not run.is_dir():
+        raise StorageError(f"{run} was removed by `hyperpod-lora clean` while {what} began")
+
+
+def in_removal(run: Path) -> contextlib.AbstractContextManager[None]:
+    """Show everybody that this process is about to remove a run directory; whoever then sees another user withdraws.
+
+    Raises:
+        StorageError: the directory cannot be written, so it cannot be removed either.
+    """
+    return held(run / FOLDER / f"removal-{uuid.uuid4().hex[:8]}.json", REMOVAL)
 
 
 def hand_over(run: Path, flow: str) -> None:
