@@ -41,6 +41,11 @@ def shorten(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[:most]} … ({counted(len(text) - most, 'more character')})"
 
 
+def both_ends(text: str, most: int) -> str:
+    """About `most` characters, the middle left out: a chain of errors says what was done first, and why it failed last."""
+    return text if len(text) <= most else f"{text[: most // 3]} … {text[-(most - most // 3) :]}"
+
+
 def counted(number: int, noun: str, plural: str = "") -> str:
     """`1 sample`, `1,200 samples`."""
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steps.plain_text import counted, markdown, shorten, visible
+from steps.plain_text import both_ends, counted, markdown, shorten, visible
 
 
 @pytest.mark.parametrize(
@@ -46,6 +46,15 @@ def test_what_is_visible_can_be_written_and_stays(text: str) -> None:
 )
 def test_markdown_is_shown_as_text(text: str, line: str) -> None:
     assert markdown(text) == line
+
+
+def test_of_a_long_chain_of_errors_the_last_word_stays() -> None:
+    assert both_ends("abc", 3) == "abc"
+    image = "x" * 500
+    told = both_ends(f"failed to pull {image}: not found", 100)
+    assert told.startswith("failed to pull xxx")
+    assert told.endswith("xxx: not found")
+    assert len(told) == 103
 
 
 def test_a_long_text_says_how_much_is_missing() -> None:

@@ -14,9 +14,10 @@ from steps.job.classify import Failure, classify, of_hardware
 from steps.job.ending import Ending, Known
 from steps.job.job import Job, Outside
 from steps.job.lease import Lease
-from steps.job.outcome import collect_stacks, result_damage, save_evidence
+from steps.job.outcome import collect_stacks, result_damage, save_evidence, waits_of
 from steps.job.progress import Passed, Progress, Spent, Work
 from steps.job.snapshot import JobSnapshot, Launcher, Reason
+from steps.plain_text import both_ends
 from steps.protocol.checkpoints import newest_step
 from steps.protocol.events import Event, EventTail
 from steps.protocol.failure_class import FailureClass
@@ -30,6 +31,8 @@ QUICK_POLL_S = 0.1
 """Between two looks while workers start or leave: then a second matters to a person who waits."""
 PEER_WORD_S = 30.0
 """An ending that names another node's failure waits so long for that node's own word, before it is judged."""
+WAIT_WORD_S = 20.0
+"""A node that waits for another for so long, before its workers begin, is worth a sentence."""
 OTHERS_S = 600.0
 """An attempt that leaves out a broken node waits so long for room on others: a platform that replaces the node may need it."""
 HANG_GRACE_S = 5.0
@@ -50,6 +53,9 @@ class _Seen:
     over_s: float | None = None
     """Since when all of its workers have ended."""
     is_refusal_told: bool = False
+    waits_s: float | None = None
+    """Since when a node waits for another."""
+    is_wait_told: bool = False
     new: list[Event] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -138,6 +144,8 @@ class Watch:
         seen.progress = deadlines.observe_phase(seen.progress, snapshot.phase, now_s, is_foreign=self.is_foreign)
         if was_queued != (seen.progress.work is Work.QUEUE):
             on_queue(not was_queued)
+        if seen.progress.started is None and not seen.is_wait_told:
+            self._tell_wait(number, seen, now_s)
         ending = Ending(snapshot, seen.progress, seen.begun_s, queued_s=self.spent.queued_s)
         is_over = snapshot.is_over and not self._may_be_lifted(snapshot, seen)
         seen.over_s = (now_s if seen.over_s is None else seen.over_s) if is_over else None
@@ -156,6 +164,16 @@ class Watch:
             return replace(ending, passed=passed, is_out_of_time=is_out_of_time, is_over_budget=is_over_budget)
         return None
 
+    def _tell_wait(self, number: int, seen: _Seen, now_s: float) -> None:
+        """What nodes wait for before their workers begin, once it takes long: nobody else says anything then."""
+        if not (words := waits_of(self.job.directory.files(number))):
+            seen.waits_s = None
+            return
+        seen.waits_s = now_s if seen.waits_s is None else seen.waits_s
+        if now_s - seen.waits_s >= WAIT_WORD_S:
+            seen.is_wait_told = True
+            self.outside.notice(f"{self.job.label}: {words[0]}{f' (and {len(words) - 1} more)' if words[1:] else ''}")
+
     def _is_over_budget(self) -> bool:
         if warning := self.budget.warning(self.spent.attempt_s):
             self.outside.notice(f"{self.job.label}: {warning}")
@@ -168,8 +186,8 @@ class Watch:
         if not seen.is_refusal_told:
             seen.is_refusal_told = True
             self.outside.notice(
-                f"{self.job.label}: {snapshot.message[:400]}; such workers have trained before, so this rule is new: it is "
-                f"waited for until it is lifted, up to {self.limits.startup_s:.0f} s from the start (deadlines.startup_s)"
+                f"{self.job.label}: {both_ends(snapshot.message, 400)}; such workers have trained before, so this rule is new: "
+                f"it is waited for until it is lifted, up to {self.limits.startup_s:.0f} s from the start (deadlines.startup_s)"
             )
         return True
 

@@ -11,6 +11,7 @@ from steps.job.classify import Failure
 from steps.job.history import Verdict
 from steps.job.job import Job
 from steps.job.retry import GiveUp, Resubmit
+from steps.plain_text import both_ends
 from steps.protocol.failure_class import FailureClass
 from steps.protocol.run_options import how_to_continue, how_to_resume
 
@@ -26,7 +27,7 @@ ERRORS: dict[str, type[JobError]] = {
 def describe_failure(failure: Failure) -> str:
     """One sentence: class, step, message."""
     at = f" after step {failure.step}" if failure.step else ""
-    first_line = failure.message.strip().splitlines()[0][:400] if failure.message.strip() else "no message"
+    first_line = both_ends((failure.message.strip() or "no message").splitlines()[0], 400)
     return f"{failure.failure_class}{at}: {first_line}"
 
 

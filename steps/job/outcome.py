@@ -9,6 +9,7 @@ otherwise. It is published whole, from the writer's own directory to `<train dir
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -20,6 +21,7 @@ from steps.job.job import Job
 from steps.job.snapshot import JobSnapshot, Launcher
 from steps.protocol.records import digest_file
 from steps.protocol.rundir import TrainDir, new_directory, storage_errors, write_json
+from steps.protocol.train_dir import AttemptDir
 
 STACKS_WAIT_S = 3.0
 LOG_LINES = 400
@@ -39,6 +41,15 @@ class JobResult:
     """Steps done."""
     is_reused: bool = False
     """It had been published before; nothing ran."""
+
+
+def waits_of(files: AttemptDir) -> list[str]:
+    """What the nodes of an attempt wait for before their ranks begin, in their own words."""
+    found = []
+    for agent in files.agents():
+        with contextlib.suppress(OSError):  # it has begun
+            found.append(agent.waiting.read_text(errors="replace"))
+    return [words for words in found if words]
 
 
 def collect_stacks(job: Job, attempt: int, *, sleep: Callable[[float], None]) -> None:

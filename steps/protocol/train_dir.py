@@ -36,6 +36,11 @@ class AgentDir:
         return self.path / "exit.json"
 
     @property
+    def waiting(self) -> Path:
+        """What it waits for before its ranks begin, in words; gone when it waits no longer."""
+        return self.path / "waiting"
+
+    @property
     def torchrun_log(self) -> Path:
         """The log of torchrun itself."""
         return self.path / "torchrun.log"

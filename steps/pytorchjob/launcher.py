@@ -102,8 +102,7 @@ class KubeLauncher:
         for question in questions:
             self._ask(watched, question)
         age_s = look.now_s - watched.seen.since_s
-        hint = watched.seen.hint if len(look.pods) < job.nodes else ""
-        watched.onlooker.look(look.job, look.pods, age_s, hint=hint)
+        watched.onlooker.look(look.job, look.pods, age_s, hint=watched.seen.hint)
         snapshot = self._snapshot(watched, job, look.job)
         if snapshot.phase is Phase.FAILED and not watched.has_looked_again:
             watched.has_looked_again = True
@@ -192,7 +191,7 @@ class KubeLauncher:
             name = pytorchjob.name_of(self._spec, job, attempt)
             informer = Informer(self._kube, name)
             informer.start()
-            onlooker = Onlooker(name, self._spec.cluster.api_patience_s, self._spec.startup_s, self._notice)
+            onlooker = Onlooker(name, self._spec.cluster.api_patience_s, self._spec.startup_s, self._notice, job.nodes)
             self._watched[attempt] = _Watched(informer, onlooker, Seen(self._clock()))
         return self._watched[attempt]
 

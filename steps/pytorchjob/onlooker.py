@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from steps.job.snapshot import Reason
+from steps.plain_text import both_ends
 from steps.pytorchjob.pod_words import INVALID, REFUSED, words_of
 from steps.pytorchjob.snapshot import has_conditions, is_suspended
 
@@ -26,6 +27,7 @@ class Onlooker:
     api_patience_s: float
     startup_s: float
     notice: Callable[[str], None]
+    nodes: int = 1
     is_api_away: bool = False
     is_ignored: bool = False
     uids: dict[str, str] = field(default_factory=dict)
@@ -63,17 +65,18 @@ class Onlooker:
                 self.notice(f"pod {name} was deleted from outside, and made anew")
         for pod in pods:
             self._tell_trouble(pod)
-        if hint and not (
-            REFUSED.search(hint) or INVALID in hint
-        ):  # what nobody waits for is told by whoever decides on it
-            self._tell("", hint.partition(":")[0], f"pods of PyTorchJob {self.name} do not come ({hint[:400]})")
+        # What nobody waits for is told by whoever decides on it; pods that have come may be gone again, at the end.
+        if hint and len(self.uids) < self.nodes and not (REFUSED.search(hint) or INVALID in hint):
+            self._tell(
+                "", hint.partition(":")[0], f"pods of PyTorchJob {self.name} do not come ({both_ends(hint, 400)})"
+            )
 
     def _tell_trouble(self, pod: Mapping[str, Any]) -> None:
         """What keeps a pod from starting may pass: a person reads what it is, and for how long it is waited for."""
         words, name = words_of(pod), str(pod["metadata"]["name"])
         kind = words.reason or words.message.partition(":")[0]
         if words.may_pass and words.reason is not Reason.UNSCHEDULABLE:
-            self._tell(name, kind, f"pod {name} does not start ({words.message[:400]})")
+            self._tell(name, kind, f"pod {name} does not start ({both_ends(words.message, 400)})")
 
     def _tell(self, pod: str, kind: str, what: str) -> None:
         if (pod, kind) not in self.troubles:

@@ -93,3 +93,27 @@ def test_a_start_is_not_judged_while_the_platform_cannot_be_asked(tmp_path: Path
     begun_s = made.clock()
     assert made.run().attempts == 1
     assert made.clock() - begun_s > 60
+
+
+def waits(*, until: int) -> Script:
+    """All nodes run, and the second one cannot resolve the first one's name for so many looks."""
+
+    def script(attempt: Attempt, look: int) -> None:
+        words = attempt.job.directory.files(attempt.number).node(1).waiting
+        if look < until:
+            words.parent.mkdir(parents=True, exist_ok=True)
+            words.write_text("j-worker-1 on node-7 waits for the name j-worker-0")
+            return
+        words.unlink(missing_ok=True)
+        succeed(attempt, min(look - until, 1))
+
+    return script
+
+
+@pytest.mark.parametrize(("looks", "times"), [(400, 1), (100, 0)])
+def test_a_node_that_waits_for_another_is_told_of_once(tmp_path: Path, looks: int, times: int) -> None:
+    """After 20 s: a look is taken every 0.1 s."""
+    made = Stage(tmp_path, waits(until=looks))
+    assert made.run().attempts == 1
+    said = [line for line in made.notices if "j-worker-1 on node-7 waits for the name j-worker-0" in line]
+    assert len(said) == times

@@ -86,6 +86,23 @@ def test_what_keeps_pods_from_coming_is_told_once_unless_it_ends_the_attempt(
     ]
 
 
+def test_pods_that_have_come_are_not_said_to_be_missing_when_they_are_gone_again(
+    onlooker: Onlooker, told: list[str]
+) -> None:
+    onlooker.look({"status": {}}, (pod("1"),), 6.0)
+    onlooker.look({"status": {}}, (), 60.0, hint="ErrImagePull: Error pod j-a1-worker-0")
+    assert told == []
+
+
+def test_a_long_reason_keeps_its_end_which_says_why(onlooker: Onlooker, told: list[str]) -> None:
+    state = {"waiting": {"reason": "ErrImagePull", "message": f"failed to resolve {'x' * 600}: not found"}}
+    stuck = {**pod("1"), "status": {"phase": "Pending", "containerStatuses": [{"name": "pytorch", "state": state}]}}
+    onlooker.look(None, (stuck,), 1.0)
+    (words,) = told
+    assert "x: not found); this may pass" in words
+    assert len(words) < 600
+
+
 def test_what_keeps_a_pod_from_starting_is_told_once_with_how_long_it_is_waited_for(
     onlooker: Onlooker, told: list[str]
 ) -> None:

@@ -10,6 +10,7 @@ other nodes and attempts.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -17,7 +18,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -99,7 +100,9 @@ def run(given: argparse.Namespace, node: Node, termination: Path) -> int:
         return _end(FailureClass.PREEMPTED.exit_code, recreated(node, shared), termination)
     if has_device():
         require_pair(node.name, Versions.read())
-    if not wait_for_name(node, limit_s=given.name_wait_s):
+    with told_in(AgentDir(folder).waiting, node, given.name_wait_s):
+        is_resolved = wait_for_name(node, limit_s=given.name_wait_s)
+    if not is_resolved:
         return _end(FailureClass.NETWORK.exit_code, unresolved(node, given.name_wait_s), termination)
     os.environ.update(processes_environment(given, shared))
     machine.quiet_threads(os.environ)
@@ -162,6 +165,21 @@ def claim_folder(shared: Path, rank: int) -> Path:
             incarnation += 1
             continue
         return folder
+
+
+@contextlib.contextmanager
+def told_in(path: Path, node: Node, limit_s: float) -> Iterator[None]:
+    """Show the launcher what this node waits for: a question to a resolver that is away may take a minute by itself."""
+    if node.rank:
+        path.write_text(
+            f"{node.pod} on {node.name} waits for the name {node.master}, up to {limit_s:.0f} s (cluster.name_wait_s): the "
+            "cluster's DNS does not answer, or worker 0 is not ready"
+        )
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # its workers' own words take its place
+            path.unlink(missing_ok=True)
 
 
 def wait_for_name(node: Node, *, limit_s: float) -> bool:

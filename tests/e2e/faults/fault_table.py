@@ -8,6 +8,7 @@ import json
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
+from steps.plain_text import both_ends
 from tests.e2e.faults.fault_harness import kubectl
 
 PATH = Path(__file__).parents[3] / "docs" / "fault-table.md"
@@ -36,7 +37,9 @@ class Row:
         """As Markdown."""
         return (
             "| "
-            + " | ".join(str(value).replace("|", "\\|").replace("\n", " ")[:LONGEST] for value in astuple(self))
+            + " | ".join(
+                both_ends(str(value).replace("|", "\\|").replace("\n", " "), LONGEST) for value in astuple(self)
+            )
             + " |"
         )
 

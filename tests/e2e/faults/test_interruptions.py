@@ -72,9 +72,11 @@ def test_a_dns_that_is_away_at_the_start_delays_it(trial: MakeTrial, expect: Exp
             "both pods run",
             lambda: [item["status"]["phase"] for item in training.objects("pods")] == ["Running", "Running"],
         )
-        time.sleep(AWAY_S)
+        training.supervisors[0].when_said("waits for the name", AWAY_S)
+        time.sleep(AWAY_S / 2)
         assert not training.events(1)
-    expect("the cluster's DNS is away for 60 s at the start", training, classes=[], reads="is over")
+    reads = "waits for the name .*the cluster's DNS does not answer"
+    expect("the cluster's DNS is away for 60 s at the start", training, classes=[], reads=reads)
 
 
 def test_a_run_directory_that_turns_read_only_for_a_minute(trial: MakeTrial, expect: Expect) -> None:

@@ -11,13 +11,14 @@ import subprocess
 import sys
 import tarfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from steps.errors import StorageError
-from steps.job.agent.pod_main import Node, claim_folder, last_words, ours, recreated, unresolved, wait_for_name
+from steps.job.agent.pod_main import Node, claim_folder, last_words, ours, recreated, told_in, unresolved, wait_for_name
 from steps.protocol.events import PREFIX
 from steps.protocol.failure_record import FailureRecord, parse_record, record_of, write_record
 from steps.pytorchjob import pod_template
@@ -96,6 +97,20 @@ def test_a_name_that_comes_is_waited_for_and_one_that_does_not_is_given_up() -> 
     begun_s = time.monotonic()
     assert not wait_for_name(Node(1, "p", "u", "n", "no-such-host.invalid", 1), limit_s=0.6)
     assert time.monotonic() - begun_s < 30
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_node_shows_what_it_waits_for_while_it_waits(tmp_path: Path, rank: int) -> None:
+    """Before the first question: a resolver that is away answers no sooner than after half a minute."""
+    path = tmp_path / "waiting"
+    with told_in(path, replace(NODE, rank=rank), 900):
+        assert path.exists() == (rank == 1)
+        if rank:
+            assert (
+                "j-worker-1 on node-7 waits for the name j-worker-0, up to 900 s (cluster.name_wait_s)"
+                in path.read_text()
+            )
+    assert not path.exists()
 
 
 def test_the_words_about_a_name_that_never_came_are_a_network_failure() -> None:
