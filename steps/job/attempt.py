@@ -23,7 +23,7 @@ from steps.protocol.events import Event, EventTail
 from steps.protocol.failure_class import FailureClass
 from steps.protocol.failure_record import read_records
 from steps.protocol.run_options import how_to_resume
-from steps.protocol.rundir import write_json
+from steps.protocol.rundir import require_there, write_json
 from steps.settings.config import Deadlines
 
 POLL_S = 0.5
@@ -204,6 +204,9 @@ class Watch:
             StorageError: the evidence cannot be written.
         """
         insist = self.lease.patience.insist
+        insist(
+            lambda: require_there(self.job.directory.path)
+        )  # else it would be made again, with nothing to go on from
         if ending.snapshot.reason is Reason.CANCELLED and ending.snapshot.remaining:
             insist(lambda: self._let_save(number, ending.progress))
         failure = self._failure(number, ending)

@@ -5,10 +5,11 @@ Plain values with `to_dict` and `from_dict`; `load` and `save` are the only line
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from steps.errors import StorageError
 from steps.job.job import Job
@@ -17,6 +18,7 @@ from steps.protocol.failure_class import FailureClass
 from steps.protocol.run_options import how_to_resume
 from steps.protocol.rundir import read_json, write_json
 
+ValueT = TypeVar("ValueT")
 SCHEMA = "hyperpod-lora/history/1"
 NOT_COUNTED = "forgiven"
 """The key of `History.not_counted` in the file."""
@@ -159,22 +161,41 @@ class History:
         """
         if raw.get("schema") != SCHEMA:
             raise ValueError(f"expected schema {SCHEMA}, found {raw.get('schema')!r}")
-        known = {item.name for item in fields(Attempt)}
         attempts = tuple(
-            Attempt(**{key: value for key, value in item.items() if key in known} | _excluded(item))
+            replace(_checked(Attempt, item), excluded=tuple(map(str, item.get("excluded") or ())))
             for item in raw["attempts"]
         )
         for attempt in attempts:
             FailureClass(attempt.failure_class or FailureClass.UNKNOWN)
-        verdict = Verdict(**raw["verdict"]) if raw.get("verdict") else None
-        clocks = Clocks(**raw["clocks"]) if raw.get("clocks") else None
+        verdict = _checked(Verdict, raw["verdict"]) if raw.get("verdict") else None
+        clocks = _checked(Clocks, raw["clocks"]) if raw.get("clocks") else None
         label, result = str(raw.get("label") or ""), dict(raw.get("result") or {})
         counts = (int(raw[NOT_COUNTED]), verdict, int(raw.get("not_budgeted") or 0))
         return cls(str(raw["identity"]), attempts, *counts, label, clocks, result)
 
 
-def _excluded(item: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
-    return {"excluded": tuple(str(node) for node in item.get("excluded", ()))}
+KINDS: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}
+"""By a field's annotation, without `| None`."""
+
+
+def _checked(kind: type[ValueT], raw: Any) -> ValueT:
+    """A value of that class from JSON: what is decided on hangs on it, so a wrong type is damage, and found here.
+
+    Raises:
+        ValueError, TypeError: a key is missing, or its value is of another type.
+    """
+    if not isinstance(raw, Mapping):
+        raise TypeError(f"expected an object, found {raw!r}"[:200])
+    values = {item.name: raw[item.name] for item in fields(kind) if item.name in raw}  # type: ignore[arg-type]
+    for item in fields(kind):  # type: ignore[arg-type]
+        name, _, may_lack = str(item.type).partition(" | ")
+        value = values.get(item.name)
+        if name not in KINDS or (value is None and (may_lack or item.name not in values)):
+            continue
+        is_kind = isinstance(value, KINDS[name]) and isinstance(value, bool) == (name == "bool")
+        if not is_kind or (isinstance(value, float) and not math.isfinite(value)):
+            raise ValueError(f"{item.name}: expected {name}, found {value!r}"[:200])
+    return kind(**values)
 
 
 def how_to_begin_anew(path: Path) -> str:

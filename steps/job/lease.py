@@ -8,7 +8,9 @@ supervisor died for good do not hold a machine for ever. Each side uses its own 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +21,18 @@ from filelock import FileLock, Timeout
 from steps.errors import JobTimeout, StorageError
 from steps.job import messages
 from steps.job.agent.agent import DETACHED
-from steps.job.agent.in_use import held
+from steps.job.agent.in_use import held, is_held_beside
 from steps.job.job import Job, Outside
 from steps.protocol.events import Event, EventTail
-from steps.protocol.rundir import MAY_PASS, TrainDir, read_json, storage_errors, write_atomic
+from steps.protocol.rundir import (
+    MAY_PASS,
+    TrainDir,
+    errnos,
+    read_json,
+    require_there,
+    storage_errors,
+    write_atomic,
+)
 
 T = TypeVar("T")
 ADVANCES_PER_LEASE = 20
@@ -31,6 +41,8 @@ ADVANCE_S = 20.0
 """Longest time between two, however long the lease: who reads it may have been told another length."""
 INSIST_S = 1.0
 FOLLOW_POLL_S = 1.0
+NO_LOCKS = errnos("ENOSYS", "ENOLCK", "EOPNOTSUPP", "ENOTSUP")
+"""What a file system says that was mounted without locks, or whose lock service is away."""
 
 
 @dataclass(slots=True)
@@ -133,6 +145,7 @@ class Lease:
             self.advanced_at_s = self.outside.clock()
             return
         path = self.job.directory.files(attempt).lease
+        require_there(self.job.directory.path)
         with storage_errors(f"writing {path}"):
             path.parent.mkdir(parents=True, exist_ok=True)
             # The process id makes the counters of two supervisors differ; a torn write is a change like any other.
@@ -167,22 +180,24 @@ def spent_so_far(directory: TrainDir, attempt: int) -> float:
 
 
 @contextlib.contextmanager
-def acting(job: Job, patience_s: float, outside: Outside) -> Iterator[None]:
+def acting(job: Job, patience_s: float, outside: Outside, patience: Patience) -> Iterator[None]:
     """Hold the right to act. While another supervisor holds it, its workers' events are passed on.
 
     Raises:
         JobTimeout: another one still held it after `patience_s`.
+        StorageError: the directory cannot be used, or its file system knows no locks.
     """
     directory = job.directory
     with storage_errors(f"writing {directory.lock}"):
         directory.path.mkdir(parents=True, exist_ok=True)
+    patience.insist(lambda: require_locks(directory.path))
     lock = FileLock(directory.lock)
     follower = Follower(job, outside.observe)
     until_s = outside.clock() + patience_s
-    while not _try(lock):
+    while not patience.insist(lambda: _try(lock, directory)):
         if not follower.has_begun:
             outside.notice(messages.describe_holder(job, holder_of(directory.path)))
-        follower.pass_on()
+        patience.insist(follower.pass_on)
         if outside.clock() > until_s:
             raise JobTimeout(f"{job.label}: another supervisor has held {directory.lock} for {patience_s:.0f} s")
         outside.sleep(FOLLOW_POLL_S)
@@ -193,13 +208,35 @@ def acting(job: Job, patience_s: float, outside: Outside) -> Iterator[None]:
         lock.release()
 
 
-def _try(lock: FileLock) -> bool:
+def require_locks(folder: Path) -> None:
+    """The file system of a folder knows locks: without them two launchers would act at once.
+
+    Raises:
+        StorageError: it knows none, or the folder cannot be written.
+    """
+    with storage_errors(f"writing in {folder}"), tempfile.TemporaryFile(dir=folder) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            raise StorageError(
+                f"the file system of {folder} has no locks ({error.strerror}): mount it with them (Lustre: `flock` among the "
+                "volume's mountOptions; NFS: not `nolock`), or set storage.root elsewhere"
+            ) from error
+
+
+def _try(lock: FileLock, directory: TrainDir) -> bool:
+    """Take the lock. Where its file was removed (by a person, say) one can be taken beside its holder: he is looked at too."""
     try:
         with storage_errors(f"locking {lock.lock_file}"):
             lock.acquire(timeout=0)
     except Timeout:
         return False
-    return True
+    if not is_held_beside(directory.holder):
+        return True
+    lock.release()
+    return False
 
 
 def holder_of(directory: Path) -> Mapping[str, Any]:
@@ -223,8 +260,7 @@ class Follower:
     def pass_on(self) -> None:
         """Events since the last call, of the newest attempt."""
         self.has_begun = True
-        attempts = self.job.directory.attempts
-        newest = max((int(path.name) for path in attempts.glob("[0-9]*")), default=0)
+        newest = max(self.job.directory.numbers(), default=0)
         if newest != self.attempt:
             self.attempt, self.tail = newest, EventTail(self.job.directory.events(newest))
         for event in self.tail.read_new() if self.tail else ():

@@ -156,7 +156,7 @@ def may_go_on(directory: Path) -> bool:
 def steps_done(directory: Path) -> int:
     """Steps that the newest attempt has done, saved or not; 0 where its workers have not begun."""
     paths = TrainDir(directory)
-    numbers = [int(path.name) for path in paths.attempt(1).parent.glob("[0-9]*") if path.name.isdigit()]
+    numbers = paths.numbers()
     return _progress(paths, max(numbers)).step if numbers else 0
 
 

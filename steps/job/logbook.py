@@ -20,6 +20,7 @@ from steps.job.retry import GiveUp, excluded_nodes
 from steps.protocol import checkpoints
 from steps.protocol.events import EventTail
 from steps.protocol.rundir import TrainDir
+from steps.protocol.writer import Writer
 
 NEAR_S = 3600.0
 """Workers whose first word comes within this time of their attempt's beginning have the clock of its supervisor."""
@@ -125,9 +126,8 @@ class Logbook:
 
     def _newest_number(self) -> int:
         """Of the attempts that have left anything, whether the history knows them or was moved away."""
-        folders = (path.name for path in self.job.directory.attempt(1).parent.glob("[0-9]*"))
-        writers = (path.name.partition("-")[0] for path in self.job.directory.writers.glob("[0-9]*-*"))
-        return max((int(name) for name in (*folders, *writers) if name.isdigit()), default=0)
+        writers = (Writer.parse(path.name) for path in self.job.directory.writers.glob("[0-9]*-*"))
+        return max((*self.job.directory.numbers(), *(writer.attempt for writer in writers if writer)), default=0)
 
     def note_queue(self, is_queued: bool) -> None:
         """The newest attempt has entered a queue, or left it."""

@@ -60,7 +60,7 @@ def supervise(
     """
     outside = (outside or Outside()).steadied()
     patience, limits = Patience(lease_s / 2, outside), settings.deadlines
-    with acting(job, limits.total_s + limits.queue_s, outside):
+    with acting(job, limits.total_s + limits.queue_s, outside, patience):
         book = Logbook.open(job, outside, patience)
         job = book.history.rename(job)
         lease, spent = Lease(job, lease_s, outside, patience, is_detached), Spent(outside.clock())

@@ -133,6 +133,8 @@ class EventTail:
         """Events written since the last call; empty while the file does not exist."""
         try:
             with self._path.open("rb") as file:
+                if os.fstat(file.fileno()).st_size < self._offset:  # cut off or put back by somebody: read anew
+                    self._offset = 0
                 file.seek(self._offset)
                 data = file.read()
         except FileNotFoundError:

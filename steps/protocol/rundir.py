@@ -221,6 +221,19 @@ def require_space(
         )
 
 
+def require_there(folder: Path) -> None:
+    """A directory that was there still is: whoever writes below it would else make it again, empty, or below an unmounted place.
+
+    Raises:
+        StorageError: it is not; caused by an error that may pass, since a mount may come back.
+    """
+    if not folder.is_dir():
+        cause = OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(folder))
+        raise StorageError(
+            f"{folder} is gone: it was removed, or its file system is not mounted any more; look at the mount"
+        ) from cause
+
+
 @contextlib.contextmanager
 def held_lock(path: Path, *, timeout_s: float, what: str) -> Iterator[None]:
     """Hold an advisory lock file; it is released by the operating system when the process dies.

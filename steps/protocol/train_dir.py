@@ -9,9 +9,17 @@ The names are a protocol between versions: a run begun before is resumed, cancel
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+
+def _numbered(paths: Iterable[Path], before: str = "", after: str = "") -> Iterator[tuple[int, Path]]:
+    """Those whose names hold a number, with it; a copy that a person made beside them is none of ours."""
+    for path in paths:
+        number = path.name.removeprefix(before).removesuffix(after)
+        if number.isascii() and number.isdigit():
+            yield int(number), path
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +64,7 @@ class AgentDir:
 
     def ranks(self) -> Iterator[tuple[int, Path]]:
         """Every rank that has begun, with its file."""
-        return ((int(path.stem.removeprefix("rank-")), path) for path in self.path.glob("rank-*.json"))
+        return _numbered(self.path.glob("rank-*.json"), "rank-", ".json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +119,7 @@ class AttemptDir:
 
     def logs(self) -> dict[int, Path]:
         """The logs of all ranks that have begun."""
-        return {int(path.stem.removeprefix("rank-")): path for path in self.path.glob("rank-*.log")}
+        return dict(_numbered(self.path.glob("rank-*.log"), "rank-", ".log"))
 
     def stack(self, rank: int) -> Path:
         """Where a rank stood when it was asked."""
@@ -193,6 +201,10 @@ class TrainDir:
     def attempts(self) -> Path:
         """`<number>/` each, from 001."""
         return self.path / "attempts"
+
+    def numbers(self) -> list[int]:
+        """Of the attempts that have left anything, in order."""
+        return sorted(number for number, _ in _numbered(self.attempts.glob("[0-9]*")))
 
     def attempt(self, number: int) -> Path:
         """Directory of one attempt's events, logs and evidence (numbers start at 1)."""

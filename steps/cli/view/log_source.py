@@ -105,10 +105,10 @@ def newest_attempt(directory: Path) -> int:
     Raises:
         StorageError: none has begun.
     """
-    found = [int(path.name) for path in (directory / "attempts").glob("[0-9]*") if path.name.isdigit()]
+    found = TrainDir(directory).numbers()
     if not found:
         raise StorageError(f"{directory}: no attempt has begun, so there is no log yet")
-    return max(found)
+    return found[-1]
 
 
 def log_file(directory: Path, attempt: int, rank: int) -> Path:

@@ -182,6 +182,16 @@ def supervisor_of(training: Path) -> User | None:
     return User(f"a launcher of {training.name}") if _is_locked(TrainDir(training).lock) else None
 
 
+def is_held_beside(holder: Path) -> bool:
+    """Whether another process that can be seen from here is the supervisor, and lives."""
+    try:
+        record = json.loads(holder.read_bytes())
+        is_other = int(record["pid"]) != os.getpid()
+        return is_other and processes.is_visible(record) and processes.is_alive(record)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
 def is_supervised(training: Path) -> bool:
     """Does a supervisor act on this training, here or on another machine?"""
     return supervisor_of(training) is not None
@@ -190,10 +200,10 @@ def is_supervised(training: Path) -> bool:
 def workers_of(training: Path) -> dict[int, User]:
     """Living agents of a training, here or on another machine, by attempt."""
     now_s, found = now_on(training), {}
-    for path in TrainDir(training).attempts.glob("[0-9]*"):
-        files = [agent.state for agent in AttemptDir(path).agents() if not agent.exit.exists()]
+    for number in TrainDir(training).numbers():
+        files = [agent.state for agent in TrainDir(training).files(number).agents() if not agent.exit.exists()]
         if user := next((user for file in files if (user := _user(file, now_s))), None):
-            found[int(path.name)] = user
+            found[number] = user
     return found
 
 
