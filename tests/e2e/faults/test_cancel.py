@@ -108,3 +108,21 @@ def test_a_cancel_while_the_launcher_restarts_is_remembered(trial: MakeTrial, ex
     training.start(resume=True)
     ended = expect("… and resumed by a person", training, classes=["preempted"], reads="-a2: 2 node")
     assert json.dumps(ended["attempts"]) == "2"
+
+
+def test_a_cancel_in_a_slow_step_waits_for_its_end_and_its_save(trial: MakeTrial, expect: Expect) -> None:
+    """A step takes three times the grace period: killed after that, it would be lost."""
+    training = trial("slowstep", step_s=15.0, settings={"deadlines": {"grace_s": 5}})
+    training.start()
+    training.when_step(3)
+    said = training.cancel()
+    assert "kept: the checkpoint of step 4" in said, said
+    expect(
+        "cancelled in a step of three times deadlines.grace_s",
+        training,
+        classes=["preempted"],
+        error="JobCancelled",
+        reads="cancelled; its workers have .* s to end their step and save",
+        lost_at_most=0,
+    )
+    assert training.history()[0]["complete_step"] == 4
