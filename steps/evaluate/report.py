@@ -17,7 +17,9 @@ from steps.evaluate.loss import perplexity
 from steps.evaluate.measure import Measured, side_by_side
 from steps.evaluate.questions import Questions
 from steps.evaluate.scoring.scores import VALID_FORMS
+from steps.plain_text import move_away
 from steps.protocol.records import Report, digest_file, digest_of
+from steps.protocol.run_options import how_to_resume
 from steps.protocol.rundir import new_directory, read_json, write_json
 from steps.protocol.set_aside import set_aside
 
@@ -75,7 +77,8 @@ def read_samples(report: Report) -> list[dict[str, Any]]:
         with path.open(encoding="utf-8") as lines:  # which end in \n alone: a text may hold U+2028 and its like
             return [json.loads(line) for line in lines]
     except (OSError, ValueError) as error:
-        raise StorageError(f"cannot read {path} ({error}): remove its folder and evaluate again") from error
+        again = f"`{move_away(path.parent)}`, then `{how_to_resume(path.parents[1])}` evaluates again"
+        raise StorageError(f"cannot read {path} ({error}): {again}") from error
 
 
 def _report(folder: Path, found: Compared, identity: str, parents: dict[str, str], samples_digest: str) -> Report:

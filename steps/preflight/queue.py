@@ -96,7 +96,8 @@ def _local(cluster: Cluster, known: Answers) -> list[Finding]:
         if active.get("status") == "False":
             name = cluster.queue if thing is answer else _clusterqueue_of(known)
             what = f"{kind} {name} is not active: {active.get('message') or active.get('reason')}"
-            return [error("queue", what, f"kubectl describe {kind.lower()} {name}, and ask who runs it")]
+            where = f" -n {cluster.namespace}" if thing is answer else ""
+            return [error("queue", what, f"kubectl describe {kind.lower()} {name}{where}, and ask who runs it")]
     if not upper.is_ok:
         question = Question("", resource="clusterqueues", group=KUEUE)
         return [unread("queue", question, upper, "whether the quota is large enough for the job")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -70,7 +71,7 @@ def _claim(cluster: Cluster, name: str, setting: str, answer: Answer) -> Finding
     if meta.get("deletionTimestamp"):
         return error("claim", f"{name} is being deleted", look)
     if status.get("phase") != "Bound":
-        return error("claim", f"{name} is {status.get('phase', 'without a phase')}, not Bound", f"{look} says why")
+        return error("claim", f"{name} is {status.get('phase', 'without a phase')}, not Bound", f"look why: {look}")
     if "ReadWriteMany" not in modes and (name == cluster.claim or cluster.nodes > 1):
         what = f"{name} is {', '.join(modes)}; pods on several nodes need ReadWriteMany"
         return error("claim", what, "use a shared file system (FSx for Lustre, EFS); EBS cannot be shared")
@@ -129,8 +130,9 @@ def judge_named(cluster: Cluster, answers: Mapping[Named, Answer], *, account: s
         if answer.is_missing:
             found.append(_missing(cluster, item))
         elif answer.is_ok and item.key and item.key not in (answer.body.get("data") or {}):
-            make = f"kubectl create secret generic {item.name} --from-literal={item.key}=… -n {cluster.namespace}"
-            found.append(error("names", f"{item.words} ({item.setting}) has no key {item.key}", make))
+            added = json.dumps({"stringData": {item.key: "…"}})
+            add = f"kubectl patch secret {item.name} -n {cluster.namespace} -p '{added}'"
+            found.append(error("names", f"{item.words} ({item.setting}) has no key {item.key}", add))
         elif answer.is_ok or (item.kind == "serviceaccount" and is_own):
             found.append(ok("names", f"{item.words} is there{f', with {item.key}' if item.key else ''}"))
         else:
@@ -139,10 +141,11 @@ def judge_named(cluster: Cluster, answers: Mapping[Named, Answer], *, account: s
 
 
 def _missing(cluster: Cluster, item: Named) -> Finding:
+    where = f"{item.name} -n {cluster.namespace}"
     make = {
-        "secret": f"kubectl create secret generic {item.name} --from-literal={item.key or 'KEY'}=…",
-        "configmap": f"kubectl create configmap {item.name} …",
-        "serviceaccount": f"kubectl create serviceaccount {item.name} (or config/cluster/rbac.yaml)",
+        "secret": f"kubectl create secret generic {where} --from-literal={item.key or 'KEY'}=…",
+        "configmap": f"kubectl create configmap {where} --from-literal=KEY=…",
+        "serviceaccount": f"kubectl create serviceaccount {where} (or config/cluster/rbac.yaml)",
     }
     what = f"there is no {item.words} in namespace {cluster.namespace}; its pods would never start"
     return error("names", what, f"{make[item.kind]}, or correct {item.setting}")

@@ -139,10 +139,10 @@ def test_claims(case: Case) -> None:
 
 TOKEN = {"token_secret": "hf"}
 NAMED: dict[str, Case] = {
-    "no secret": (TOKEN, {"named secret hf": MISSING}, "error", "no secret hf", "kubectl create secret generic hf"),
+    "no secret": (TOKEN, {"named secret hf": MISSING}, "error", "no secret hf", "kubectl create secret generic hf -n "),
     "no key": (
         *(TOKEN, {"named secret hf": Answer(200, {"data": {"token": "…"}})}),
-        *("error", "secret hf (cluster.token_secret) has no key HF_TOKEN", "--from-literal=HF_TOKEN="),
+        *("error", "secret hf (cluster.token_secret) has no key HF_TOKEN", "kubectl patch secret hf -n "),
     ),
     "may not get": (TOKEN, {"named secret hf": FORBIDDEN}, "note", "not known", "kubectl get secret hf -n"),
     "no answer": (TOKEN, {"named secret hf": SILENT}, "warning", "ReadTimeoutError", "kubectl get secret hf -n"),

@@ -55,7 +55,11 @@ QUEUE: dict[str, Case] = {
                 )
             },
         ),
-        *("error", "LocalQueue research is not active: LocalQueue is stopped", "kubectl describe localqueue research"),
+        *(
+            "error",
+            "LocalQueue research is not active: LocalQueue is stopped",
+            "kubectl describe localqueue research -n ",
+        ),
     ),
     "no cluster queue": (QUEUED, {"clusterqueue": MISSING}, "error", "team-cq, which is not there", "make it"),
     "cluster queue off": (

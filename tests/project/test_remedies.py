@@ -7,7 +7,9 @@ import errno
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ import pytest
 import steps
 from steps.cli.main import COMMANDS, main
 from steps.errors import JobError, StorageError
+from steps.evaluate.report import kept_report, read_samples
 from steps.job import messages
 from steps.job.classify import Failure
 from steps.job.history import History
@@ -22,10 +25,11 @@ from steps.job.retry import GiveUp
 from steps.protocol import checkpoints
 from steps.protocol.checkpoints import Writer, checkpoint_path, choose, commit
 from steps.protocol.failure_class import FailureClass
-from steps.protocol.rundir import write_json
+from steps.protocol.rundir import held_lock, write_json
 from steps.settings.options import OPTIONS
 from tests.job.job_fakes import make_job
 from tests.job.test_supervise import Stage, fail_with, hang_at, succeed
+from tests.shared.sample_records import REPORT
 
 SOURCES = Path(steps.__file__).parent
 OURS = frozenset(f"--{name.replace('_', '-')}" for name in OPTIONS)
@@ -174,3 +178,35 @@ def test_a_checkpoint_that_cannot_be_read_is_moved_away_and_the_one_before_is_us
     found = choose(tmp_path, identity="x").checkpoint
     assert found is not None
     assert found.step == 2
+
+
+HOLD = "import sys, time; from filelock import FileLock\nwith FileLock(sys.argv[1]): print('held', flush=True); time.sleep(60)"
+
+
+@pytest.mark.skipif(not shutil.which("fuser"), reason="fuser is of the package psmisc")
+def test_who_holds_a_lock_is_found_with_the_command_that_is_printed(tmp_path: Path) -> None:
+    path = tmp_path / "a name with blanks.lock"
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(StorageError) as caught, held_lock(path, timeout_s=0.0, what="the merge"):
+            pass
+        command = str(caught.value).split("`")[1]
+        found = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+        assert found.stdout.split() == [str(holder.pid)]
+    finally:
+        holder.kill()
+        holder.wait()
+
+
+def test_damaged_answers_are_moved_away_and_evaluated_again(tmp_path: Path) -> None:
+    folder = tmp_path / "run" / "evaluation-1"
+    folder.mkdir(parents=True)
+    (folder / "samples.jsonl").write_text("{")
+    report = replace(REPORT, path=str(folder))
+    with pytest.raises(StorageError) as caught:
+        read_samples(report)
+    move_away(caught.value)
+    assert kept_report(folder) is None
+    assert "hyperpod-lora resume run` evaluates again" in str(caught.value)
