@@ -89,7 +89,8 @@ class _Supervisor:
 
     def run(self, retry_permanent: bool) -> JobResult:
         """From whatever is there to a result."""
-        if self.job.directory.adapter.is_dir():
+        adapter = self.job.directory.adapter
+        if adapter.is_dir() and any(adapter.iterdir()):
             return self._reuse()
         if self.history.verdict and not retry_permanent:
             raise messages.error_of(self.history.verdict, remembered_in=self.job.directory.path.parent)

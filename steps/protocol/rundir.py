@@ -154,11 +154,11 @@ def new_directory(final: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _existing_stays() -> Iterator[None]:
-    """A rename onto a directory with files in it, or onto a file, fails and changes nothing: no look first, no race."""
+    """A rename onto a directory with files in it fails and changes nothing: no look first, no race."""
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
 
 

@@ -57,6 +57,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 }
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("how", DAMAGE)
 def test_any_one_file_may_be_damaged_and_a_person_gets_a_result_or_a_sentence(tmp_path: Path, how: str) -> None:
     """Whole trainings, each with another file damaged: the commands print no traceback, and `resume` recovers or says why."""
@@ -236,6 +237,25 @@ def test_who_removes_the_lock_file_lets_no_second_launcher_act(tmp_path: Path) -
     outside = outside_of(stage)
     with acting(stage.job, 5, outside, Patience(30.0, outside)):
         pass
+
+
+def test_a_file_where_the_result_has_to_be_is_named_and_not_taken_for_it(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, succeed, succeed)
+    adapter = stage.job.directory.adapter
+    adapter.parent.mkdir(parents=True)
+    adapter.write_text("a file")
+    with pytest.raises(StorageError, match="a file, not a folder: move it away"):
+        stage.run()
+    adapter.unlink()
+    assert (stage.run(retry_permanent=True).result_dir / "adapter").read_bytes() == b"learned"
+
+
+def test_a_result_whose_files_were_deleted_is_made_again_from_the_last_checkpoint(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, succeed, succeed)
+    (stage.run().result_dir / "adapter").unlink()
+    result = stage.run(retry_permanent=True)
+    assert (result.attempts, (result.result_dir / "adapter").read_bytes()) == (2, b"learned")
+    assert stage.steps_seen[-1] == 10
 
 
 def test_steps_that_no_training_has_harm_no_account(tmp_path: Path) -> None:
