@@ -72,7 +72,7 @@ def in_queue(priority: str, name: str = QUEUE) -> dict[str, Any]:
 def test_a_higher_priority_takes_the_place_and_the_lower_one_goes_on_from_its_checkpoint(
     trial: MakeTrial, expect: Expect
 ) -> None:
-    low = trial("low", settings=in_queue(LOW))
+    low = trial("low", settings=in_queue(LOW), steps=200)
     first = low.start()
     low.when_step(5)
     high = trial("high", settings=in_queue(HIGH), steps=20, step_s=0.3)
