@@ -59,6 +59,9 @@ lock: .venv/uv  ## resolve all versions anew into requirements.lock and requirem
 	$(BIN)/uv pip compile -q --python-version 3.11 --generate-hashes --no-annotate --no-emit-index-url \
 	  --custom-compile-command "make lock" --override containers/neuron-overrides.txt \
 	  containers/neuron-requirements.in -o containers/neuron-requirements.lock
+	$(BIN)/uv pip compile -q --universal --python-version 3.12 --generate-hashes --no-annotate --no-emit-index-url \
+	  --no-emit-package torch --custom-compile-command "make lock" --override containers/torchneuron-overrides.txt \
+	  -c requirements.lock pyproject.toml -o containers/torchneuron-requirements.lock
 	printf '%s\n' pytest pytest-timeout hypothesis | $(BIN)/uv pip compile -q --python-version 3.11 --generate-hashes \
 	  --no-annotate --no-emit-index-url --custom-compile-command "make lock" -c requirements-dev.lock \
 	  -c containers/neuron-requirements.lock - -o containers/neuron-tests.lock

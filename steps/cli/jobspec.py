@@ -104,6 +104,8 @@ def laid_out(plan: Plan) -> Plan:
 
 def layout_reasons(plan: Plan) -> list[str]:
     """Why so many processes, and how they share the model."""
+    if plan.settings.launcher.backend == "torchneuron":
+        return list(plan.layout)
     if plan.settings.launcher.backend == "torch":
         return [f"torch backend: each of the {plan.world} processes holds the model ({plan.training.sharding})"]
     sizes = {"tensor": plan.tensor_parallel, "pipeline": plan.pipeline_parallel, "data": plan.replicas}

@@ -1,5 +1,7 @@
 """The Neuron runtime's words: its status codes (nrt_status.h), where they stand in messages and logs, and what each means.
 
+TorchNeuron (`launcher.backend: torchneuron`) says them in sentences of its own, at a later call than the one that failed.
+
 Pure. Used by `failure_record` for exceptions, and by `agent.runtime_log` for processes that died without one. The names are
 AWS's; the class is our reading of their documentation: nobody here has seen these errors on a device.
 """
@@ -10,6 +12,9 @@ import re
 from dataclasses import dataclass
 
 from steps.protocol.failure_class import FailureClass as F
+
+COMPILER = -1
+"""In place of a status: the compiler has none, and 0 is the runtime's success."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,12 +29,13 @@ class NeuronCode:
     """What a person can do, where the name does not say."""
 
     def __str__(self) -> str:
-        return f"Neuron runtime {self.number} {self.name}{': ' if self.advice else ''}{self.advice}"
+        who = f"Neuron runtime {self.number}" if self.number != COMPILER else "Neuron compiler"
+        return f"{who} {self.name}{': ' if self.advice else ''}{self.advice}"
 
 
 MEMORY = (
-    "out of device memory, unless another process holds it (neuron-ls shows which): raise launcher.tensor_parallel, lower "
-    "--micro-batch or --sequence-length, or turn --gradient-checkpointing on"
+    "out of device memory, unless another process holds it (neuron-ls shows which): lower --micro-batch or --sequence-length, "
+    "turn --gradient-checkpointing on, or, with backend neuron, raise launcher.tensor_parallel"
 )
 REPLACE = "a hardware fault: the node has to be replaced"
 HELD = "another process holds NeuronCores of this node: neuron-ls shows which, end it, or reload the driver"
@@ -38,6 +44,7 @@ HUNG = "a device or a peer did not answer in time; if the step is only long, rai
 CODES: dict[int, NeuronCode] = {
     code.number: code
     for code in (
+        NeuronCode(COMPILER, "COMPILATION", F.CONFIG, "a graph cannot be compiled; the operation is named above"),
         NeuronCode(1, "FAILURE", F.USER),
         NeuronCode(2, "INVALID", F.CONFIG, "image and driver may be of different Neuron SDKs"),
         NeuronCode(3, "INVALID_HANDLE", F.CONFIG),
@@ -45,7 +52,11 @@ CODES: dict[int, NeuronCode] = {
         NeuronCode(5, "TIMEOUT", F.HANG, HUNG),
         NeuronCode(6, "HW_ERROR", F.ACCELERATOR, REPLACE),
         NeuronCode(
-            7, "QUEUE_FULL", F.CONFIG, "lower NEURON_RT_ASYNC_EXEC_MAX_INFLIGHT_REQUESTS in cluster.environment"
+            7,
+            "QUEUE_FULL",
+            F.CONFIG,
+            "lower NEURON_RT_ASYNC_EXEC_MAX_INFLIGHT_REQUESTS in cluster.environment (runtimes before 2.34 only: later ones "
+            "take no notice of it)",
         ),
         # The number of processes is checked before submission, so a process of an earlier attempt must still hold cores.
         NeuronCode(9, "LOAD_NOT_ENOUGH_NC", F.NODE, HELD),
@@ -81,7 +92,10 @@ CODES: dict[int, NeuronCode] = {
 }
 _NUMBER_OF_NAME = {code.name: code.number for code in CODES.values()}
 
-_NUMBERED = re.compile(r"nrt_\w+ (?:failed )?status=(\d+)|status_code=(\d+)|completed with err: (\d+)", re.IGNORECASE)
+_NUMBERED = re.compile(
+    r"nrt_\w+ (?:failed )?status=(\d+)|status_code=(\d+)|completed with err: (\d+)|unknown status \(status: (\d+)\)",
+    re.IGNORECASE,
+)
 """`nrt_tensor_allocate status=4 message="Allocation Failure"`, `NRT_TIMEOUT status_code=5`, `Inference completed with err: 5`"""
 _NAMED = re.compile(r"\bNRT_(?:EXEC_)?([A-Z][A-Z_]+)\b")
 _PHRASES: tuple[tuple[re.Pattern[str], int], ...] = tuple(
@@ -95,6 +109,33 @@ _PHRASES: tuple[tuple[re.Pattern[str], int], ...] = tuple(
         (r"uncorrectable memory error|NEURON_HW_ERR=(NC|SRAM)_UNCORRECTABLE", 1202),
         (r"DMA [RT]X engine.* abort state|NEURON_HW_ERR=DMA_ERROR", 1203),
         (r"NEURON_HW_ERR=HANG_ON_COLLECTIVES", 1200),
+        # TorchNeuron's own, of operations and of its allocator:
+        (r"COMPILATION FAILED|compilation error occurred on Neuron", COMPILER),
+        (r"NRT allocation failed for size \d+|\bNCC_EOOM\d+", 4),
+        *(
+            (rf"NRT EXECUTION FAILED:.*{words}", number)
+            for words, number in (
+                (r"invalid NEFF", 2),
+                (r"failed to allocate resource", 4),
+                (r"operation timed out", 5),
+                (r"hardware failure", 6),
+                (r"queue (is )?full", 7),
+                (r"not enough NCs", 9),
+                (r"unsupported NEFF version", 10),
+                (r"host memory", 11),
+                (r"numerical error", 1003),
+                (r"completed with errors", 1004),
+                (r"locked by another", 1005),
+                (r"out[- ]of[- ]bound", 1006),
+                (r"stuck in collectives", 1200),
+                (r"HBM.*\bunrepairable", 1201),
+                (r"parity error", 1202),
+                (r"DMA.*unrecoverable", 1203),
+                (r"notification queue overflow", 1204),
+                (r"HBM.*\brepairable", 1205),
+                (r"network proxy", 1206),
+            )
+        ),
     )
 )
 """What the runtime and the driver write to their logs."""

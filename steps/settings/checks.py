@@ -34,13 +34,13 @@ def contradictions(plan: Plan, options: Options) -> list[Problem]:
 def _in_launcher(plan: Plan) -> Iterator[Problem]:
     launcher, size = plan.settings.launcher, plan.replica_size
     for name in ("tensor_parallel", "pipeline_parallel"):
-        if (asked := getattr(launcher, name)) > 1 and launcher.backend == "torch":
+        if (asked := getattr(launcher, name)) > 1 and launcher.backend != "neuron":
             yield Problem(
                 f"launcher.{name}",
-                f"is for the neuron backend, got {asked} with torch; "
+                f"is for the neuron backend, got {asked} with {launcher.backend}; "
                 "there --sharding fsdp shares a model that one device cannot hold",
             )
-    if launcher.precompile and (launcher.backend == "torch" or not launcher.compile_cache):
+    if launcher.precompile and (launcher.backend != "neuron" or not launcher.compile_cache):
         yield Problem(
             "launcher.precompile",
             "is for the neuron backend, and needs launcher.compile_cache, where other nodes find what it compiled",

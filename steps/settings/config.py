@@ -36,14 +36,14 @@ class Launcher(Section):
 
     kind: Literal["local", "pytorchjob"] = "local"
     """`local`: torchrun on this machine; `pytorchjob`: a Kubeflow PyTorchJob on the cluster that `cluster` describes."""
-    backend: Literal["torch", "neuron"] = "torch"
-    """`torch`: CPUs and GPUs; `neuron`: Trainium, one process per NeuronCore."""
+    backend: Literal["torch", "neuron", "torchneuron"] = "torch"
+    """`torch`: CPUs and GPUs; `neuron`: Trainium through PyTorch/XLA; `torchneuron`: Trn2 through TorchNeuron, a beta."""
     tensor_parallel: int = Field(default=1, ge=0)
     """Processes that share each layer of one replica; neuron only. 0: chosen, by steps/train/neuron/planning/layout.py."""
     pipeline_parallel: int = Field(default=1, ge=1)
     """Pipeline stages that one replica's layers are spread over; neuron only, Llama and Qwen 3 only. 1: none."""
     compile_cache: str = ""
-    """Compiled graphs: a shared folder, copied to each node and back, or an s3:// prefix; empty: none; neuron only."""
+    """Compiled graphs: a shared folder, copied to each node and back, or (neuron) an s3:// prefix; empty: none; not for torch."""
     precompile: bool = False
     """A first job of a few steps collects all graphs and compiles them side by side; needs `compile_cache`; neuron only."""
     threads_per_process: int = Field(default=0, ge=0)

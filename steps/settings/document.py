@@ -23,7 +23,8 @@ HEAD = """\
 Made by `make docs` from the docstrings in `steps/settings`: change those, not this file.
 
 **Options** say what to train. They belong to a run: `--learning-rate 1e-4`. **Settings** say where and how to run. They are the
-YAML file that `--config` names; `config/local.yaml` and `config/hyperpod.yaml` are commented examples. What is left out has the
+YAML file that `--config` names; `config/local.yaml`, `config/hyperpod.yaml` and
+`config/hyperpod-trn2.yaml` are commented examples. What is left out has the
 default. All mistakes in either are told at once, before anything runs.
 """
 REQUIRED = object()

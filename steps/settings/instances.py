@@ -25,6 +25,8 @@ class Instance:
     """Device memory of one (logical) core."""
     adapters: int
     """`vpc.amazonaws.com/efa`."""
+    native_groups: tuple[int, ...] = ()
+    """The same under TorchNeuron (`launcher.backend: torchneuron`); empty: it does not run there."""
 
     @property
     def cores(self) -> int:
@@ -43,11 +45,21 @@ INSTANCES = {
         Instance("trn1.2xlarge", 8, 32, devices=1, groups=(1, 2), core_gib=16, adapters=0),
         Instance("trn1.32xlarge", 128, 512, devices=16, groups=(1, 2, 8, 32), core_gib=16, adapters=8),
         Instance("trn1n.32xlarge", 128, 512, devices=16, groups=(1, 2, 8, 32), core_gib=16, adapters=16),
-        Instance("trn2.3xlarge", 12, 128, devices=1, groups=(1, 2, 4), core_gib=24, adapters=1),
-        Instance("trn2.48xlarge", 192, 2048, devices=16, groups=(1, 4, 16, 64), core_gib=24, adapters=16),
+        Instance("trn2.3xlarge", 12, 128, devices=1, groups=(1, 2, 4), core_gib=24, adapters=1, native_groups=(1, 4)),
+        Instance(
+            "trn2.48xlarge",
+            192,
+            2048,
+            devices=16,
+            groups=(1, 4, 16, 64),
+            core_gib=24,
+            adapters=16,
+            native_groups=(1, 8, 16, 32, 64),
+        ),
     )
 }
-"""trn2 with its default of two physical cores to a logical one (LNC=2)."""
+"""trn2 with its default of two physical cores to a logical one (LNC=2). TorchNeuron's groups: one process alone needs none, all
+cores are what AWS documents, and 8, 16 and 32 of 64 were reported to meet on one node (July 2026); of others nothing is known."""
 
 
 def find_instance(name: str) -> Instance | None:

@@ -148,7 +148,7 @@ def _decide(
         sequence_length=options.sequence_length or dataset.sequence_length or model.sequence_length,
         packing=dataset.packing if options.packing == AUTO else options.packing == "on",
         processes=options.processes or _default_processes(settings),
-        tensor_parallel=settings.launcher.tensor_parallel or int(settings.launcher.backend == "torch"),
+        tensor_parallel=settings.launcher.tensor_parallel or int(settings.launcher.backend != "neuron"),
         pipeline_parallel=settings.launcher.pipeline_parallel,
         precision_reason=_about(training.precision, settings, fast_bf16=fast_bf16),
         validation_fraction=options.validation_fraction,
@@ -189,7 +189,7 @@ def _precision(settings: Settings, options: Options, model: ModelPreset, *, fast
 
 
 def _computes_bf16(settings: Settings, fast_bf16: bool) -> bool:
-    return settings.launcher.backend == "neuron" or (fast_bf16 and not settings.is_on_cluster)
+    return settings.launcher.backend != "torch" or (fast_bf16 and not settings.is_on_cluster)
 
 
 def _about(precision: Precision, settings: Settings, *, fast_bf16: bool) -> str:
@@ -204,4 +204,4 @@ def _about(precision: Precision, settings: Settings, *, fast_bf16: bool) -> str:
 def _default_processes(settings: Settings) -> int:
     """One; left open where a Neuron instance is named, since the layout knows how many of its cores the training can feed."""
     is_known = find_instance(settings.cluster.instance_type) is not None
-    return 0 if settings.launcher.backend == "neuron" and is_known else 1
+    return 0 if settings.launcher.backend != "torch" and is_known else 1

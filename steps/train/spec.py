@@ -38,14 +38,14 @@ class TrainSpec(HoldsTraining):
     """Optimizer steps of the whole run."""
     sequence_length: int
     packed: bool
-    backend: Literal["torch", "neuron"] = "torch"
-    """`torch`: CPUs and GPUs; `neuron`: Trainium."""
+    backend: Literal["torch", "neuron", "torchneuron"] = "torch"
+    """`torch`: CPUs and GPUs; `neuron`: Trainium through XLA; `torchneuron`: torch's code on the device `neuron`."""
     tensor_parallel: int = Field(default=1, ge=1)
     """Processes that share each layer; neuron only."""
     pipeline_parallel: int = Field(default=1, ge=1)
     """Pipeline stages that the layers are spread over; neuron only."""
     compile_cache: str = ""
-    """Compiled graphs: a shared folder, copied to each node and back, or an s3:// prefix; empty: none; neuron only."""
+    """Compiled graphs: a shared folder, copied to each node and back, or an s3:// prefix; empty: none; not for torch."""
     graphs_only: bool = False
     """A precompile job: all values are zeros, so nothing is compared; neuron only."""
     checkpoint_every: int = Field(ge=1)

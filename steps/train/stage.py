@@ -19,6 +19,7 @@ from steps.settings.plan import LoraSettings, Plan
 from steps.train.neuron.planning import plan as neuron_plan
 from steps.train.neuron.planning.refusals import check_training
 from steps.train.spec import TrainSpec
+from steps.train.torchneuron import planning as torchneuron_plan
 
 LEAST_VALIDATED, TRAINED_PER_VALIDATED = 8, 16
 """A row costs half as much in a validation as in a step, and there are up to five validations: a sixth of the time at most."""
@@ -39,26 +40,30 @@ memory is what runs out (32 ranks load and save side by side), so there it is gi
 PRECOMPILE_WRAPPER = "steps.train.neuron.precompile"
 """The module that runs torchrun's command line in the precompile job."""
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+PLANNED: dict[str, Any] = {"neuron": neuron_plan, "torchneuron": torchneuron_plan}
+"""Backends that have something to decide by the model and the instance type, each with its module."""
 
 
 def lay_out(plan: Plan, config: Mapping[str, Any]) -> Plan:
     """The plan with every process accounted for; torch's is so already. `config`: the model's config.json.
 
     Raises:
-        ConfigError: with everything that the neuron backend cannot do.
+        ConfigError: with everything that the backend cannot do.
     """
-    return neuron_plan.lay_out(plan, config) if plan.settings.launcher.backend == "neuron" else plan
+    how = PLANNED.get(plan.settings.launcher.backend)
+    return how.lay_out(plan, config) if how else plan
 
 
 def process_environment(plan: Plan) -> dict[str, str]:
     """Of every rank, to be set before it starts."""
-    on_neuron = plan.settings.launcher.backend == "neuron"
-    return neuron_plan.process_environment(plan) if on_neuron else PROCESS_ENVIRONMENT
+    how = PLANNED.get(plan.settings.launcher.backend)
+    return how.process_environment(plan) if how else PROCESS_ENVIRONMENT
 
 
 def notes(plan: Plan) -> dict[str, str]:
     """What a person who reads the job's manifest should know of this training; name → words."""
-    return neuron_plan.notes(plan) if plan.settings.launcher.backend == "neuron" else {}
+    how = PLANNED.get(plan.settings.launcher.backend)
+    return how.notes(plan) if how else {}
 
 
 def build(plan: Plan, base: BaseModel, prepared: PreparedData, run: RunDir) -> tuple[TrainSpec, TrainDir]:

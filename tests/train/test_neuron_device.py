@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from steps.protocol.failure_record import read_records
+from steps.train.torchneuron.cache import VARIABLE, graphs
 from tests.train.train_harness import ROOT, Training, Trainings
 
 pytestmark = pytest.mark.timeout(900)
@@ -17,7 +19,8 @@ STAND_IN = ROOT / "tests" / "neuron_device"
 
 def on_neuron(training: Training) -> Training:
     """The training with the stand-in where torch finds it."""
-    return Training(training.spec, {"PYTHONPATH": os.pathsep.join([str(ROOT), str(STAND_IN)])})
+    spec = training.spec.model_copy(update={"backend": "torchneuron"})
+    return Training(spec, {"PYTHONPATH": os.pathsep.join([str(ROOT), str(STAND_IN)])})
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +53,8 @@ def test_losses_are_the_cpus_and_nothing_is_compiled_after_the_second_step(
     lora = trainings.make("any").spec.training.lora.model_copy(update={"dropout": 0.0})
     there = trainings.make(f"cpu-shapes-{samples}", samples=samples, lora=lora)
     here = on_neuron(trainings.make(f"neuron-shapes-{samples}", samples=samples, lora=lora))
-    here.environment["STAND_IN_REPORT"] = str(tmp_path / "report")
+    here.environment |= {"STAND_IN_REPORT": str(tmp_path / "report"), VARIABLE: str(tmp_path / "node")}
+    here.spec = here.spec.model_copy(update={"compile_cache": str(tmp_path / "shared")})
     for training in (here, there):
         assert training.run() == 0, training.log()
     assert compiled_in_steps(here, tmp_path / "report") == []
@@ -58,6 +62,9 @@ def test_losses_are_the_cpus_and_nothing_is_compiled_after_the_second_step(
         for ours, cpus in zip(here.events(kind=kind), there.events(kind=kind), strict=True):
             assert ours.data["loss"] == pytest.approx(cpus.data["loss"], abs=1e-5)
     assert (here.result / "adapter_config.json").is_file()
+    assert here.events(kind="finished")[0].data["shapes"] == 1
+    assert "shapes" not in there.events(kind="finished")[0].data
+    assert graphs(tmp_path / "shared") == graphs(tmp_path / "node") != set()
 
 
 @pytest.mark.whole
@@ -77,3 +84,21 @@ def test_killed_and_resumed_is_bit_identical(alone: Training, trainings: Trainin
     assert training.run(2) == 0, training.log(2)
     assert training.events(2, "started")[0].data["layout_changed"]
     assert training.bits == alone.bits
+
+
+@pytest.mark.whole
+def test_broken_hardware_that_shows_in_a_collective_is_told_as_such(trainings: Trainings) -> None:
+    training = on_neuron(trainings.make("neuron-broken"))
+    words = 'error message="NRT EXECUTION FAILED: nrt_execute, NC encountered a parity error"'
+    training.environment["STAND_IN_ERROR"] = f"1:{words}"
+    assert training.run(processes=2) != 0
+    told = {record.rank: record.failure_class for record in read_records(training.spec.place.attempt(1))}
+    assert told[1] == "accelerator", training.log()
+    assert told.get(0, "network") == "network", "the other one is a victim"
+
+
+def test_without_the_device_a_training_that_was_planned_for_it_ends_at_once(trainings: Trainings) -> None:
+    training = trainings.make("no-neuron", backend="torchneuron")
+    assert training.run() == 65, training.log()
+    (record,) = read_records(training.spec.place.attempt(1))
+    assert "torch finds no device neuron here" in record.message

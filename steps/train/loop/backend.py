@@ -57,6 +57,10 @@ class Backend(Protocol):
     def layout(self) -> dict[str, Any]:
         """backend, world, dp, tp, pp, micro_batch, …: recorded with every checkpoint."""
 
+    @property
+    def shapes(self) -> int | None:
+        """Distinct shapes of batches that were computed so far; None where their number does not matter."""
+
     def fits(self, layout: Mapping[str, Any]) -> str | None:
         """Why a checkpoint of this layout cannot be continued here, None if it can."""
 

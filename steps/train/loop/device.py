@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import torch
 
 from steps.errors import ConfigError, Problem
@@ -25,6 +27,31 @@ def device_type() -> str:
     """`cpu`, `cuda`, `neuron`, …; does not touch the device, which some allow only once there is a process group."""
     found = torch.accelerator.current_accelerator(check_available=True)
     return "cpu" if found is None or found.type in NOT_TRIED else found.type
+
+
+def require_neuron() -> None:
+    """A training that was planned for TorchNeuron trains there or not at all.
+
+    Raises:
+        ConfigError: torch has no device `neuron` here, or torch_xla is installed beside it.
+    """
+    if importlib.util.find_spec("torch_xla") is not None:
+        what = "torchneuron, but torch_xla is installed here, with which transformers takes another path"
+        raise ConfigError([Problem("launcher.backend", f"{what}; use the image of containers/torchneuron.Dockerfile")])
+    if (kind := device_type()) != "neuron":
+        what = f"torchneuron, but torch finds no device neuron here, only {kind}: torch-neuronx 2.13 or later is not"
+        what += " installed, or sees no NeuronCore (neuron-ls)"
+        raise ConfigError([Problem("launcher.backend", f"{what}; use containers/torchneuron.Dockerfile on Trn2")])
+
+
+def loaders(needed_bytes: int, processes: int, *, free_bytes: int | None) -> int:
+    """How many of a machine's processes may hold a whole model in its memory at once; each hands it to its device.
+
+    `needed_bytes`: of one; `free_bytes`: of the machine, half of which may be used, None: not known.
+    """
+    if free_bytes is None or not needed_bytes:
+        return processes
+    return min(max(free_bytes // 2 // needed_bytes, 1), processes)
 
 
 def take_device(local_rank: int) -> torch.device:

@@ -72,12 +72,12 @@ def fits_device(spec: TrainSpec, place: device) -> bool:
     if place.type != "cuda":
         return False
     torch.cuda.empty_cache()
-    return _needed(spec, place.type) <= torch.cuda.mem_get_info(place)[0]
+    return needed_memory(spec, place.type) <= torch.cuda.mem_get_info(place)[0]
 
 
 def why_not_on_host(spec: TrainSpec, expected: HeldOutLoss, *, free_bytes: int | None) -> str:
     """Why the processor is not asked; empty: it is."""
-    needed = _needed(spec, "cpu")
+    needed = needed_memory(spec, "cpu")
     tokens = sum(len(row.input_ids) for row in _rows(spec, expected))
     if free_bytes is not None and needed > free_bytes:
         return f"it needs {needed / 2**30:.1f} GiB of memory, free are {free_bytes / 2**30:.1f}"
@@ -86,7 +86,7 @@ def why_not_on_host(spec: TrainSpec, expected: HeldOutLoss, *, free_bytes: int |
     return ""
 
 
-def _needed(spec: TrainSpec, kind: str) -> int:
+def needed_memory(spec: TrainSpec, kind: str) -> int:
     """Memory for the whole base model on a device of this kind, from its files; most are of two bytes a value."""
     stored = sum(file.stat().st_size for file in Path(spec.base_path).glob("*.safetensors"))
     return int(stored * SPARE * (1 if _in_bf16(spec, kind) else 2))

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from steps import machine
+from steps.protocol.neuron_codes import find_neuron_code
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -77,6 +78,20 @@ class Ranks:
                 dist.init_process_group(dist.get_default_backend_for_device(kind))
                 self._side.append(dist.new_group(backend="gloo"))
 
+    def wait(self) -> None:
+        """Until every rank is here."""
+        self.gather(None)
+
+    @contextlib.contextmanager
+    def in_turn(self, at_once: int) -> Iterator[None]:
+        """Let `at_once` processes of each machine work at the same time, one lot after the other; the same on every rank."""
+        mine = self.local_rank // at_once
+        for _ in range(mine):
+            self.wait()
+        yield
+        for _ in range(-(-self.local_world // at_once) - 1 - mine):
+            self.wait()
+
     def share(self, value: ValueT) -> ValueT:
         """Rank 0's value, on every rank."""
         if self.world == 1:
@@ -136,10 +151,15 @@ class Ranks:
 
 @contextlib.contextmanager
 def peers() -> Iterator[None]:
-    """Inside a collective, gloo's bare RuntimeError means that a connection was closed."""
+    """Inside a collective, gloo's bare RuntimeError means that a connection was closed.
+
+    Not so where the Neuron runtime's words are in it: on that device earlier work fails at the next call, whatever that is.
+    """
     try:
         yield
     except RuntimeError as error:
+        if find_neuron_code(str(error)):
+            raise
         raise _lost(error) from error
 
 

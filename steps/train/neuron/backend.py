@@ -77,6 +77,11 @@ class NeuronBackend:
             "packing": "isolated" if self._spec.packed else "off",
         }
 
+    @property
+    def shapes(self) -> int | None:
+        """Not counted: the library's collator makes one."""
+        return None
+
     def fits(self, layout: Mapping[str, Any]) -> str | None:
         """Any number of replicas can go on with any other's checkpoint; tensor and pipeline parallelism must be the same."""
         return why_not(layout, self.layout)

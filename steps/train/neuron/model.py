@@ -6,13 +6,15 @@ more tensor parallelism than KV heads q, k and v are one `qkv_proj`; `neuron_con
 
 from __future__ import annotations
 
-import hashlib
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from steps.errors import ModelError
+from steps.train.neuron.consolidate import AdapterShape
+from steps.train.neuron.planning.layout import has_fused_qkv
 from steps.train.neuron.planning.refusals import attention_of, check_sequence_parallel, linear_targets
+from steps.train.neuron.start import draw_start, in_ranks_order, module_of
 from steps.train.spec import TrainSpec
 
 if TYPE_CHECKING:
@@ -103,39 +105,29 @@ def load_model(spec: TrainSpec, arguments: Any) -> Any:
         raise ModelError(f"cannot load the base model in {spec.base_path}: {error}") from error
     if spec.training.gradient_checkpointing:
         base.enable_input_require_grads()  # checkpointed layers give no gradients when nothing that enters them asks for one
-    torch.manual_seed(
-        spec.training.seed
-    )  # only now: the first from_pretrained imports a module that seeds torch with 0
+    torch.manual_seed(spec.training.seed)  # only now: the first from_pretrained imports what seeds torch with 0
     model = get_peft_model(base, lora_config(spec))
-    _start_adapter(model, spec.training.seed)
+    _start_adapter(model, spec)
     return model
 
 
-def _start_adapter(model: Any, seed: int) -> None:
-    """peft's start (lora_A uniform, lora_B zero), drawn for the whole matrix by name and then cut for this rank.
-
-    The library draws each rank's part by itself: other numbers for every layout, and for o_proj and down_proj another scale,
-    since it takes the fan-in of the part.
-    """
+def _start_adapter(model: Any, spec: TrainSpec) -> None:
+    """PEFT's start, whatever the layout: the whole matrices, cut for this rank."""
     import torch
 
+    config, training = read_config(spec.base_path), spec.training
+    drawn = draw_start(config, linear_targets(spec), rank=training.lora.rank, seed=training.seed)
+    heads = int(config["num_attention_heads"])
+    kv_heads = int(config.get("num_key_value_heads") or heads)
+    shape = AdapterShape(spec.tensor_parallel, heads, kv_heads, has_fused_qkv(config, spec.tensor_parallel), {})
     for name, parameter in trainable(model).items():
-        is_embedding = "lora_embedding_B" in name
-        if not is_embedding and "lora_A" not in name:
+        if "lora_A" not in name and "lora_embedding_B" not in name:
             continue
-        whole = list(parameter.shape)
-        part = _part_of(parameter)
-        if part:
-            whole[part[0]] *= part[2]
-        digest = hashlib.sha256(f"{seed}/{name.replace(ADAPTER_NAME, '')}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-        drawn = torch.randn(whole, generator=generator) if is_embedding else torch.rand(whole, generator=generator)
-        if not is_embedding:
-            drawn = (2 * drawn - 1) / math.sqrt(whole[1])  # kaiming uniform with a = sqrt(5)
-        if part:
-            drawn = drawn.chunk(part[2], dim=part[0])[part[1]]
+        mine = in_ranks_order(name, drawn[module_of(name)], shape)
+        if part := _part_of(parameter):
+            mine = mine.chunk(part[2], dim=part[0])[part[1]]
         with torch.no_grad():
-            parameter.copy_(drawn)
+            parameter.copy_(mine)
 
 
 def _part_of(parameter: Any) -> tuple[int, int, int] | None:

@@ -10,6 +10,7 @@ Where every shape is a compilation, `isolation`, the usual mask of one shape for
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -20,10 +21,15 @@ PLAIN_CAUSAL = frozenset({"llama", "mistral", "qwen2", "qwen3", "granite"})
 """model_type values whose attention is causal softmax and no more: no soft cap, no sinks; a sliding window is looked at apart."""
 
 
+def is_plain(config: Mapping[str, Any], *, sequence_length: int) -> bool:
+    """Whether a model's attention, by its config.json, is plain causal over rows of this length."""
+    window = config.get("sliding_window") if config.get("use_sliding_window", True) else None
+    return config.get("model_type") in PLAIN_CAUSAL and not (window and window < sequence_length)
+
+
 def choose_attention(config: Any, *, sequence_length: int) -> str | None:
     """The `attn_implementation` for a model: ours where the model's attention is plain, None where transformers is to choose."""
-    window = getattr(config, "sliding_window", None)
-    if config.model_type not in PLAIN_CAUSAL or (window and window < sequence_length):
+    if not is_plain(config.to_dict(), sequence_length=sequence_length):
         return None
     from transformers import AttentionInterface
 
@@ -48,9 +54,14 @@ def attend_by_sample(
     import torch
     from torch.nn.functional import scaled_dot_product_attention
 
+    from steps.train.loop.device import COMPILED
+
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scaling, is_causal=True, enable_gqa=True)
 
+    if query.device.type in COMPILED:  # its kernel wants as many heads of keys as of queries
+        copies = query.shape[1] // key.shape[1]
+        key, value = key.repeat_interleave(copies, dim=1), value.repeat_interleave(copies, dim=1)
     if isolation is not None:
         masked = scaled_dot_product_attention(
             query, key, value, attn_mask=isolation, dropout_p=dropout, scale=scaling, enable_gqa=True

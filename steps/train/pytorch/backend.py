@@ -13,12 +13,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from steps import machine
 from steps.protocol.handover import HeldOutLoss
 from steps.protocol.rundir import storage_errors, write_json
 from steps.train.loop.backend import Listener, ModelSize, Told
 from steps.train.loop.feed import Feed
 from steps.train.loop.ranks import Ranks
+from steps.train.neuron.cache import STEADY, KeepsGraphs
 from steps.train.spec import TrainSpec
+from steps.train.torchneuron.cache import fetch_graphs, keep_graphs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,6 +40,8 @@ class TorchBackend:
         self._checkpoint: Path | None = None
         self._best: dict[str, Tensor] | None = None
         self._head: HeldOutLoss | None = None
+        self._shapes: set[tuple[int, ...]] | None = None
+        """Of batches, on devices that compile each."""
 
     @property
     def layout(self) -> dict[str, Any]:
@@ -51,16 +56,49 @@ class TorchBackend:
             "micro_batch": self._spec.training.micro_batch,
         }
 
+    @property
+    def shapes(self) -> int | None:
+        """On devices that compile each; there it should be 1."""
+        return None if self._shapes is None else len(self._shapes)
+
     def fits(self, layout: Mapping[str, Any]) -> str | None:
         """Any number of replicas can go on with any other's checkpoint; FSDP only with its own layout's."""
         return why_not(layout, self.layout)
 
     def load(self, checkpoint: Path | None) -> ModelSize:
         """Model and adapter on this rank's device; a checkpoint's weights when there is one."""
-        from steps.train.loop.device import COMPILED, fixed_width, take_device
+        from steps.train.loop.device import require_neuron, take_device
+        from steps.train.pytorch.model import make_mesh
+
+        if self._spec.backend == "torchneuron":
+            require_neuron()
+        self._device = take_device(self._ranks.local_rank)
+        self._fetch_graphs()
+        is_sharded = self._spec.training.sharding == "fsdp"
+        mesh = make_mesh(self._device, self._ranks.world) if is_sharded else None
+        with self._ranks.in_turn(self._loaders()):
+            return self._load(checkpoint, mesh)
+
+    def _loaders(self) -> int:
+        """How many processes of a machine load at once: on the CPU all, since there the model stays in the machine's memory."""
+        from steps.train.loop.device import loaders
+        from steps.train.loop.handover import needed_memory
+
+        mine = self._ranks.local_world
+        if self._device.type == "cpu" or mine == 1:
+            return mine
+        needed = needed_memory(self._spec, self._device.type)
+        count = self._ranks.share(loaders(needed, mine, free_bytes=machine.free_memory()))
+        if count < mine:
+            logger.info(
+                "the model is loaded by %d of %d processes at a time: the machine's memory holds no more", count, mine
+            )
+        return count
+
+    def _load(self, checkpoint: Path | None, mesh: Any) -> ModelSize:
+        from steps.train.loop.device import COMPILED, fixed_width
         from steps.train.pytorch.model import TargetLoss, load_model, require_one_shape, shard, trainable
 
-        self._device = take_device(self._ranks.local_rank)
         training = self._spec.training
         self._model = load_model(self._spec, place=self._device)
         if training.gradient_checkpointing:
@@ -70,13 +108,14 @@ class TorchBackend:
             require_one_shape(self._spec, self._model, self._device.type)
             logger.info("every batch has the shape %s", self._feed.fix_shape(fixed_width(self._spec.sequence_length)))
         self._loss = TargetLoss(self._model, precision=training.precision, is_fixed=is_fixed)
+        self._shapes = self._loss.shapes if is_fixed else None
         self._checkpoint = checkpoint
         if checkpoint is not None:
             self._load_adapter(checkpoint)
         count = sum(parameter.numel() for parameter in self._model.parameters())
         size = ModelSize(count, sum(parameter.numel() for parameter in trainable(self._model).values()))
-        if training.sharding == "fsdp":
-            shard(self._model, place=self._device, world=self._ranks.world)
+        if mesh is not None:
+            shard(self._model, mesh)
         elif training.quantization == "none":  # a quantised one is there already
             self._model.to(self._device)
         return size
@@ -100,7 +139,21 @@ class TorchBackend:
         )
         if self._checkpoint is not None:
             restore(self._checkpoint, self._loop.optimizer, self._loop.scheduler, trainable(self._model))
-        self._loop.follow(Course(done, listener, self._stop_asked))
+        keeping = KeepsGraphs(listener, done + STEADY, self._keep_graphs)
+        self._loop.follow(Course(done, keeping, self._stop_asked))
+
+    def _fetch_graphs(self) -> None:
+        """What other nodes compiled, brought here by one process before any needs it."""
+        if not self._spec.compile_cache:
+            return
+        if self._ranks.local_rank == 0:
+            count = fetch_graphs(self._spec.compile_cache)
+            logger.info("%d compiled graphs taken from %s", count, self._spec.compile_cache)
+        self._ranks.wait()
+
+    def _keep_graphs(self) -> None:
+        if self._ranks.rank == 0:
+            keep_graphs(self._spec.compile_cache)
 
     def validate(self, told: Told) -> float:
         """Every rank looks at its share; sums are added in the order of the rows, so they do not depend on the layout."""
@@ -144,6 +197,7 @@ class TorchBackend:
             if self._best is not None:
                 (folder / BEST).write_bytes(save(self._best))
         write_json(folder / NUMBERS, numbers(optimizer, scheduler))
+        self._keep_graphs()  # those of validation too
 
     def export(self, folder: Path, *, best: bool) -> None:
         """The adapter, written by rank 0; the last one where none was remembered as best."""

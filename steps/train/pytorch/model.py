@@ -7,6 +7,7 @@ block-diagonal mask when position_ids start again at each sample and there is ne
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from torch import Tensor, device
     from transformers import PreTrainedModel
+
+logger = logging.getLogger(__name__)
 
 
 def load_model(spec: TrainSpec, *, place: device) -> PeftModel:
@@ -99,15 +102,20 @@ def four_bits(spec: TrainSpec) -> Any:
     )
 
 
-def shard(model: PeftModel, *, place: device, world: int) -> None:
+def make_mesh(place: device, world: int) -> Any:
+    """All ranks in a row (a collective)."""
+    from torch.distributed.device_mesh import init_device_mesh
+
+    return init_device_mesh(place.type, (world,))
+
+
+def shard(model: PeftModel, mesh: Any) -> None:
     """Split every decoder layer's weights, and the rest, over the ranks (FSDP2), in place.
 
     torch's own call instead of accelerate's plugin, which refuses to run without an accelerator.
     """
-    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    mesh = init_device_mesh(place.type, (world,))
     layers = set(model.get_base_model()._no_split_modules or [])
     for module in list(model.modules()):
         if type(module).__name__ in layers:
@@ -145,6 +153,8 @@ class TargetLoss:
         self._at: Tensor | None = None
         self._precision = precision
         self._is_fixed = is_fixed
+        self.shapes: set[tuple[int, ...]] = set()
+        """(b, L, targets) of every batch so far."""
         self._by_sample = model.config._attn_implementation == NAME
 
     def _select(self, module: object, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -155,12 +165,19 @@ class TargetLoss:
         import torch
         from torch.nn.functional import cross_entropy
 
+        self._count(batch)
         input_ids = torch.from_numpy(batch.input_ids).to(place)
         self._at = torch.from_numpy(batch.predict_at).to(place)
         targets = torch.from_numpy(batch.targets).to(place)
         with torch.autocast(place.type, torch.bfloat16, enabled=self._precision == "bf16"):
             logits = model(input_ids=input_ids, use_cache=False, **self._isolation(batch, input_ids)).logits
         return cross_entropy(logits.float(), targets, reduction="sum")
+
+    def _count(self, batch: Batch) -> None:
+        shape = (*batch.input_ids.shape, len(batch.predict_at))
+        if self._is_fixed and self.shapes and shape not in self.shapes:
+            logger.warning("a batch of another shape, %s beside %s: its graphs are compiled now", shape, self.shapes)
+        self.shapes.add(shape)
 
     def _isolation(self, batch: Batch, input_ids: Tensor) -> dict[str, Any]:
         """What keeps each token from seeing more than it may."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
@@ -14,6 +15,7 @@ import torch
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 NAME = "neuron"
+CACHE = "TORCH_NEURONX_NEFF_CACHE_DIR"
 aten = torch.ops.aten
 BETWEEN_DEVICES = {aten._to_copy.default, aten.copy_.default, aten._copy_from.default}
 INDICES_ANYWHERE = {aten.index.Tensor, aten.index_put_.default, aten._unsafe_index.Tensor}
@@ -30,6 +32,7 @@ class State:
     """Distinct (operator, shapes, types): each is a compilation on the real device. Value: how often it ran."""
     report = Path(os.environ["STAND_IN_REPORT"]) if "STAND_IN_REPORT" in os.environ else None
     """Gets a line for each of them: [Unix time, key]."""
+    cache = Path(os.environ[CACHE]) if CACHE in os.environ else None
 
 
 def use() -> None:
@@ -114,10 +117,21 @@ def count(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
     declared = {argument.name: argument.type for argument in func._schema.arguments}
     given = {**dict(zip(declared, args, strict=False)), **kwargs}
     key = f"{func}({', '.join(describe(value, str(declared.get(name))) for name, value in given.items())})"
-    if key not in State.operators and State.report:
-        with State.report.open("a") as file:
-            file.write(json.dumps([time.time(), key]) + "\n")
+    if key not in State.operators:
+        compile_(key)
     State.operators[key] = State.operators.get(key, 0) + 1
+
+
+def compile_(key: str) -> None:
+    """A file `ab/cd/<hash>.neff` in the cache, if that is named and lacks it; a line in the report."""
+    if State.cache:
+        digest = hashlib.sha256(key.encode()).hexdigest()
+        file = State.cache / digest[:2] / digest[2:4] / f"{digest}.neff"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    if State.report:
+        with State.report.open("a") as report:
+            report.write(json.dumps([time.time(), key]) + "\n")
 
 
 def describe(value: Any, kind: str) -> str:

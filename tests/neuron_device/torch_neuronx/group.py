@@ -63,6 +63,7 @@ class ProcessGroupNeuron(dist.ProcessGroup):
         return self._gloo.allreduce([held(tensor) for tensor in tensors], dist.AllreduceOptions())
 
     def _allgather_base(self, output: Any, tensor: Any, opts: Any = None) -> Any:
+        self._fail_on_demand()
         return self._gloo._allgather_base(held(output), held(tensor))
 
     def allgather(self, outputs: Any, tensors: Any, opts: Any = None) -> Any:
@@ -76,6 +77,12 @@ class ProcessGroupNeuron(dist.ProcessGroup):
 
     all_gather_single = _allgather_base
     reduce_scatter_single = _reduce_scatter_base
+
+    def _fail_on_demand(self) -> None:
+        """An error of earlier work shows at the next collective, on this rank alone: `STAND_IN_ERROR` is `<rank>:<words>`."""
+        rank, _, words = os.environ.get("STAND_IN_ERROR", "").partition(":")
+        if rank == str(self.rank()):
+            raise RuntimeError(words)
 
     def barrier(self, opts: Any = None) -> Any:
         return self._gloo.barrier()
