@@ -6,10 +6,11 @@ INSTALL := UV_PYTHON_DOWNLOADS=never $(BIN)/uv pip install --quiet --compile-byt
 # --compile-bytecode: without it every process would compile torch and transformers anew where Python may not write its caches.
 ARGS ?=
 NEURON_PYTHON ?= python3
+NXD_SRC ?=
 # In the neuron image that is its own; elsewhere name one that has the libraries.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-whole test-all test-neuron e2e coverage soak lint docs format bench lock clean
+.PHONY: help run test test-whole test-all test-neuron test-neuron-stand-in e2e coverage soak lint docs format bench lock clean
 
 help:  ## what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +36,11 @@ coverage: .venv/installed-dev  ## branch coverage of the quick and the whole tes
 
 test-neuron:  ## the Trainium backend's own tests, where its libraries are (NEURON_PYTHON): never with our locks, which have none
 	$(NEURON_PYTHON) -m tests.neuron $(ARGS)
+
+test-neuron-stand-in: .venv-stand-in/installed  ## the same on a CPU, half an hour: NXD_SRC=…/src of github.com/aws-neuron/neuronx-distributed at tag v2.26.0
+	@test -d "$(NXD_SRC)/neuronx_distributed" || { echo "NXD_SRC is '$(NXD_SRC)': give the folder src of github.com/aws-neuron/neuronx-distributed at tag v2.26.0" >&2; exit 2; }
+	PYTHONPATH=$(CURDIR)/tests/neuron/stand_in:$(abspath $(NXD_SRC)) PJRT_DEVICE=CPU NEURON_TEST_SUBGROUPS=1 HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 \
+	  .venv-stand-in/bin/python -m tests.neuron $(ARGS)
 
 soak: .venv/installed-dev  ## kill a small training again and again and compare (ARGS="--kills 100 --seed 2 --processes 2")
 	OMP_NUM_THREADS=1 $(BIN)/python tests/soak/soak.py $(ARGS)
@@ -67,7 +73,7 @@ lock: .venv/uv  ## resolve all versions anew into requirements.lock and requirem
 	  -c containers/neuron-requirements.lock - -o containers/neuron-tests.lock
 
 clean:  ## remove the virtual environment and caches (runs stay in .lora: see `hyperpod-lora clean`)
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .coverage htmlcov bench-results
+	rm -rf .venv .venv-stand-in .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .coverage htmlcov bench-results
 
 .venv/uv:
 	$(PYTHON) -m venv .venv
@@ -77,6 +83,14 @@ clean:  ## remove the virtual environment and caches (runs stay in .lora: see `h
 .venv/installed: .venv/uv requirements.lock pyproject.toml
 	$(INSTALL) --no-deps --require-hashes -r requirements.lock
 	$(INSTALL) --no-deps --no-build-isolation --editable .
+	@touch $@
+
+# What the neuron image has beside its lock, from the package index: 7 GB, since torch brings CUDA. neuronx_distributed is on none.
+.venv-stand-in/installed: .venv/uv containers/neuron-requirements.lock containers/neuron-tests.lock
+	UV_PYTHON_DOWNLOADS=never $(BIN)/uv venv --quiet --clear --python $(PYTHON) .venv-stand-in
+	$(BIN)/uv pip install --quiet --python .venv-stand-in/bin/python torch==2.8.0 torch_xla==2.8.1 tenacity scipy 'optimum~=2.0.0'
+	$(BIN)/uv pip install --quiet --python .venv-stand-in/bin/python --no-deps --require-hashes -r containers/neuron-requirements.lock
+	$(BIN)/uv pip install --quiet --python .venv-stand-in/bin/python --no-deps --require-hashes -r containers/neuron-tests.lock
 	@touch $@
 
 .venv/installed-dev: .venv/installed requirements-dev.lock

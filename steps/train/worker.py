@@ -269,6 +269,8 @@ def _prepare_process(spec: TrainSpec, ranks: Ranks) -> None:
         TRANSFORMERS_VERBOSITY=os.environ.get("TRANSFORMERS_VERBOSITY", "error"),
         HF_HUB_OFFLINE="1",  # the base model is local; a hub out of reach must not cost a minute
     )
+    if spec.backend != "neuron":  # where torch_xla is installed, transformers and accelerate would take its path
+        os.environ["USE_TORCH_XLA"] = "0"
     quiet_threads(os.environ)
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib.util
 
 STAND_IN = (
-    "elsewhere: Python 3.11, torch 2.8.0, torch_xla 2.8.1 and optimum-neuron 0.4.5 from the package index, neuronx_distributed "
-    "of the public repository aws-neuron/neuronx-distributed at tag v2.26.0 (its src folder), and a stand-in for the cores"
+    "elsewhere: make test-neuron-stand-in NXD_SRC=…, the src folder of the public repository aws-neuron/neuronx-distributed at "
+    "tag v2.26.0; it makes .venv-stand-in (Python 3.11, torch 2.8.0, torch_xla 2.8.1, optimum-neuron 0.4.5) and puts "
+    "tests/neuron/stand_in on the path, which plays the cores"
 )
 LIBRARIES = ("torch_xla", "neuronx_distributed", "optimum.neuron")
 """In the image of containers/neuron.Dockerfile, and in no lock of ours: AWS's package index alone has them."""

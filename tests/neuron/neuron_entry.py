@@ -14,6 +14,15 @@ with contextlib.suppress(ModuleNotFoundError):
 from steps.train.worker import main
 
 
+def set_up_unlinked(trainer: Any, *args: Any, **kwargs: Any) -> None:
+    """As the library leaves it: the schedule belongs to an optimizer that nobody steps."""
+    from steps.train.loop.schedule import follow
+
+    type(trainer).__base__.setup_training(trainer, *args, **kwargs)
+    follow(trainer.lr_scheduler, trainer._spec)
+    trainer.state.global_step = trainer._course.done
+
+
 def undo(fix: str) -> None:
     """Take one of our fixes away, to see the guard speak. It happens where the worker first imports the trainer."""
     import steps.train.neuron.model as neuron_model
@@ -33,7 +42,7 @@ def undo(fix: str) -> None:
         if fix == "reduction":  # as if the model took no notice that the loss is to be a sum
             LoraTrainer._forward = lambda self, inputs: self.model(**with_mask(inputs, self._spec))  # type: ignore[method-assign]
         if fix == "link":
-            LoraTrainer.setup_training = LoraTrainer.__base__.setup_training
+            LoraTrainer.setup_training = set_up_unlinked
         return load(*args)
 
     neuron_model.load_model = load_and_undo

@@ -89,9 +89,10 @@ class Training:
         if environment.get("PJRT_DEVICE") == "CPU":
             environment["XLA_FLAGS"] = "--xla_llvm_disable_expensive_passes=true --xla_backend_optimization_level=0"
         entry = os.environ.get("NEURON_TEST_ENTRY", str(ENTRY))
+        program = ["-m", "steps.train.worker"] if self.spec.backend == "torch" else [entry]
         with (place.path / f"log-{attempt}.txt").open("wb") as log:
             return subprocess.Popen(
-                [*launcher, entry, str(place.spec), "--attempt", str(attempt)],
+                [*launcher, *program, str(place.spec), "--attempt", str(attempt)],
                 cwd=place.path, env=environment, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
 

@@ -81,7 +81,7 @@ def last_validation(training: Training) -> float:
 def test_warm_up_under_zero_1_uses_the_schedule_and_learns(uninterrupted: Callable[[str], Training]) -> None:
     training = uninterrupted("bf16, DP=2")
     rates = list(training.values("lr").values())
-    assert rates == pytest.approx([0.0, 5e-3, 1e-2, 1e-2 * 5 / 6, 1e-2 * 4 / 6, 1e-2 * 3 / 6, 1e-2 * 2 / 6, 1e-2 / 6])
+    assert rates == pytest.approx([1e-2 * part for part in (1 / 3, 2 / 3, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6)])
     losses = training.values("loss")
     assert losses[8] < losses[1] - 0.1
 
@@ -115,7 +115,7 @@ def test_a_schedule_cut_off_from_the_optimizer_ends_the_attempt(
     assert training.start(1, processes=1).wait(timeout=PATIENCE_S) != 0
     (failure,) = training.failures()
     assert failure.exception == "ScheduleError"
-    assert "at step 2 the optimizer would use learning rates [0.0, 0.0], the schedule says [0.005" in failure.message
+    assert "at step 1 the optimizer would use learning rates [0.01, 0.01], the schedule says [0.0033" in failure.message
 
 
 @pytest.mark.parametrize("tensor_parallel", [1, 2])

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+from pathlib import Path
 
 import pytest
 
 from steps.protocol.failure_class import EXIT_DIVERGED, FailureClass
 from steps.protocol.failure_record import read_records
-from tests.train.train_harness import Training, Trainings
+from tests.train.train_harness import ROOT, Training, Trainings
 
 pytestmark = pytest.mark.timeout(900)  # seconds when alone; the machine may be shared
 
@@ -197,3 +199,13 @@ def test_training_starts_from_an_adapter(whole: Training, trainings: Trainings) 
     training = trainings.make("from-adapter", lora=lora, warmup_ratio=0.0, steps=2)
     assert training.run() == 0, training.log()
     assert training.events(kind="step")[0].data["loss"] < whole.events(kind="step")[0].data["loss"]
+
+
+@pytest.mark.whole
+def test_an_installed_torch_xla_is_left_alone(trainings: Trainings, tmp_path: Path) -> None:
+    """accelerate and transformers would import it, and take its path; here whoever does ends the worker."""
+    (tmp_path / "torch_xla").mkdir()
+    (tmp_path / "torch_xla" / "__init__.py").write_text("raise RuntimeError('torch_xla was imported')")
+    training = trainings.make("beside-xla", steps=1)
+    training.environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(tmp_path)])
+    assert training.run() == 0, training.log()
