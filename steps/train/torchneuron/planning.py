@@ -1,9 +1,8 @@
 """A plan for TorchNeuron (`launcher.backend: torchneuron`): processes, refusals and the pods' environment. Pure.
 
 TorchNeuron is AWS's native torch device `neuron`, in public beta since SDK 2.33, for Trn2 and Trn3 only. What trains is the torch
-backend; here stands what the device asks for: one process per logical core, each with a whole model (or its share of one, with
-fsdp), and no shape that changes from batch to batch. Called through `stage` by the flow's `start`, before anything is fetched.
-Nobody here has run it on a device.
+backend; here stands what the device asks for: one process per logical core, each with a whole model, and no shape that changes
+from batch to batch. Called through `stage` by the flow's `start`, before anything is fetched. Nobody here has run it on a device.
 """
 
 from __future__ import annotations
@@ -66,6 +65,11 @@ def _wrong_settings(plan: Plan) -> Iterator[Problem]:
     launcher, least = plan.settings.launcher, COMPILING_STEPS
     if plan.training.quantization == "4bit":
         yield Problem("--quantization", "4bit needs bitsandbytes, which knows no neuron device; use none")
+    if plan.training.sharding == "fsdp":
+        what = (
+            "fsdp on TorchNeuron was tried neither on a device nor on a stand-in, whose tensors have no storage to free"
+        )
+        yield Problem("--sharding", f"{what}; use --sharding ddp, a whole model on each core")
     if launcher.compile_cache.startswith("s3://"):
         what = f"must be a folder with torchneuron, whose graphs are copied as files, got {launcher.compile_cache}"
         yield Problem("launcher.compile_cache", what)
@@ -79,7 +83,7 @@ def _wrong_model(plan: Plan, config: Mapping[str, Any], instance: Instance | Non
         what = f"{config.get('model_type')} gives each of its {config[key]} experts other tokens in every batch"
         yield Problem("--model", f"{what}: each count would be a shape to compile; use a model without experts")
     weights = weight_bytes(config, bytes_each=2 if plan.training.precision == "bf16" else 4) / GIB
-    if instance and plan.training.sharding == "ddp" and weights > instance.core_gib * ROOM:
+    if instance and weights > instance.core_gib * ROOM:
         room = f"a core of {instance.name} has {instance.core_gib:g} GiB, of which they may take {ROOM:.0%}"
         yield Problem("--model", f"{weights:.1f} GiB of {plan.training.precision} weights: {room}; {_smaller(plan)}")
 

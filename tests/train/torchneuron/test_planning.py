@@ -112,6 +112,7 @@ def test_other_batches_and_nodes(changes: dict[str, Any], options: dict[str, Any
     ("changes", "options", "words"),
     [
         ({}, {"quantization": "4bit"}, "--quantization: 4bit needs bitsandbytes, which knows no neuron device"),
+        ({}, {"sharding": "fsdp"}, "--sharding: fsdp on TorchNeuron was tried neither on a device nor on a stand-in"),
         ({"cluster": {"instance_type": "trn1.32xlarge"}}, {}, "Trn2 and Trn3 only, trn1.32xlarge never gets it"),
         ({"cluster": {"instance_type": ""}}, {}, "cluster.instance_type: must name the nodes' type"),
         ({"launcher": {"compile_cache": "s3://bucket/graphs"}}, {}, "launcher.compile_cache: must be a folder"),
