@@ -13,7 +13,7 @@ the live card and the account at once. A line is one `write` on a descriptor ope
 | validation_begin, validation | done | begin: what (`adapter`: the exported one); validation: loss, seconds, best |
 | validation_progress | done | done, of: held-out rows looked at, every few seconds |
 | stopping | done | reason |
-| finished | last | result (path), seconds |
+| finished | last | result (path), seconds; shapes (of batches), where the device compiles each |
 """
 
 from __future__ import annotations
