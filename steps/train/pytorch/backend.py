@@ -40,6 +40,7 @@ class TorchBackend:
         self._checkpoint: Path | None = None
         self._best: dict[str, Tensor] | None = None
         self._head: HeldOutLoss | None = None
+        self._graphs = spec.compile_cache if spec.backend == "torchneuron" else ""
         self._shapes: set[tuple[int, ...]] | None = None
         """Of batches, on devices that compile each."""
 
@@ -144,16 +145,15 @@ class TorchBackend:
 
     def _fetch_graphs(self) -> None:
         """What other nodes compiled, brought here by one process before any needs it."""
-        if not self._spec.compile_cache:
+        if not self._graphs:
             return
         if self._ranks.local_rank == 0:
-            count = fetch_graphs(self._spec.compile_cache)
-            logger.info("%d compiled graphs taken from %s", count, self._spec.compile_cache)
+            logger.info("%d compiled graphs taken from %s", fetch_graphs(self._graphs), self._graphs)
         self._ranks.wait()
 
     def _keep_graphs(self) -> None:
         if self._ranks.rank == 0:
-            keep_graphs(self._spec.compile_cache)
+            keep_graphs(self._graphs)
 
     def validate(self, told: Told) -> float:
         """Every rank looks at its share; sums are added in the order of the rows, so they do not depend on the layout."""
