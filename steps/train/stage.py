@@ -51,19 +51,22 @@ def lay_out(plan: Plan, config: Mapping[str, Any]) -> Plan:
         ConfigError: with everything that the backend cannot do.
     """
     how = PLANNED.get(plan.settings.launcher.backend)
-    return how.lay_out(plan, config) if how else plan
+    laid_out: Plan = how.lay_out(plan, config) if how else plan
+    return laid_out
 
 
 def process_environment(plan: Plan) -> dict[str, str]:
     """Of every rank, to be set before it starts."""
     how = PLANNED.get(plan.settings.launcher.backend)
-    return how.process_environment(plan) if how else PROCESS_ENVIRONMENT
+    found: dict[str, str] = how.process_environment(plan) if how else PROCESS_ENVIRONMENT
+    return found
 
 
 def notes(plan: Plan) -> dict[str, str]:
     """What a person who reads the job's manifest should know of this training; name → words."""
     how = PLANNED.get(plan.settings.launcher.backend)
-    return how.notes(plan) if how else {}
+    found: dict[str, str] = how.notes(plan) if how else {}
+    return found
 
 
 def build(plan: Plan, base: BaseModel, prepared: PreparedData, run: RunDir) -> tuple[TrainSpec, TrainDir]:

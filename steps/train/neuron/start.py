@@ -88,4 +88,5 @@ def in_ranks_order(name: str, drawn: Tensor, shape: AdapterShape) -> Tensor:
     if ".o_proj." not in name or not shape.replicates_kv:
         return drawn
     order = torch.tensor(head_order(shape))
-    return drawn.unflatten(1, (shape.heads, -1)).index_select(1, order).flatten(1, 2)
+    found: Tensor = drawn.unflatten(1, (shape.heads, -1)).index_select(1, order).flatten(1, 2)
+    return found
