@@ -97,7 +97,20 @@ class LoraFlow(FlowSpec):
                 self.run_dir,
                 self.lineage,
             )
-        self.then = "compile" if stages.wants_compiled(self.plan) else "stop"
+        self.then = stages.after_evaluation(self.plan, self.report)
+        self.next({"publish": self.publish, "compile": self.compile, "stop": self.end}, condition="then")
+
+    @step
+    def publish(self) -> None:
+        """Hand on the model that passed the gate: only where the config names a place, and nothing is ever half visible."""
+        from steps.flow import stages
+
+        without_torch(os.environ)
+        with clean_errors():
+            self.published, self.lineage = stages.publish(
+                self.plan, (self.adapter, self.merged, self.report), self.run_dir, self.lineage
+            )
+        self.then = stages.after_publishing(self.plan)
         self.next({"compile": self.compile, "stop": self.end}, condition="then")
 
     @pytorchjob

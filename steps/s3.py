@@ -1,6 +1,6 @@
-"""Objects in S3, brought to a local folder with boto3: the one place that talks to an object store.
+"""Objects in S3, brought to a local folder with boto3; its client and its errors.
 
-Used by `base` (models) and `prepare` (data). Credentials, region and endpoint come from where boto3 looks for them
+Used by `base` (models), `prepare` (data) and `publish`. Credentials, region and endpoint come from where boto3 looks for them
 (environment, profile, pod identity; AWS_ENDPOINT_URL_S3 for another store); none is ever written or printed here.
 """
 
@@ -36,8 +36,8 @@ def list_objects(address: str, *, client: Any = None) -> list[dict[str, Any]]:
         DataError: nothing is there.
     """
     bucket, prefix = split_address(address)
-    store = client or _client()
-    with _client_errors(address):
+    store = client or store_client()
+    with aws_errors(address):
         pages = store.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
         found = [item for page in pages for item in page.get("Contents", ()) if not item["Key"].endswith("/")]
     below = prefix.rstrip("/") + "/" if prefix else ""
@@ -55,7 +55,7 @@ def download(address: str, folder: Path, *, client: Any = None) -> list[Path]:
         DataError: nothing is there, or a key leads out of `folder`.
     """
     bucket, prefix = split_address(address)
-    store = client or _client()
+    store = client or store_client()
     paths = []
     for item in list_objects(address, client=store):
         key = str(item["Key"])
@@ -65,7 +65,7 @@ def download(address: str, folder: Path, *, client: Any = None) -> list[Path]:
             raise DataError(f"s3://{bucket}/{key} would be written outside of {folder}: rename the object")
         if not (target.is_file() and target.stat().st_size == item["Size"]):
             beside = target.with_name(f".{target.name}.part")
-            with _client_errors(f"s3://{bucket}/{key}"), storage_errors(f"writing {target}"):
+            with aws_errors(f"s3://{bucket}/{key}"), storage_errors(f"writing {target}"):
                 target.parent.mkdir(parents=True, exist_ok=True)
                 store.download_file(bucket, key, str(beside))
                 beside.rename(target)
@@ -73,26 +73,28 @@ def download(address: str, folder: Path, *, client: Any = None) -> list[Path]:
     return paths
 
 
-def _client() -> Any:
+def store_client() -> Any:
+    """boto3's client, with its own retries."""
     import boto3
 
     return boto3.client("s3")
 
 
 @contextlib.contextmanager
-def _client_errors(address: str) -> Iterator[None]:
+def aws_errors(address: str) -> Iterator[None]:
     """Turn botocore's exceptions into StorageError; only the error's code passes, never a request or its headers."""
     from boto3.exceptions import Boto3Error
     from botocore.exceptions import BotoCoreError, ClientError
 
     try:
         yield
-    except ClientError as error:
-        code = error.response.get("Error", {}).get("Code", "unknown")
-        raise StorageError(
-            f"S3 refused {address}: {code}; check the address, the region and this user's permissions"
-        ) from error
-    except (BotoCoreError, Boto3Error) as error:
+    except (BotoCoreError, Boto3Error, ClientError) as error:
+        refusal = error if isinstance(error, ClientError) else error.__context__  # boto3's own errors of a transfer
+        if isinstance(refusal, ClientError):
+            code = refusal.response.get("Error", {}).get("Code", "unknown")
+            raise StorageError(
+                f"S3 refused {address}: {code}; check the address, the region and this user's permissions"
+            ) from refusal
         raise StorageError(
             f"S3 cannot be used for {address}: {type(error).__name__}; check credentials, region and network"
         ) from error

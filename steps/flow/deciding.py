@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from steps.flow import continuing, metaflow_internals, neuron_jobs, reporting, same_training
+from steps.errors import Mistakes
+from steps.flow import continuing, metaflow_internals, neuron_jobs, publishing, reporting, same_training
 from steps.flow.terminal import say
 from steps.machine import has_fast_bf16
 from steps.protocol.rundir import RunDir, run_directory
@@ -38,12 +40,24 @@ def decide(settings: Settings, given: Mapping[str, Any]) -> tuple[Plan, dict[str
     plan = settle(lambda: settings, given, fast_bf16=fast_bf16)
     check_libraries(plan, lambda name: importlib.util.find_spec(name) is not None)
     evaluate_stage.check_score(plan)
-    reporting.check(plan)
+    check_addresses(plan)
     config = base_stage.describe(plan.model, cache=cache_folder(plan))
     check_model(plan, config)
     plan = train_stage.lay_out(architecture.fit_to_architecture(plan, config), config)
     neuron_jobs.check_inference(plan, config)
     return plan, config
+
+
+def check_addresses(plan: Plan) -> None:
+    """Whether all that is to be told and handed on can be.
+
+    Raises:
+        ConfigError: with everything that cannot.
+    """
+    mistakes = Mistakes()
+    for look in (reporting.check, publishing.check):
+        mistakes.look(functools.partial(look, plan), None)
+    mistakes.tell()
 
 
 def directory_of(plan: Plan) -> RunDir:

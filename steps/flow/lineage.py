@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from steps.plain_text import counted
-from steps.protocol.records import Adapter, BaseModel, PreparedData, Report, digest_of
+from steps.protocol.records import Adapter, BaseModel, PreparedData, Published, Report, digest_of
 from steps.settings.catalog import HUB_ID
 from steps.settings.plan import Plan
 
@@ -95,6 +95,14 @@ def with_scores(lineage: Mapping[str, Any], report: Report | None) -> dict[str, 
         "gate_passed": report.gate_passed,
     }
     return {**lineage, "evaluation": scores}
+
+
+def with_addresses(lineage: Mapping[str, Any], published: Published) -> dict[str, Any]:
+    """The lineage with where the model was handed on to."""
+    return {
+        **lineage,
+        "published": {"name": published.name, "digest": published.digest, **published.addresses},
+    }
 
 
 def flat(lineage: Mapping[str, Any], prefix: str = "") -> dict[str, object]:

@@ -12,7 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from steps.errors import LoraFlowError
-from steps.flow import continuing, estimate, metaflow_internals, neuron_jobs, reporting, same_training, summary
+from steps.flow import (
+    continuing,
+    estimate,
+    metaflow_internals,
+    neuron_jobs,
+    publishing,
+    reporting,
+    same_training,
+    summary,
+)
 from steps.flow import lineage as lineages
 from steps.flow.deciding import cache_folder, check_cluster, decide, directory_of
 from steps.flow.heartbeat import Heartbeat
@@ -192,9 +201,40 @@ def merge(raw_plan: Artifact, raw_base: Artifact, raw_adapter: Artifact, run_dir
     return merged.to_dict()
 
 
-def wants_compiled(raw_plan: Artifact) -> bool:
-    """Whether the merged model is to be compiled for Neuron cores."""
-    return Plan.model_validate(raw_plan).settings.inference.enabled
+def after_evaluation(raw_plan: Artifact, raw_report: Artifact) -> str:
+    """Which step is next: `publish`, where it is asked for and the gate is passed, `compile` or `stop`."""
+    if publishing.follows(Plan.model_validate(raw_plan), Report.from_dict(raw_report)):
+        return "publish"
+    return after_publishing(raw_plan)
+
+
+def after_publishing(raw_plan: Artifact) -> str:
+    """`compile`, where the merged model is to be compiled for Neuron cores, or `stop`."""
+    return "compile" if Plan.model_validate(raw_plan).settings.inference.enabled else "stop"
+
+
+def publish(
+    raw_plan: Artifact, made: Sequence[Artifact], run_dir: str, made_from: Artifact
+) -> tuple[Artifact, Artifact]:
+    """Hand on the model that passed the gate; the record, and the lineage with its addresses. `made`: adapter, merged, report.
+
+    Raises:
+        LoraFlowError: see `steps.publish.stage`.
+    """
+    from steps.publish.stage import Made
+
+    plan, (raw_adapter, raw_merged, raw_report) = Plan.model_validate(raw_plan), made
+    found = Made(
+        MergedModel.from_dict(raw_merged),
+        Adapter.from_dict(raw_adapter),
+        Report.from_dict(raw_report),
+        made_from,
+        metaflow_internals.pathspec(),
+    )
+    reporting.tag(plan, "publish")
+    with at_work(Path(run_dir), "publish"):
+        published, lineage = publishing.publish(plan, found, RunDir(Path(run_dir)))
+    return published.to_dict(), lineage
 
 
 def compile_merged(handle: JobHandle, raw_plan: Artifact, raw_merged: Artifact, run_dir: str) -> Artifact:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from steps.settings.cluster import Cluster
     from steps.settings.config import Settings
 
-HEAVY = frozenset({"prepare", "merge", "evaluate"})
+HEAVY = frozenset({"prepare", "merge", "evaluate", "publish"})
 """Steps that work with the data or the weights; the others decide, launch and tell."""
 FETCHING = frozenset({"start", "prepare"})
 """Steps that may ask the hub for something gated."""

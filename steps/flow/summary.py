@@ -64,6 +64,7 @@ def conclude(flow: Any) -> None:
         "",
         f"adapter       {adapter.path}",
         f"merged model  {merged.path}",
+        *(f"published     {address}" for address in getattr(flow, "published", {}).get("addresses", {}).values()),
         f"see the card  {shlex.join([sys.executable, str(script), 'card', 'view', step, '--id', 'evaluation'])}",
         f"talk to it    {shlex.join([str(talk), 'generate', merged.path, lineages.example_prompt(report)])}",
     ):

@@ -107,7 +107,7 @@ def _make(
         arguments = template_arguments(Path(adapter.path))
         make_usable(folder, template.read_text("utf-8") if template.is_file() else "", arguments)
         write_ends(folder)
-        files = _digests(folder)
+        files = digests(folder)
         merged = MergedModel(
             path=str(final),
             identity=identity,
@@ -123,7 +123,7 @@ def _make(
     return merged
 
 
-def _digests(folder: Path) -> dict[str, dict[str, Any]]:
+def digests(folder: Path) -> dict[str, dict[str, Any]]:
     """Size and SHA-256 of every file of the model, one file per core at a time."""
     paths = sorted(path for path in folder.iterdir() if path.name not in ABOUT)
     with ThreadPoolExecutor(machine.cores(), "digest") as pool:
@@ -140,7 +140,7 @@ def _find_whole(final: Path) -> MergedModel | None:
     try:
         recorded = read_json(final / RECORD)
         merged = MergedModel.from_dict(recorded["record"])
-        problem = _difference(recorded["files"], _digests(final))
+        problem = difference(recorded["files"], digests(final))
     except (StorageError, ValueError, KeyError, TypeError, AttributeError) as error:
         problem = f"its record cannot be used ({error})"
     if not problem:
@@ -150,7 +150,7 @@ def _find_whole(final: Path) -> MergedModel | None:
     return None
 
 
-def _difference(expected: dict[str, Any], found: dict[str, Any]) -> str:
+def difference(expected: dict[str, Any], found: dict[str, Any]) -> str:
     """The first file that is not as recorded, in words; files added since do no harm. Empty: all are as recorded."""
     for name, entry in expected.items():
         if name in ABOUT:  # earlier versions recorded them

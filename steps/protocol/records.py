@@ -209,3 +209,24 @@ class Report(Record):
     """`words` (exact match 0/32 → 30/32), `counts`, and pairs [base, tuned]: generated_tokens, generate_s, loss_s."""
     parents: dict[str, str] = field(default_factory=dict)
     """`base`, `prepared`, `adapter`, `merged`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Published(Record):
+    """A model that was handed on."""
+
+    SCHEMA: ClassVar[str] = "hyperpod-lora/published/1"
+
+    name: str
+    digest: str
+    """Of the model's files that were handed on, by name and content."""
+    what: str
+    """`merged`, `adapter` or `both`."""
+    files: int
+    bytes: int
+    addresses: dict[str, str]
+    """Where it lies: `s3`."""
+    run: str
+    """The run that published it, `<flow>/<run id>`: an earlier one, if it had equal files."""
+    parents: dict[str, str] = field(default_factory=dict)
+    """`merged`, `adapter` and `report`."""

@@ -16,6 +16,7 @@ from pydantic_core import PydanticCustomError
 from steps.errors import ConfigError, Problem
 from steps.settings.cluster import Cluster, cluster_problems
 from steps.settings.options import Dtype, Options
+from steps.settings.publish import Publish
 from steps.settings.reporting import Reporting
 from steps.settings.section import Section, suggest, validate
 
@@ -226,6 +227,7 @@ class Settings(Section):
     merge: Merge = Merge()
     inference: Inference = Inference()
     reporting: Reporting = Reporting()
+    publish: Publish = Publish()
     run: dict[str, bool | int | float | str] = Field(default_factory=dict)
     """Options of `run` by name, `model: llama3.2-1b` say: defaults of whoever uses this file. The command line wins."""
 
