@@ -81,7 +81,7 @@ def store_client() -> Any:
 
 
 @contextlib.contextmanager
-def aws_errors(address: str) -> Iterator[None]:
+def aws_errors(address: str, service: str = "S3") -> Iterator[None]:
     """Turn botocore's exceptions into StorageError; only the error's code passes, never a request or its headers."""
     from boto3.exceptions import Boto3Error
     from botocore.exceptions import BotoCoreError, ClientError
@@ -93,8 +93,8 @@ def aws_errors(address: str) -> Iterator[None]:
         if isinstance(refusal, ClientError):
             code = refusal.response.get("Error", {}).get("Code", "unknown")
             raise StorageError(
-                f"S3 refused {address}: {code}; check the address, the region and this user's permissions"
+                f"{service} refused {address}: {code}; check the address, the region and this user's permissions"
             ) from refusal
         raise StorageError(
-            f"S3 cannot be used for {address}: {type(error).__name__}; check credentials, region and network"
+            f"{service} cannot be used for {address}: {type(error).__name__}; check credentials, region and network"
         ) from error

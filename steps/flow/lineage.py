@@ -101,7 +101,7 @@ def with_addresses(lineage: Mapping[str, Any], published: Published) -> dict[str
     """The lineage with where the model was handed on to."""
     return {
         **lineage,
-        "published": {"name": published.name, "digest": published.digest, **published.addresses},
+        "published": {"name": published.name, "digest": published.digest, **published.addresses, **published.versions},
     }
 
 

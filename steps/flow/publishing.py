@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,8 +27,9 @@ def check(plan: Plan) -> None:
     if not plan.settings.publish.is_wanted:
         return
     from steps.publish.check import problems
+    from steps.report.choose import mlflow_address
 
-    if found := problems(plan.settings.publish):
+    if found := problems(plan.settings.publish, mlflow_address(plan.settings.reporting, os.environ), os.environ):
         raise ConfigError([Problem(where, what) for where, what in found])
 
 
@@ -62,4 +64,5 @@ def publish(plan: Plan, made: Made, run: RunDir) -> tuple[Published, dict[str, A
 def describe(published: Published, run: str) -> list[str]:
     """Where it lies, in sentences."""
     earlier = "" if published.run == run else f" (equal files were published by {published.run})"
-    return [f"published: {place}, {address}{earlier}" for place, address in published.addresses.items()]
+    places = {**published.addresses, **published.versions}
+    return [f"published: {place}, {name}{earlier if place == 's3' else ''}" for place, name in places.items()]

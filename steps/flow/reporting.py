@@ -14,7 +14,7 @@ from steps.protocol.records import Adapter, PreparedData, Report
 from steps.report import choose
 from steps.report.notices import Notice
 from steps.report.reporter import Reporter
-from steps.report.sink import Facts, ReportError
+from steps.report.sink import Facts, ReportError, key_of
 
 if TYPE_CHECKING:
     from steps.settings.plan import Plan
@@ -29,7 +29,7 @@ def facts_of(plan: Plan, prepared: PreparedData, folder: Path) -> Facts:
     ui = os.environ.get(UI, "").rstrip("/")
     settings: dict[str, object] = {"training": plan.training.model_dump(mode="json"), "data.source": prepared.source}
     return Facts(
-        key="/".join(folder.parts[-3:]),
+        key=key_of(folder),
         folder=folder,
         model=plan.model.name,
         dataset=plan.dataset.name,

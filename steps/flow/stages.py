@@ -6,6 +6,7 @@ Called by `flows/lora_flow.py` only; the one place where all packages meet. The 
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -230,6 +231,7 @@ def publish(
         Report.from_dict(raw_report),
         made_from,
         metaflow_internals.pathspec(),
+        os.environ,
     )
     reporting.tag(plan, "publish")
     with at_work(Path(run_dir), "publish"):

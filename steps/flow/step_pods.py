@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 HEAVY = frozenset({"prepare", "merge", "evaluate", "publish"})
 """Steps that work with the data or the weights; the others decide, launch and tell."""
-FETCHING = frozenset({"start", "prepare"})
-"""Steps that may ask the hub for something gated."""
+ON_HUB = frozenset({"start", "prepare", "publish"})
+"""Steps that may ask the hub for something gated, or bring it something."""
 LIGHT_CPU, LIGHT_MEMORY_GIB = 1.0, 4.0
 
 
@@ -72,8 +72,8 @@ def claims_of(cluster: Cluster) -> dict[str, str]:
 
 
 def secrets_of(cluster: Cluster, step: str) -> list[str]:
-    """Secrets whose keys become variables of this step's pod; the hub's token goes only where something is fetched."""
-    token = [cluster.token_secret] if cluster.token_secret and step in FETCHING else []
+    """Secrets whose keys become variables of this step's pod; the hub's token goes only where the hub is asked."""
+    token = [cluster.token_secret] if cluster.token_secret and step in ON_HUB else []
     return [*cluster.steps.secrets, *token]
 
 

@@ -225,8 +225,10 @@ class Published(Record):
     files: int
     bytes: int
     addresses: dict[str, str]
-    """Where it lies: `s3`."""
+    """Where it lies: `s3`, `hub`."""
     run: str
     """The run that published it, `<flow>/<run id>`: an earlier one, if it had equal files."""
+    versions: dict[str, str] = field(default_factory=dict)
+    """In registries: `mlflow` → name/number, `sagemaker` → ARN."""
     parents: dict[str, str] = field(default_factory=dict)
     """`merged`, `adapter` and `report`."""

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from steps.errors import StorageError
 from steps.publish.bucket import code_of
+from steps.publish.hub import hub_errors
+from steps.report.mlflow import server_of
+from steps.report.sink import ReportError
 from steps.s3 import aws_errors, split_address
 from steps.settings.publish import Publish
 
@@ -17,9 +21,14 @@ Found = Iterator[tuple[str, str]]
 """(setting, what is wrong)."""
 
 
-def problems(publish: Publish) -> list[tuple[str, str]]:
-    """Everything found; asks each place one question, and changes nothing there."""
-    return list(_in_bucket(publish)) if publish.s3 else []
+def problems(publish: Publish, mlflow: str = "", environment: Mapping[str, str] | None = None) -> list[tuple[str, str]]:
+    """Everything found; asks each place a question or two, and changes nothing there. `mlflow`: its address."""
+    return [
+        *(_in_bucket(publish) if publish.s3 else ()),
+        *(_on_hub(publish.hub) if publish.hub else ()),
+        *(_in_mlflow(mlflow, environment or {}) if "mlflow" in publish.registries else ()),
+        *(_in_sagemaker() if "sagemaker" in publish.registries else ()),
+    ]
 
 
 def _in_bucket(publish: Publish) -> Found:
@@ -36,6 +45,46 @@ def _in_bucket(publish: Publish) -> Found:
             yield "publish.s3", f"there is no bucket {bucket}: make it, or correct the name"
         elif not code:  # a refusal says nothing of the right to write
             yield "publish.s3", str(error)
+
+
+def _on_hub(repository: str) -> Found:
+    from huggingface_hub import HfApi, constants, get_token
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    if constants.HF_HUB_OFFLINE:
+        yield "publish.hub", "HF_HUB_OFFLINE is set: nothing can be brought to the hub"
+        return
+    if not get_token():
+        yield "publish.hub", "there is no token: set HF_TOKEN to one that may write there, or run `hf auth login`"
+        return
+    try:
+        with hub_errors(repository), contextlib.suppress(RepositoryNotFoundError):  # it will be made
+            if not HfApi().model_info(repository, timeout=TIMEOUT_S).private:
+                yield "publish.hub", f"{repository} is public: make it private, or name another"
+        with hub_errors(repository):
+            token = HfApi().whoami().get("auth", {}).get("accessToken", {})
+    except StorageError as error:
+        yield "publish.hub", str(error)
+        return
+    if token.get("role") == "read":
+        yield "publish.hub", "the token may only read: make one that may write"
+
+
+def _in_mlflow(address: str, environment: Mapping[str, str]) -> Found:
+    if not address:
+        yield "reporting.mlflow_uri", "MLflow's registry has no address: give it here, or as MLFLOW_TRACKING_URI"
+        return
+    try:
+        server_of(address, environment).get("registered-models/search", max_results="1")
+    except ReportError as error:
+        yield "publish.registries", f"MLflow's registry cannot be used: {error}"
+
+
+def _in_sagemaker() -> Found:
+    import boto3
+
+    if not boto3.session.Session().region_name:
+        yield "publish.registries", "SageMaker has no region: set AWS_DEFAULT_REGION"
 
 
 def has_credentials() -> bool:

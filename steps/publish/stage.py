@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from steps.errors import LoraFlowError
 from steps.protocol.records import Adapter, MergedModel, Published, Report
 from steps.protocol.rundir import RunDir, write_json
-from steps.publish import bucket
-from steps.publish.contents import gather
+from steps.publish import bucket, hub, registry
+from steps.publish.contents import Contents, gather
+from steps.report.choose import mlflow_address
+from steps.report.sink import key_of
 from steps.settings.plan import Plan
 
 
@@ -28,6 +31,8 @@ class Made:
     lineage: Mapping[str, Any]
     run: str
     """`<flow>/<run id>`."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Of the process: MLflow's address and credentials, which go into no record."""
 
     @property
     def parents(self) -> dict[str, str]:
@@ -48,6 +53,9 @@ def publish(plan: Plan, made: Made, run: RunDir, *, progress: bucket.Progress | 
         address = f"{plan.settings.publish.s3}/{name_of(plan)}/{contents.identity}"
         manifest = bucket.publish(address, contents, _told(plan, made), progress=progress)
         addresses["s3"], first = address, str(manifest.get("run", made.run))
+    if plan.settings.publish.hub:
+        message = f"{name_of(plan)}, {made.run}"
+        addresses["hub"] = hub.publish(plan.settings.publish.hub, contents, message=message)
     published = Published(
         name=name_of(plan),
         digest=contents.digest,
@@ -56,10 +64,34 @@ def publish(plan: Plan, made: Made, run: RunDir, *, progress: bucket.Progress | 
         bytes=contents.bytes,
         addresses=addresses,
         run=first,
+        versions=_register(plan, made, addresses.get("s3", ""), contents),
         parents=made.parents,
     )
     write_json(run.path / f"published-{contents.identity}.json", published.to_dict())
     return published
+
+
+def _register(plan: Plan, made: Made, address: str, contents: Contents) -> dict[str, str]:
+    """The versions that point to the address, by registry."""
+    settings, found = plan.settings.publish, {}
+    tags = {"digest": contents.digest, "run": made.run, "gate": made.report.gate}
+    entry = registry.Entry(name_of(plan), address, "merged" if settings.has_merged else "adapter", tags)
+    if "mlflow" in settings.registries:
+        server = mlflow_address(plan.settings.reporting, made.environment)
+        version = registry.in_mlflow(server, made.environment, entry, _run_in_mlflow(plan, made, server))
+        found["mlflow"] = f"{entry.name}/{version}"
+    if "sagemaker" in settings.registries:
+        found["sagemaker"] = registry.in_sagemaker(entry, settings.image)
+    return found
+
+
+def _run_in_mlflow(plan: Plan, made: Made, server: str) -> str:
+    """MLflow's id of the training's run, if it was told of the training."""
+    reporting = plan.settings.reporting
+    if "mlflow" not in reporting.report_to:
+        return ""
+    folder = Path(made.adapter.path).parent
+    return registry.run_in_mlflow(server, made.environment, reporting.mlflow_experiment, key_of(folder))
 
 
 def require_gate(made: Made) -> None:

@@ -43,8 +43,12 @@ def mlflow_of(reporting: Reporting, facts: Facts, environment: Mapping[str, str]
         return None
     from steps.report.mlflow import MLflow, server_of
 
-    address = reporting.mlflow_uri or environment.get("MLFLOW_TRACKING_URI", "")
-    return MLflow(facts, server_of(address, environment), reporting.mlflow_experiment)
+    return MLflow(facts, server_of(mlflow_address(reporting, environment), environment), reporting.mlflow_experiment)
+
+
+def mlflow_address(reporting: Reporting, environment: Mapping[str, str]) -> str:
+    """Where MLflow is; empty: nobody says."""
+    return reporting.mlflow_uri or environment.get("MLFLOW_TRACKING_URI", "")
 
 
 def notices_of(reporting: Reporting, facts: Facts, environment: Mapping[str, str]) -> Notices | None:
@@ -61,7 +65,7 @@ def notices_of(reporting: Reporting, facts: Facts, environment: Mapping[str, str
 def problems(reporting: Reporting, environment: Mapping[str, str]) -> list[tuple[str, str]]:
     """(setting, what is wrong) where what is asked for has no address."""
     found = []
-    if "mlflow" in reporting.report_to and not (reporting.mlflow_uri or environment.get("MLFLOW_TRACKING_URI")):
+    if "mlflow" in reporting.report_to and not mlflow_address(reporting, environment):
         found.append(("reporting.mlflow_uri", "MLflow has no address: give it here, or as MLFLOW_TRACKING_URI"))
     if "otlp" in reporting.report_to and not (
         reporting.otlp_endpoint or environment.get("OTEL_EXPORTER_OTLP_ENDPOINT")

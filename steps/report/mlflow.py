@@ -125,6 +125,14 @@ class MLflow:
                 "runs/update", {"run_id": self.run, "status": status, "end_time": int(change.time_s * 1000)}
             )
 
+    def find(self) -> str:
+        """MLflow's id of the training's run; empty: there is none.
+
+        Raises:
+            ReportError: the server is away, or refused.
+        """
+        return self._search(self._experiment(), self.facts.key)
+
     def _find_or_make(self) -> str:
         experiment = self._experiment()
         if found := self._search(experiment, self.facts.key):

@@ -44,6 +44,11 @@ class Facts:
         return self.key.rpartition("/")[0]
 
 
+def key_of(folder: Path) -> str:
+    """A training's key, by its directory, which keeps its name through attempts and resumes."""
+    return "/".join(folder.parts[-3:])
+
+
 class Sink(Protocol):
     """One place that is told. Its methods run in a thread of its own; they may raise, hang or be late without harm."""
 

@@ -44,7 +44,8 @@ def write(folder: Path, files: dict[str, str]) -> None:
 
 
 def publish_to(folder: Path, made: Made, **settings: Any) -> Any:
-    return publish(plan_of({"publish": settings}), made, RunDir(folder))
+    reporting = {"mlflow_uri": settings.pop("mlflow", "")}
+    return publish(plan_of({"publish": settings, "reporting": reporting}), made, RunDir(folder))
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ S3 = "s3://team/models"
         ({"s3": "s3:///models"}, "must be a bucket and a prefix"),
         ({"s3": "s3://"}, "must be a bucket and a prefix"),
         ({"name": "a/b"}, "publish.name"),
+        ({"hub": "orders"}, "must be a repository's id, owner/name"),
         ({"what": "all"}, "must be one of 'merged', 'adapter' or 'both'"),
         ({"where": S3}, "publish.where: unknown setting"),
     ],

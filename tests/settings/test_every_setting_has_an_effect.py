@@ -157,6 +157,8 @@ NAMED = {
     "reporting.notify.tell": "report/test_notices.py::",
     "reporting.notify.stuck_after_s": "report/test_notices.py::test_stuck_in_a_queue_is_told_while_it_waits",
     **dict.fromkeys(("publish.what", "publish.s3"), "publish/test_bucket.py::"),
+    "publish.hub": "publish/test_hub.py::",
+    **dict.fromkeys(("publish.registries", "publish.image"), "publish/test_registry.py::"),
     "publish.name": "publish/test_check.py::test_the_name_is_the_given_one_or_made_of_model_and_data",
     "run": "cli/test_run.py::test_a_dry_run_with_options_from_a_config_of_ones_own",
 }
