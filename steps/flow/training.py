@@ -62,6 +62,7 @@ class Inputs:
             node_choices=plan.node_choices,
             threads_per_process=plan.settings.launcher.threads_per_process,
             environment=train_stage.process_environment(plan),
+            needs_torchrun=train_stage.needs_torchrun(plan),
             notes=train_stage.notes(plan),
             label=f"{plan.model.name}-{plan.dataset.name}",
             total_steps=self.prepared.steps,

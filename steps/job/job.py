@@ -42,6 +42,8 @@ class Job:
     """Names the job where a step runs several; empty: by the step alone."""
     wrapper: str = ""
     """Module that gets torchrun's command line as its arguments, and runs it; empty: torchrun runs by itself."""
+    needs_torchrun: bool = False
+    """Even a single process is started by torchrun: some runtimes read its environment."""
     notes: Mapping[str, str] = field(default_factory=dict)
     """What a person who looks at the job on a cluster should read: annotations."""
 

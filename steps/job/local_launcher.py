@@ -1,4 +1,4 @@
-"""The local launcher: an attempt is an agent process on this machine, which runs torchrun. Satisfies `snapshot.Launcher`.
+"""The local launcher: an attempt is an agent process on this machine, which runs the ranks. Satisfies `snapshot.Launcher`.
 
 Everything that it knows lies in the attempt's directory, so another launcher, in another process, sees the same:
 keeper.json (what to run), keeper-state.json and rank-<r>.json (who runs: pid, start time, boot), exit.json (how it ended).
@@ -57,6 +57,7 @@ class LocalLauncher:
             "spec": str(job.directory.spec),
             "attempt": attempt,
             "processes": job.processes,
+            "alone": job.processes == 1 and not job.wrapper and not job.needs_torchrun,
             "grace_s": self._grace_s,
             "lease_s": self._lease_s,
         }

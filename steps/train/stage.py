@@ -62,6 +62,11 @@ def process_environment(plan: Plan) -> dict[str, str]:
     return found
 
 
+def needs_torchrun(plan: Plan) -> bool:
+    """Whether a single process needs torchrun's environment as well: Neuron's runtime and a process group of one do."""
+    return plan.settings.launcher.backend == "neuron" or plan.training.sharding == "fsdp"
+
+
 def notes(plan: Plan) -> dict[str, str]:
     """What a person who reads the job's manifest should know of this training; name → words."""
     how = PLANNED.get(plan.settings.launcher.backend)

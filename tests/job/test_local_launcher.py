@@ -20,6 +20,7 @@ import pytest
 
 from steps.errors import JobCancelled, JobRetriesExhausted
 from steps.job.agent import processes
+from steps.job.agent.commands import workers_command
 from steps.job.job import Job
 from steps.job.local_jobs import cancel_running, describe, end_running, running_jobs, train_directories
 from steps.job.local_launcher import LocalLauncher
@@ -27,6 +28,7 @@ from steps.job.snapshot import Phase, Reason
 from steps.job.supervise import Outside, supervise
 from steps.protocol.events import Event
 from steps.protocol.rundir import TrainDir, read_json
+from steps.protocol.train_dir import AgentDir, AttemptDir
 from steps.settings.config import Settings
 
 HERE = Path(__file__).parent
@@ -251,6 +253,36 @@ def test_a_wrapper_runs_torchrun_and_has_the_last_word_whatever_ports_are_in_use
     assert result.step == 2
     assert notes.read_text().startswith("torchrun ended with 0: ")
     assert "-m torch.distributed.run" in notes.read_text()
+
+
+def test_an_only_rank_needs_no_torchrun_and_what_killed_it_is_told(tmp_path: Path) -> None:
+    job = play_job(tmp_path, steps=3, a1={"step": 2, "act": "crash"})
+    notices: list[str] = []
+    parents: list[str] = []
+
+    def look(event: Event) -> None:
+        if event.kind == "started":
+            parents.append(" ".join(psutil.Process(psutil.Process(int(event.data["pid"])).ppid()).cmdline()))
+
+    outside = Outside(observe=look, notice=notices.append)
+    result = supervise(job, LocalLauncher(grace_s=5), Settings.model_validate(SETTINGS), outside)
+    assert (result.step, result.attempts) == (3, 2)
+    assert "rank 0" in notices[0]
+    assert "SIGKILL" in notices[0]
+    assert "torchrun" not in notices[0]
+    assert "steps.job.agent.agent" in parents[0]
+
+
+@pytest.mark.parametrize(
+    ("processes", "needs", "command"), [(1, True, "torch"), (2, False, "torch"), (1, False, "rank")]
+)
+def test_torchrun_starts_several_ranks_and_those_that_need_it(
+    tmp_path: Path, processes: int, needs: bool, command: str
+) -> None:
+    plan = {"module": "m", "spec": "s", "attempt": 1, "processes": processes, "alone": processes == 1 and not needs}
+    words = workers_command(plan, AgentDir(tmp_path), AttemptDir(tmp_path))
+    assert ("torch.distributed.run" in words) == (command == "torch")
+    assert words[-6:] == [str(tmp_path), str(tmp_path), "m", "s", "--attempt", "1"]
 
 
 def test_a_rank_that_the_neuron_runtime_aborts_speaks_through_its_log(tmp_path: Path) -> None:

@@ -1,12 +1,12 @@
-"""The agent: a small process that outlives the supervisor, starts torchrun for one attempt, and records how it ended.
+"""The agent: a small process that outlives the supervisor, starts the workers of one attempt, and records how it ended.
 
     python -m steps.job.agent.agent <attempt directory>
 
 Started by `local_launcher`; in a pod `pod_main` runs it, one on each node, with a directory of its own. It is the workers'
 subreaper: a rank whose torchrun is killed becomes its child, so that none is ever lost. It sends SIGTERM to the ranks
 themselves (torchrun would kill them after a time-out of its own), and kills what is left after the grace period. If the agent
-itself is killed, the kernel sends torchrun a SIGTERM, which stops the ranks; what survives even that is found by its marker. It
-ends the workers when the supervisor's lease no longer moves. It decides nothing else.
+itself is killed, the kernel sends torchrun (or the only rank) a SIGTERM, which stops the ranks; what survives even that is
+found by its marker. It ends the workers when the supervisor's lease no longer moves. It decides nothing else.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from typing import Any
 import psutil
 
 from steps.job.agent import processes
+from steps.job.agent.commands import ALONE, is_alone, workers_command
 from steps.job.agent.endings import SYMPTOM_EXITS, oom_kills, ranks_of_log
 from steps.protocol.train_dir import AgentDir, AttemptDir
 
@@ -45,8 +46,8 @@ class Agent:
     """One attempt's agent on one machine.
 
     `folder`: what only this agent writes. `plan`: module, spec, attempt, processes, grace_s, lease_s; `wrapper`, the module that
-    runs torchrun, if there is one; where there are several nodes also nodes, node_rank, master_addr, master_port and tells_peers;
-    and `shared`, the attempt's directory, if that is another.
+    runs torchrun, if there is one; `alone`, where the only rank needs no torchrun; where there are several nodes also nodes,
+    node_rank, master_addr, master_port and tells_peers; and `shared`, the attempt's directory, if that is another.
     """
 
     def __init__(self, folder: Path, plan: dict[str, Any]) -> None:
@@ -64,18 +65,20 @@ class Agent:
         self._lease: tuple[str, float] = ("", time.monotonic())
         self._stacks_sent = False
         self._oom_kills = oom_kills()
+        self._is_alone = is_alone(plan)
         self._torchrun = 0
+        """Its pid, or that of the only rank where there is no torchrun."""
         self._beat_s = time.monotonic()
 
     def run(self) -> int:
-        """From start to exit.json; returns torchrun's exit code, negative for a signal."""
+        """From start to exit.json; returns the exit code of torchrun or the only rank, negative for a signal."""
         prctl = ctypes.CDLL(None).prctl
         prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         signal.signal(signal.SIGTERM, lambda *_: self._stop("stopped"))
         for ignored in (signal.SIGINT, signal.SIGHUP):
             signal.signal(ignored, signal.SIG_IGN)
         write_whole(self._own.state, processes.identify(os.getpid()))
-        self._torchrun = self._start_torchrun(lambda: prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0))
+        self._torchrun = self._start_workers(lambda: prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0))
         while self._torchrun not in self._statuses and not self._stop_reason:
             self._look()
             time.sleep(POLL_S)
@@ -105,26 +108,12 @@ class Agent:
         except StorageError as error:  # the exit codes still tell something
             print(f"no failure record: {error}", file=sys.stderr, flush=True)
 
-    def _start_torchrun(self, before_exec: Callable[[], object]) -> int:
-        plan = self._plan
-        command = [
-            *((sys.executable, "-m", plan["wrapper"]) if plan.get("wrapper") else ()),
-            *(sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={plan['processes']}"),
-            *rendezvous(plan),
-            *("--max-restarts=0", "--event-log-handler=console", "-m", "steps.job.agent.rank"),
-            *(
-                str(self._own.path),
-                str(self._shared.path),
-                plan["module"],
-                plan["spec"],
-                "--attempt",
-                str(plan["attempt"]),
-            ),
-        ]
+    def _start_workers(self, before_exec: Callable[[], object]) -> int:
         with (self._own.torchrun_log).open("ab") as log:
-            # start_new_session: the agent's process group can then be signalled without torchrun.
+            # start_new_session: the agent's process group can then be signalled without the workers.
             started = subprocess.Popen(
-                command,
+                workers_command(self._plan, self._own, self._shared),
+                env={**os.environ, **(ALONE if self._is_alone else {})},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -209,7 +198,7 @@ class Agent:
 
     def _end_all(self) -> None:
         """SIGTERM to the ranks, time to save, SIGKILL to whatever is left."""
-        is_orderly = not self._stop_reason and self._statuses.get(self._torchrun, 0) >= 0
+        is_orderly = not self._stop_reason and (self._is_alone or self._statuses.get(self._torchrun, 0) >= 0)
         patience_s = min(self._grace_s, ORPHAN_GRACE_S) if is_orderly else self._grace_s
         until_s = time.monotonic() + patience_s
         for pid in self._ranks() or [child.pid for child in self._descendants()]:
@@ -229,14 +218,14 @@ class Agent:
     def _report(self, code: int) -> dict[str, Any]:
         """What exit.json holds."""
         now_s = time.time()
-        codes = ranks_of_log((self._own.torchrun_log).read_text(errors="replace"))
+        codes = {0: code} if self._is_alone else ranks_of_log((self._own.torchrun_log).read_text(errors="replace"))
         for rank, identity in self._identities().items():
             if identity["pid"] in self._statuses:  # torchrun was gone, so the rank became our child
                 codes[rank] = self._statuses[identity["pid"]]
         message = ""
         is_our_own = any(self._failed_by_itself(rank, found) for rank, found in codes.items())
         reason = "" if is_our_own else self._stop_reason
-        if not reason and not is_our_own and code < 0:
+        if not reason and not is_our_own and code < 0 and not self._is_alone:
             reason, message = "keeper", f"torchrun was killed by {signal.Signals(-code).name}"
         if not reason and oom_kills() > self._oom_kills and -signal.SIGKILL in codes.values():
             reason = "oom_kill"
@@ -251,17 +240,6 @@ class Agent:
     def _failed_by_itself(self, rank: int, code: int) -> bool:
         """It had failed before the workers were asked to stop, and not as the victim of another one."""
         return rank in self._ended_before and code not in (0, -signal.SIGTERM) and code not in SYMPTOM_EXITS
-
-
-def rendezvous(plan: Mapping[str, Any]) -> list[str]:
-    """torchrun's words on how the nodes find each other."""
-    if int(plan.get("nodes", 1)) == 1:
-        # A free port of the kernel's choice, on this machine only; its name need not resolve.
-        return ["--nnodes=1", "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1"]
-    return [
-        *(f"--nnodes={plan['nodes']}", f"--node-rank={plan['node_rank']}", "--rdzv-backend=static"),
-        *(f"--master-addr={plan['master_addr']}", f"--master-port={plan['master_port']}"),
-    ]
 
 
 def read_or_empty(path: Path) -> dict[str, Any]:
