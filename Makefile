@@ -15,8 +15,8 @@ NXD_SRC ?=
 help:  ## what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-run: .venv/installed  ## fine-tune a small real model on this machine: three to four minutes without AVX-512 (ARGS="--max-steps 50 ...")
-	$(BIN)/python flows/lora_flow.py run $(ARGS)
+run: .venv/installed  ## fine-tune a small real model on this machine: two to three minutes (ARGS="--max-steps 50 ...")
+	$(BIN)/hyperpod-lora run $(ARGS)
 
 test: .venv/installed-dev  ## the quick tests, four to five minutes on two cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)

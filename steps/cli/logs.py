@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from steps.cli.view.place import CONFIG, ROOT, Place, look, open_cluster, place_of, say_aside
-from steps.cli.view.run_folders import find_run, trainings_of
+from steps.cli.view.run_folders import find_run, newest_trainings, trainings_of
 from steps.errors import ClusterError, StorageError
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ SPARE = 4
 
 
 @click.command()
-@click.argument("run")
+@click.argument("run", default="")
 @click.option("--rank", type=click.IntRange(min=0), default=0, show_default=True, help="Whose log.")
 @click.option("-f", "--follow", is_flag=True, help="Go on as it grows, into the next attempt too.")
 @click.option("--lines", type=click.IntRange(min=1), default=100, show_default=True, help="Last lines to begin with.")
@@ -31,7 +31,7 @@ SPARE = 4
 @CONFIG
 @ROOT
 def logs(run: str, rank: int, follow: bool, lines: int, raw: bool, config: Path | None, root: str | None) -> None:
-    """Show a rank's log: from its pod, or from the run directory. RUN as for `status`."""
+    """Show a rank's log: from its pod, or from the run directory. RUN as for `status`; nothing for the newest."""
     from steps.cli.view.log_source import worded
 
     place = place_of(root, config)
@@ -52,9 +52,10 @@ def local_log(root: Path, run: str, rank: int, lines: int, *, follow: bool) -> I
     Raises:
         StorageError: no such run, or no such log.
     """
-    found = trainings_of(find_run(root, run))
+    found = trainings_of(find_run(root, run)) if run else newest_trainings(root)
     if not found:
-        raise StorageError(f"run {run} has no training yet, so there is no log")
+        has = f"run {run} has no training yet" if run else f"there is no training below {root}"
+        raise StorageError(f"{has}, so there is no log")
     return directory_log(found[-1], rank, lines, follow=follow)
 
 
@@ -83,7 +84,10 @@ def cluster_log(kube: Kube, place: Place, run: str, rank: int, lines: int, *, fo
     from steps.cli.view import cluster_jobs, log_source
 
     def newest() -> SeenJob:
-        return cluster_jobs.choose(look(kube), run, namespace=kube.namespace)[-1]
+        seen = look(kube)
+        if not run and seen:
+            return seen[-1]
+        return cluster_jobs.choose(seen, run, namespace=kube.namespace)[-1]
 
     def newest_or_none() -> SeenJob | None:
         with contextlib.suppress(ClusterError):

@@ -39,6 +39,9 @@ FIRST_ROWS = 16
 percent of equal models pass for different at that look); where a third of the answers differ, 32 show a difference of a quarter
 with 80 % power at the 95 % level, 128 an eighth."""
 
+TRAINED_PER_LOSS_ROW = 8
+"""Rows that were trained on, for each whose loss is measured in the end."""
+
 
 def evaluate(
     plan: Plan,
@@ -114,8 +117,14 @@ def _asked(plan: Plan, base: BaseModel, prepared: PreparedData) -> dict[str, Any
         "max_new_tokens": evaluation.max_new_tokens or plan.dataset.max_new_tokens,
         "first_row": plan.evaluation_start(prepared.validation_samples),
         "max_rows": evaluation.max_rows,
-        "max_loss_rows": evaluation.max_loss_rows,
+        "max_loss_rows": loss_rows(plan, prepared),
     }
+
+
+def loss_rows(plan: Plan, prepared: PreparedData) -> int:
+    """Held-out rows whose loss is measured: after a short training fewer, so that measuring takes little of its time."""
+    trained = prepared.steps * prepared.global_batch
+    return min(plan.settings.evaluation.max_loss_rows, max(FIRST_ROWS, trained // TRAINED_PER_LOSS_ROW))
 
 
 def _questions(plan: Plan, base: BaseModel, prepared: PreparedData) -> Questions:
@@ -125,7 +134,7 @@ def _questions(plan: Plan, base: BaseModel, prepared: PreparedData) -> Questions
         score=score_name(plan, prepared.score),
         first=plan.evaluation_start(prepared.validation_samples),
         max_rows=evaluation.max_rows,
-        max_loss_rows=evaluation.max_loss_rows,
+        max_loss_rows=loss_rows(plan, prepared),
     )
     if not questions.held_out:
         raise DataError(f"{prepared.path} holds no held-out sample: raise --validation-fraction or give more data")

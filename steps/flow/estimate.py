@@ -2,11 +2,13 @@
 
 The time comes from an earlier training with the same model and layout on this machine (tokens per second, and the seconds around
 the steps), and from an earlier merge and evaluation of the same data. Both are remembered in the cache; without them the time is
-said to be unknown rather than guessed.
+said to be unknown rather than guessed. Where a processor computes, they are remembered with the share of it that the training
+had: a run beside other work says how long the next one takes without, and the other way round.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -15,11 +17,13 @@ from typing import Any
 
 import psutil
 
+from steps import machine
 from steps.errors import StorageError
 from steps.evaluate.gate import half_width
 from steps.flow.small_data import in_epochs
 from steps.flow.terminal import seconds_in_words
 from steps.plain_text import counted
+from steps.protocol.events import EventTail
 from steps.protocol.records import BaseModel, PreparedData, identity_of
 from steps.protocol.rundir import read_json, write_json
 from steps.settings.plan import Plan
@@ -30,6 +34,10 @@ LONGEST_START_S = 60.0
 """A process that is older has done more than to start."""
 AFTER = ("merge", "evaluate")
 """Stages whose time is remembered beside the training's."""
+ALONE = 0.85
+"""Share of its threads' time that a training gets on a processor that does nothing else; the rest is one waiting for another."""
+TOLD = 1.3
+"""From this factor on a person is told that the last time was another time."""
 
 
 def plan_line(plan: Plan, base: BaseModel, prepared: PreparedData, *, cache: Path) -> str:
@@ -50,16 +58,20 @@ def plan_line(plan: Plan, base: BaseModel, prepared: PreparedData, *, cache: Pat
     pace = recall(plan, base, cache=cache)
     if pace is None:
         return line + "; time: unknown, this model has not been trained here with this layout yet"
-    training_s = tokens / pace.tokens_per_s + pace.around_s
+    factor = slower_now(pace, plan)
+    training_s = (tokens / pace.tokens_per_s + pace.around_s) * factor
     line += (
         f"; about {seconds_in_words(training_s)} of training at the {pace.tokens_per_s:,.0f} tokens/s of the last time"
+    )
+    line += (
+        "" if 1 / TOLD < factor < TOLD else f", when the machine was {'more' if factor < 1 else 'less'} busy than now"
     )
     prices = plan.settings.prices
     line += f", {training_s / 3600 * prices.node_hour:.2f} {prices.currency}" if prices.node_hour else ""
     after_s = recall_after(plan, prepared, cache=cache)
     if after_s is None:
         return line + ", then merge and evaluation, which have not been measured with this data yet"
-    return line + f", {seconds_in_words(training_s + after_s)} with merge and evaluation"
+    return line + f", {seconds_in_words(training_s + after_s * factor)} with merge and evaluation"
 
 
 def _held_out(plan: Plan, prepared: PreparedData) -> str:
@@ -80,6 +92,33 @@ class Pace:
     tokens_per_s: float
     around_s: float = 0.0
     """Seconds of start, load, validation, saves and exit."""
+    share: float = 0.0
+    """Of the processor time that its threads could have had, what they got; 0: not known, or another device computed."""
+
+
+def slower_now(pace: Pace, plan: Plan, *, load: float | None = None, cores: int = 0) -> float:
+    """How many times as long as then it takes, with so much other work on the machine; 1 where that is not known.
+
+    `load`: runnable processes of the last minute, this one among them; None: asked. `cores`: of this machine; 0: asked.
+    """
+    if pace.share <= 0:
+        return 1.0
+    cores = cores or machine.cores()
+    others = max(0.0, (os.getloadavg()[0] if load is None else load) - 1)
+    threads = plan.processes * machine.threads_of(plan.settings.launcher.threads_per_process, plan.processes)
+    return pace.share / (ALONE * min(1.0, cores / (threads + others)))
+
+
+def share_of(events: Path, plan: Plan) -> float:
+    """The share of `Pace`, from what a worker told at its end; 0 on a cluster and where there is a GPU."""
+    launcher = plan.settings.launcher
+    if launcher.kind != "local" or launcher.backend != "torch" or any(path.exists() for path in machine.GPU_FILES):
+        return 0.0
+    told = [event.data for event in EventTail(events).read_new() if event.kind == "finished"]
+    finished = told[-1] if told else {}
+    spent, took = (float(finished.get(name, 0) or 0) for name in ("processor_s", "seconds"))
+    threads = machine.threads_of(launcher.threads_per_process, plan.processes)
+    return round(min(spent / took / threads, ALONE), 3) if took > 0 else 0.0
 
 
 def recall(plan: Plan, base: BaseModel, *, cache: Path) -> Pace | None:
@@ -89,7 +128,9 @@ def recall(plan: Plan, base: BaseModel, *, cache: Path) -> Pace | None:
     speed, around_s = (found.get(name, 0) for name in ("tokens_per_s", "around_s"))
     if not isinstance(speed, int | float) or not isinstance(around_s, int | float) or speed <= 0:
         return None
-    return Pace(float(speed), max(float(around_s), 0.0))
+    share = found.get("share", 0)
+    share = float(share) if isinstance(share, int | float) and 0 < share <= 1 else 0.0
+    return Pace(float(speed), max(float(around_s), 0.0), share)
 
 
 def recall_after(plan: Plan, prepared: PreparedData, *, cache: Path) -> float | None:
@@ -99,7 +140,9 @@ def recall_after(plan: Plan, prepared: PreparedData, *, cache: Path) -> float | 
     return sum(seconds) if len(seconds) == len(AFTER) else None
 
 
-def remember(plan: Plan, base: BaseModel, account: Mapping[str, Any], prepared: PreparedData, *, cache: Path) -> None:
+def remember(
+    plan: Plan, base: BaseModel, account: Mapping[str, Any], prepared: PreparedData, *, cache: Path, share: float = 0.0
+) -> None:
     """Keep this training's pace for the next plan; one of several attempts, or without a productive second, teaches nothing."""
     seconds = float(account.get("productive_s", 0) or 0)
     if seconds <= 0 or int(account.get("attempts", 1) or 1) != 1:
@@ -108,6 +151,7 @@ def remember(plan: Plan, base: BaseModel, account: Mapping[str, Any], prepared: 
     pace = Pace(
         round(tokens_of_run(prepared) / seconds, 1),
         round(max(float(account.get("total_s", 0) or 0) - waited_s, 0.0), 1),
+        share,
     )
     write_json(cache / FILE, {**_read(cache), _key(plan, base): asdict(pace)})
 

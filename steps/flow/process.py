@@ -1,6 +1,7 @@
 """The flow as a child process whose output is shown as one stream: no prefixes, no noise, one progress line on a terminal.
 
-Used by `hyperpod-lora run` and `resume`. Ctrl-C reaches the child by itself (it is in the terminal's group) and is its to answer.
+Used by `hyperpod-lora run` and `resume`. Where nothing comes for ten seconds (a step's process starts, a card is drawn), that
+is said here. Ctrl-C reaches the child by itself (it is in the terminal's group) and is its to answer.
 """
 
 from __future__ import annotations
@@ -10,10 +11,15 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from queue import Empty, SimpleQueue
+from threading import Thread
 from typing import TextIO
 
+from steps.flow.heartbeat import RARER
+from steps.flow.terminal import seconds_in_words
 from steps.settings.places import flow_file
 
 PREFIX = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} (?:\[\S+ \(pid \d+\)\] )?")
@@ -29,6 +35,10 @@ PROGRESS = re.compile(
     r"step \d+/\d+ \| |step \d+: validation: |.*: \[[#.]+\] |.*: [\d,]+ tokens?$|.*: (?:\d+ h )?(?:\d+ min )?(?:\d+ s )?so far$"
 )
 """Lines that the next of their kind may take the place of."""
+TASK = re.compile(r"\[\d+/(\w+)/\d+ \(pid \d+\)\]")
+"""The step that a line comes from."""
+QUIET_S = 9.5
+"""Just above what the steps' own words on a silence take, which say more."""
 RUN_ID = re.compile(r"Workflow starting \(run-id (\S+?)\)")
 
 
@@ -41,10 +51,40 @@ def run_flow(words: Sequence[str], *, config: Path | None = None) -> int:
     ) as child:
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
-            show(child.stdout or (), sys.stdout, is_terminal=sys.stdout.isatty())
+            show(with_silences(child.stdout or ()), sys.stdout, is_terminal=sys.stdout.isatty())
         finally:
             signal.signal(signal.SIGINT, before)
     return child.returncode
+
+
+def with_silences(lines: Iterable[str], *, quiet_s: float = QUIET_S) -> Iterator[str]:
+    """The lines as they come; where a person has seen none for `quiet_s`, one that says so. What lasts is told more rarely."""
+    coming: SimpleQueue[str | None] = SimpleQueue()
+    Thread(target=_hand_over, args=(lines, coming), name="lines", daemon=True).start()
+    at, seen_s, told_s = "start", time.monotonic(), 0.0
+    while True:
+        silent_s = time.monotonic() - seen_s
+        try:
+            line = coming.get(timeout=max(0.0, told_s + max(quiet_s, told_s / RARER) - silent_s))
+        except Empty:
+            told_s = time.monotonic() - seen_s
+            yield f"{at} step: {seconds_in_words(told_s)} so far\n"
+            continue
+        if line is None:
+            return
+        if task := TASK.search(line):
+            at = task[1]
+        if readable(line) is not None:
+            seen_s, told_s = time.monotonic(), 0.0
+        yield line
+
+
+def _hand_over(lines: Iterable[str], to: SimpleQueue[str | None]) -> None:
+    try:
+        for line in lines:
+            to.put(line)
+    finally:
+        to.put(None)
 
 
 def show(lines: Iterable[str], out: TextIO, *, is_terminal: bool) -> None:

@@ -163,7 +163,8 @@ def train(
         adapter = train_stage.collect(
             spec, result.result_dir, attempts=result.attempts, account=result.account, layout=result.layout
         )
-    estimate.remember(plan, base, result.account, prepared, cache=cache_folder(plan))
+    share = estimate.share_of(job.directory.events(result.attempts), plan)
+    estimate.remember(plan, base, result.account, prepared, cache=cache_folder(plan), share=share)
     say(
         f"adapter: {adapter.path}, {adapter.bytes / 2**20:.1f} MiB, loss {adapter.first_loss:.4f} → {adapter.last_loss:.4f}"
     )

@@ -135,7 +135,7 @@ class Validation(Section):
     """Loss on the held-out split while training."""
 
     every_steps: int = Field(default=0, ge=0)
-    """Steps between validations; 0: a fifth of the run, at least 10."""
+    """Steps between validations; 0: a fifth of the run, at least 10; below 20 steps only after the last."""
     max_rows: int = Field(default=32, ge=1)
     """Held-out rows looked at each time, the same ones, at most; in short runs a sixteenth of the rows trained on, at least 8,
     unless validation decides."""
@@ -167,7 +167,7 @@ class Evaluation(Section):
     max_rows: int = Field(default=128, ge=1)
     """Held-out samples that are generated and scored at most: 16, and twice as many as long as they cannot tell."""
     max_loss_rows: int = Field(default=32, ge=1)
-    """Held-out rows whose loss is measured."""
+    """Held-out rows whose loss is measured at most; after a short run an eighth of the rows trained on, at least 16."""
     samples: int = Field(default=10, ge=0)
     """Answers shown side by side."""
     batch_size: int = Field(default=32, ge=1)

@@ -136,8 +136,8 @@ def checkpoint_interval(asked: int, steps: int) -> int:
 
 
 def validation_interval(asked: int, steps: int) -> int:
-    """Steps between validations: as asked, or a fifth of the run, at least 10."""
-    return asked or max(steps // 5, 10)
+    """Steps between validations: as asked, or a fifth of the run, at least 10; a run of less than 20 is validated at its end."""
+    return asked or (max(steps // 5, 10) if steps >= 20 else steps)
 
 
 def validation_rows(plan: Plan, prepared: PreparedData) -> int:

@@ -72,7 +72,7 @@ class Worker:
         Raises:
             Exception: whatever went wrong; `main` records it.
         """
-        begun = time.monotonic()
+        begun, begun_cpu = time.monotonic(), time.process_time()
         gc.disable()  # looking for garbage takes a fifth of the time in which torch and transformers are imported
         try:
             backend, writer, events = self._load()
@@ -90,9 +90,10 @@ class Worker:
             return EXIT_OK
         result = self._export(backend, writer)
         if events:
-            seconds = round(time.monotonic() - begun, 4)
-            shapes = {} if backend.shapes is None else {"shapes": backend.shapes}
-            events.emit("finished", self.callbacks.step, **result, **shapes, seconds=seconds)
+            spent = {"seconds": time.monotonic() - begun, "processor_s": time.process_time() - begun_cpu}
+            told: dict[str, Any] = {} if backend.shapes is None else {"shapes": backend.shapes}
+            told |= {name: round(seconds, 4) for name, seconds in spent.items()}
+            events.emit("finished", self.callbacks.step, **result, **told)
         return EXIT_OK
 
     def _load(self) -> tuple[Backend, Writer, EventWriter | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,12 @@ def test_logs_of_a_local_run_and_the_words_of_its_errors(tmp_path: Path) -> None
     make_log(tmp_path / "LoraFlow" / "18" / "train-x", "one", *event_lines(3), silent, silent)
     shown = call("logs", "18", "--root", tmp_path, "--lines", "2").output.splitlines()
     assert [line.split(" | ")[0] for line in shown] == ["step 2/10", "step 3/10"]
+    os.utime(tmp_path / "LoraFlow" / "17" / "train-x", (1, 1))
+    assert (
+        call("logs", "--root", tmp_path, "--lines", "2").output
+        == call("logs", "18", "--root", tmp_path, "--lines", "2").output
+    )
+    assert "there is no training below" in call("logs", "--root", tmp_path / "none").output
     missing = call("logs", "17", "--root", tmp_path, "--rank", "5")
     assert missing.exit_code == 1
     assert "Storage failed: no rank-5.log in" in missing.output

@@ -12,12 +12,13 @@ import pytest
 from steps.errors import ConfigError, DataError, ModelError
 from steps.evaluate import stage
 from steps.evaluate.report import read_samples
-from steps.evaluate.stage import evaluate
+from steps.evaluate.stage import evaluate, loss_rows
 from steps.protocol.records import PreparedData, Report
 from steps.protocol.rundir import RunDir
 from steps.settings.config import parse_options, parse_settings
 from steps.settings.resolve import resolve
 from tests.evaluate.evaluate_data import adapter_record, base_record, merged_record, write_model, write_prepared
+from tests.shared.sample_records import plan_of, prepared_of
 
 ANSWERS = ['{"item": "apple", "quantity": 3}', '{"item": "pear", "quantity": 5}', '{"item": "fig", "quantity": 1}']
 
@@ -179,6 +180,12 @@ def test_more_samples_are_measured_as_long_as_they_cannot_tell(
 
 def test_the_loss_is_of_as_many_rows_as_are_asked_for(evaluated: Evaluate) -> None:
     assert [evaluated(max_loss_rows=rows).loss_samples for rows in (1, 2, 9)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(("steps", "asked", "expected"), [(12, 32, 16), (64, 32, 32), (1000, 500, 500), (12, 5, 5)])
+def test_after_a_short_training_the_loss_is_of_fewer_rows(steps: int, asked: int, expected: int) -> None:
+    plan = plan_of({"evaluation": {"max_loss_rows": asked}})
+    assert loss_rows(plan, prepared_of(steps=steps, global_batch=4)) == expected
 
 
 def test_what_chose_the_adapter_does_not_measure_it(evaluated: Evaluate, place: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,7 +13,20 @@ from typing import Any
 
 import pytest
 
-from steps.flow.estimate import FILE, Pace, plan_line, recall, remember, remember_after, start_s, tokens_of_run
+from steps import machine
+from steps.flow.estimate import (
+    FILE,
+    Pace,
+    plan_line,
+    recall,
+    remember,
+    remember_after,
+    share_of,
+    slower_now,
+    start_s,
+    tokens_of_run,
+)
+from steps.protocol.events import EventWriter
 from steps.settings.plan import Plan
 from tests.shared.sample_records import BASE, plan_of, prepared_of
 
@@ -57,6 +72,36 @@ def test_merge_and_evaluation_count_once_they_were_measured_with_this_data(tmp_p
     assert plan_line(plan, BASE, prepared, cache=tmp_path).endswith(", 1 min 30 s with merge and evaluation")
     other = replace(prepared, digest="e" * 64)
     assert plan_line(plan, BASE, other, cache=tmp_path).endswith("have not been measured with this data yet")
+
+
+def finished(folder: Path, **data: float) -> Path:
+    EventWriter(folder / "events.jsonl", attempt=1, stream=io.StringIO()).emit("finished", 3, **data)
+    return folder / "events.jsonl"
+
+
+def test_a_run_beside_other_work_tells_how_long_the_next_takes_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "cores", lambda: 2)
+    monkeypatch.setattr(machine, "GPU_FILES", ())
+    monkeypatch.setattr(os, "getloadavg", lambda: (1.0, 1.0, 1.0))
+    plan, prepared = plan_of(), prepared_of()
+    share = share_of(finished(tmp_path, seconds=100.0, processor_s=34.0), plan)
+    assert share == 0.17
+    remember(plan, BASE, ACCOUNT, prepared, cache=tmp_path, share=share)
+    pace = recall(plan, BASE, cache=tmp_path)
+    assert pace == replace(PACE, share=0.17)
+    assert slower_now(pace, plan) == pytest.approx(0.2)
+    assert slower_now(pace, plan, load=9.0, cores=2) == pytest.approx(1.0)
+    line = plan_line(plan, BASE, prepared, cache=tmp_path)
+    assert (
+        "about 3 s of training at the 2,000 tokens/s of the last time, when the machine was more busy than now" in line
+    )
+    assert slower_now(PACE, plan, load=99.0) == 1.0
+    assert share_of(finished(tmp_path, seconds=10.0, processor_s=34.0), plan) == 0.85
+    assert share_of(tmp_path / "none", plan) == 0.0
+    monkeypatch.setattr(machine, "GPU_FILES", (tmp_path,))
+    assert share_of(tmp_path / "events.jsonl", plan) == 0.0
 
 
 def test_the_steps_processes_take_as_long_to_start_as_this_one() -> None:

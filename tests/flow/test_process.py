@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import io
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from steps.flow.home import RECORDS, keep_records_in
 from steps.flow.metaflow_internals import config_first
-from steps.flow.process import readable, show
+from steps.flow.process import PROGRESS, readable, show, with_silences
 from steps.settings.places import flow_file
 
 TASK = "2026-11-28 13:41:49.535 [1795873235623434/train/3 (pid 13928)] "
@@ -71,6 +73,22 @@ def test_progress_gives_its_place_to_the_next(line: str) -> None:
 @pytest.mark.parametrize("line", ["Traceback (most recent call last):", "    no prefix at all", "Invalid settings: x"])
 def test_what_is_no_noise_is_shown_as_it_is(line: str) -> None:
     assert readable(line + "\n") == line
+
+
+def test_a_silence_is_told_with_the_step_that_is_silent() -> None:
+    def lines() -> Iterator[str]:
+        yield from RUN[:5]
+        time.sleep(0.3)
+        yield RUN[7]  # nothing that a person sees
+        time.sleep(0.3)
+        yield RUN[10]
+
+    read = list(with_silences(lines(), quiet_s=0.2))
+    told = [line for line in read if line not in RUN]
+    assert len(told) >= 2
+    assert all(line.startswith("train step: ") and PROGRESS.match(line.rstrip()) for line in told)
+    assert [line for line in read if line in RUN] == [*RUN[:5], RUN[7], RUN[10]]
+    assert list(with_silences(RUN)) == RUN
 
 
 def test_a_reader_that_has_gone_does_not_end_the_run() -> None:

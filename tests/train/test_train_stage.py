@@ -57,7 +57,7 @@ def test_steps_between_saves(asked: int, steps: int, expected: int) -> None:
     assert checkpoint_interval(asked, steps) == expected
 
 
-@pytest.mark.parametrize(("asked", "steps", "expected"), [(0, 30, 10), (0, 1000, 200), (7, 1000, 7)])
+@pytest.mark.parametrize(("asked", "steps", "expected"), [(0, 30, 10), (0, 1000, 200), (7, 1000, 7), (0, 12, 12)])
 def test_steps_between_validations(asked: int, steps: int, expected: int) -> None:
     assert validation_interval(asked, steps) == expected
 
