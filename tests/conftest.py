@@ -19,6 +19,7 @@ LONGEST_FIRST = ("soak", "flow", "train", "job")
 """Folders whose files take longest: begun first, none of them is what one worker waits for at the end."""
 
 settings.register_profile("calm", deadline=None)
+settings.register_profile("quick", settings.get_profile("calm"), max_examples=40)  # of `make test`; everywhere else 100
 settings.load_profile("calm")
 hear_interrupts()
 quiet_threads(os.environ)  # before any test imports torch

@@ -174,7 +174,7 @@ class pytorchjob(StepMutator, UserStepDecorator):
 
     def mutate(self, mutable_step: Any) -> None:
         """Add @retry and @card, wherever the flow is read: run, resume, Argo, pods."""
-        from steps.flow.cards.metaflow_cards import CARD_TYPE, register_card_type
+        from steps.flow.cards.card_type import CARD_TYPE, register_card_type
 
         times = {"times": getattr(self, "_launcher_retries", 2), "minutes_between_retries": 0}
         mutable_step.add_decorator("retry", deco_kwargs=times)

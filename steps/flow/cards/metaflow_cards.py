@@ -1,8 +1,6 @@
-"""The cards as Metaflow knows them: a card type of our own, the live train card, the finished evaluate card.
+"""The cards of this project's steps: the live train card, the finished evaluate card; each is a file as well.
 
-The type is registered by `register_card_type`, in every process that reads a flow. Metaflow renders a card in a process of its
-own from what the step handed over, so the step hands over the page's body, and the card puts the page around it. While a step
-runs, the viewer gets new bodies; when it is over, a page without any script.
+What Metaflow has to know of them in every process is in `card_type`.
 """
 
 from __future__ import annotations
@@ -15,17 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from metaflow import current
-from metaflow.plugins.cards.card_modules.card import MetaflowCard, MetaflowCardComponent
 
 from steps.errors import StorageError
 from steps.flow.cards import evaluate, page, train
+from steps.flow.cards.card_type import Body
 from steps.protocol.events import Event
 from steps.protocol.records import Report
 from steps.protocol.rundir import write_atomic
 
 logger = logging.getLogger(__name__)
 
-CARD_TYPE = "hyperpod_lora"
 TRAIN_PAGE = "card.html"
 """In the training's folder: the train card as a file, which a browser reloads by itself while the training is at work."""
 REPORT_PAGE = "report.html"
@@ -34,54 +31,6 @@ WRITE_EVERY_S, RELOAD_EVERY_S = 10.0, 15
 """Of the train card's file: how often it is written at most, and how often a browser that shows it looks again."""
 ROWS_SHOWN = 20
 """Of each kind of row, unless a caller says otherwise."""
-
-
-class Body(MetaflowCardComponent):
-    """The part of a card that changes, as HTML made by `page.body`."""
-
-    REALTIME_UPDATABLE = True
-
-    def __init__(self, html: str) -> None:
-        self._html = html
-
-    def update(self, html: str) -> None:
-        """Show another body from the next refresh on."""
-        self._html = html
-
-    def render(self) -> str:
-        """What Metaflow passes to the card."""
-        return self._html
-
-
-class LoraCard(MetaflowCard):
-    """The page around one `Body`."""
-
-    type = CARD_TYPE
-    ALLOW_USER_COMPONENTS = True
-    RUNTIME_UPDATABLE = True
-
-    def __init__(self, components: Sequence[str] = (), **_: Any) -> None:
-        self._body = "".join(components)
-
-    def render(self, task: Any) -> str:
-        """The finished page."""
-        return page.page(str(task.pathspec), self._body)
-
-    def render_runtime(self, task: Any, data: Mapping[str, Any]) -> str:
-        """The page of a step that is at work."""
-        return page.page(str(task.pathspec), self._body, reload_token=self.RELOAD_POLICY_TOKEN)
-
-    def refresh(self, task: Any, data: Mapping[str, Any]) -> dict[str, str]:
-        """What an open page puts in."""
-        return {"body": "".join(data["components"].values())}
-
-
-def register_card_type() -> None:
-    """Make the type known to Metaflow in this process; twice does no harm."""
-    from metaflow import plugins
-
-    if LoraCard not in plugins.CARDS:
-        plugins.CARDS.append(LoraCard)
 
 
 class TrainCard:

@@ -12,16 +12,8 @@ import pytest
 from metaflow import plugins
 from metaflow.plugins.cards.card_cli import update_card
 
-from steps.flow.cards.metaflow_cards import (
-    CARD_TYPE,
-    REPORT_PAGE,
-    TRAIN_PAGE,
-    Body,
-    LoraCard,
-    TrainCard,
-    fill_evaluate_card,
-    register_card_type,
-)
+from steps.flow.cards.card_type import CARD_TYPE, Body, LoraCard, register_card_type
+from steps.flow.cards.metaflow_cards import REPORT_PAGE, TRAIN_PAGE, TrainCard, fill_evaluate_card
 from tests.flow.cards.samples import FakeCard, event, row
 from tests.shared.sample_records import REPORT
 

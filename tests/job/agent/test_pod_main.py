@@ -190,6 +190,7 @@ def wait_for_step(events: Path, running: subprocess.Popen[str]) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.whole
 @pytest.mark.timeout(700)
 @pytest.mark.parametrize(("recovery", "is_told"), [("client", True), ("hyperpod", False)])
 def test_a_node_whose_rank_failed_tells_the_others(tmp_path: Path, recovery: str, is_told: bool) -> None:
@@ -201,6 +202,7 @@ def test_a_node_whose_rank_failed_tells_the_others(tmp_path: Path, recovery: str
     assert (directory / "attempts" / "001" / "peer-failed").exists() == is_told
 
 
+@pytest.mark.whole
 @pytest.mark.timeout(700)
 def test_a_node_that_hears_of_it_saves_and_stops_without_waiting_for_kubernetes(tmp_path: Path) -> None:
     directory = play(tmp_path, steps=1000, save_every=1000)
@@ -214,6 +216,7 @@ def test_a_node_that_hears_of_it_saves_and_stops_without_waiting_for_kubernetes(
     assert (told["reason"], told["message"]) == ("peer", "its ranks were stopped: another node's failed first")
 
 
+@pytest.mark.whole
 @pytest.mark.timeout(700)
 def test_sigterm_lets_the_ranks_save_within_the_grace(tmp_path: Path) -> None:
     directory = play(tmp_path, steps=1000, save_every=1000)
