@@ -1,5 +1,6 @@
-"""Processes by an identity that survives reuse of their number: pid, start time and boot. Linux only (it reads /proc).
+"""Processes by an identity that survives reuse of their number: pid, start time and boot.
 
+It reads /proc; where there is none (macOS) it asks psutil, for what launches and looks. Workers run on Linux only.
 Used by the agent, the local launcher and `local_jobs`. Workers and all that they start carry a marker in their environment, so
 that they are found even when everyone who knew their number is dead.
 """
@@ -26,11 +27,17 @@ def marker_of(directory: Path, attempt: int) -> str:
 
 def boot_id() -> str:
     """Changes with every start of the machine."""
+    if not _has_proc():
+        import psutil
+
+        return f"boot {psutil.boot_time():.0f}"
     return (PROC / "sys/kernel/random/boot_id").read_text().strip()
 
 
 def pid_namespace() -> str:
     """Numbers of processes mean something within one only: a container has its own."""
+    if not _has_proc():
+        return platform.node()
     return os.readlink(PROC / "self/ns/pid")
 
 
@@ -49,12 +56,31 @@ def is_visible(identity: Mapping[str, Any]) -> bool:
 
 def start_ticks(pid: int) -> int | None:
     """Clock ticks from boot to the process's start; None if it is gone or only waits to be reaped."""
+    if not _has_proc():
+        return _start_by_psutil(pid)
     try:
         # The name in parentheses may hold spaces and parentheses itself.
         fields = (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return None
     return None if fields[0] in ("Z", "X") else int(fields[19])
+
+
+def _has_proc() -> bool:
+    return (PROC / "self").exists()
+
+
+def _start_by_psutil(pid: int) -> int | None:
+    """Hundredths of a second, as most kernels' ticks are."""
+    import psutil
+
+    try:
+        process = psutil.Process(pid)
+        return (
+            None if process.status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD) else int(100 * process.create_time())
+        )
+    except psutil.Error:
+        return None
 
 
 def is_alive(identity: Mapping[str, Any]) -> bool:
@@ -64,6 +90,8 @@ def is_alive(identity: Mapping[str, Any]) -> bool:
 
 def find_marked(prefix: str) -> dict[int, str]:
     """Marker by pid, of all living processes of this user whose marker begins with `prefix`; reads all of /proc."""
+    if not _has_proc():
+        return _marked_by_psutil(prefix)
     found = {}
     wanted = f"{MARKER}={prefix}".encode()
     for folder in PROC.iterdir():
@@ -74,6 +102,14 @@ def find_marked(prefix: str) -> dict[int, str]:
                 if item.startswith(wanted) and start_ticks(int(folder.name)) is not None:
                     found[int(folder.name)] = item.partition(b"=")[2].decode(errors="replace")
     return found
+
+
+def _marked_by_psutil(prefix: str) -> dict[int, str]:
+    import psutil
+
+    environments = {process.pid: process.info["environ"] for process in psutil.process_iter(["environ"])}
+    markers = {pid: environment.get(MARKER, "") for pid, environment in environments.items() if environment}
+    return {pid: marker for pid, marker in markers.items() if marker and marker.startswith(prefix)}
 
 
 def marked_with(marker: str) -> list[int]:
