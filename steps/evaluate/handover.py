@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from steps.evaluate.loss import Sample, mean_loss
-from steps.evaluate.measure import Progress
+from steps.evaluate.measure import Progress, import_libraries
 from steps.protocol.handover import HeldOutLoss, require_same
 from steps.protocol.prepared import PreparedRows
 from steps.protocol.records import Adapter, MergedModel, PreparedData
@@ -50,6 +50,7 @@ def _expected(adapter: Adapter) -> HeldOutLoss | None:
 
 
 def _loss(folder: Path, samples: list[Sample], precision: str, progress: Progress | None) -> float:
+    import_libraries()
     import torch
     from transformers import AutoModelForCausalLM
 

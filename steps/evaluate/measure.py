@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,17 @@ class _Counter:
         self._progress(self._what, self._tokens, 0)
 
 
+@cache
+def import_libraries() -> None:
+    """torch and transformers. Looking for garbage meanwhile would take a fifth of the time, and all this stays."""
+    gc.disable()
+    try:
+        from transformers import AutoModelForCausalLM  # noqa: F401  # and torch with it
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
 def load_model(folder: Path, *, precision: str) -> tuple[Any, Any]:
     """(model, tokenizer) from a local folder, on the GPU if there is one. `precision`: bf16, fp32, or auto: the weights' own, but
     fp32 where the device is slow at bf16.
@@ -151,6 +163,7 @@ def load_model(folder: Path, *, precision: str) -> tuple[Any, Any]:
     Raises:
         ModelError: it is damaged, incomplete or of a kind that transformers does not know.
     """
+    import_libraries()
     import torch
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
