@@ -7,20 +7,24 @@ A mistake in an option is told here within a second, and leaves no failed run in
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from steps.errors import ConfigError, Mistakes, Problem
 from steps.settings.options import GROUPS, OPTIONS, Options, choices_of, help_of
 
+if TYPE_CHECKING:
+    from steps.settings.section import Section
+
 CONFIG = click.option(
     "--config",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Where and how to run; its section `run` has defaults for the options below. Default: config/local.yaml.",
+    help="Where and how to run; its section `run` has defaults for these options. Default: config/local.yaml.",
 )
 
 
@@ -37,15 +41,17 @@ class OptionsCommand(click.Command):
             formatter.write_dl([*shown.values(), ("-h, --help", "Show this message and exit.")])
 
     def format_epilog(self, context: click.Context, formatter: click.HelpFormatter) -> None:
-        """The presets by name."""
-        from steps.settings.catalog import preset_names
+        """The presets by name, and what each of them chooses where an option is not given."""
+        from steps.settings.catalog import DatasetPreset, ModelPreset, find_dataset, find_model, preset_names
 
-        formatter.write_dl(
-            [
-                ("Models:", ", ".join(preset_names("models"))),
-                ("Data sets:", ", ".join(preset_names("datasets"))),
-            ]
+        models = {name: find_model(name) for name in preset_names("models")}
+        datasets = {name: find_dataset(name) for name in preset_names("datasets")}
+        formatter.write_paragraph()
+        formatter.write_text(
+            "Presets, with what they choose for options that are 0 or auto; a data set's wins over a model's."
         )
+        formatter.write_dl([("Models:", ""), *_choices(models), ("  any other", _chosen(ModelPreset()))])
+        formatter.write_dl([("Data sets:", ""), *_choices(datasets), ("  any other", _chosen(DatasetPreset()))])
 
     def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
         """As click does; an unknown option is one of this project's errors, which names the nearest."""
@@ -57,6 +63,23 @@ class OptionsCommand(click.Command):
             known = [f"--{name.replace('_', '-')}" for name in OPTIONS]
             what = f"no such option{suggest(error.option_name, known)}; `hyperpod-lora run --help` shows all"
             raise ConfigError([Problem(error.option_name, what)]) from error
+
+
+def _choices(presets: Mapping[str, Section]) -> list[tuple[str, str]]:
+    return [(f"  {name}", _chosen(preset)) for name, preset in presets.items()]
+
+
+def _chosen(preset: Section) -> str:
+    """The values of a preset that are an option's too, as far as they choose anything."""
+    values = {name: getattr(preset, name) for name in type(preset).model_fields if name in OPTIONS}
+    plain = {name: value for name, value in values.items() if value and value != "auto" and not isinstance(value, dict)}
+    if "max_steps" in plain:
+        plain.pop("epochs", None)
+    words = {
+        name: "on" if value is True else f"{value:g}" if isinstance(value, float) else value
+        for name, value in plain.items()
+    }
+    return ", ".join(f"{name.replace('_', '-')} {word}" for name, word in words.items())
 
 
 def _click_options() -> list[click.Parameter]:

@@ -23,7 +23,10 @@ def test_every_option_stands_under_one_heading_and_its_words_are_named() -> None
     shown = call("run", "--help").output
     assert all(f"--{name.replace('_', '-')} " in shown for name in OPTIONS)
     assert "auto|lora|rslora|dora" in shown
-    assert "smollm2-135m" in shown.partition("Models:")[2]
+    presets = " ".join(shown.partition("Models:")[2].split())
+    assert "smollm2-135m learning-rate 0.001, lora-rank 8," in presets
+    assert "any other learning-rate 0.0002, lora-rank 16, lora-targets all-linear, sequence-length 1024" in presets
+    assert "max-steps 12" in presets.partition("Data sets:")[2]
 
 
 @pytest.mark.parametrize(
