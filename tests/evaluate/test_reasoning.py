@@ -37,8 +37,19 @@ def test_a_prompt_that_has_closed_its_block_opens_none(prompt: str) -> None:
     assert opened_by(prompt) == ""
 
 
-def test_two_blocks_are_both_thinking() -> None:
-    assert after_thinking("<think>a</think>\n<think>b</think> c") == ("c", False)
+LATER = {
+    "one after another": ("<think>a</think>\n<think>b</think> c", "c", False),
+    "words between": ("<think>a</think>\nLet me see: 41?\n<think>b</think>\n42", "42", False),
+    "three, of two kinds": ("a</think>x<think>b</think>y\n<reasoning>c</reasoning>z", "z", False),
+    "nothing behind the last": ("<think>a</think>42<think>done</think>\n", "42", False),
+    "the last never ends": ("<think>a</think>41?\n<think>b", "", True),
+    "a tag that is talked about": ("<think>a</think>Use the <think> tag.", "Use the <think> tag.", False),
+}
+
+
+@pytest.mark.parametrize(("text", "answer", "is_thinking"), LATER.values(), ids=LATER)
+def test_words_between_two_blocks_are_not_the_answer(text: str, answer: str, is_thinking: bool) -> None:
+    assert after_thinking(text) == (answer, is_thinking)
 
 
 @pytest.mark.parametrize("name", SCORES)

@@ -59,15 +59,33 @@ def is_part_of_a_marker(token: str) -> bool:
 
 
 def after_thinking(text: str) -> Parted:
-    """What stands after the block, or blocks, that the text begins with; the text itself where there is none."""
-    while True:
-        rest = text.lstrip()
-        block = next((block for block in BLOCKS if rest.startswith(block.opener)), None) or _opened_before(rest)
-        if block is None:
-            return Parted(text.strip(), is_thinking=False)
-        _, closer, text = rest.partition(block.closer)
+    """What stands after the last block of a text that begins with one; the text itself where it does not.
+
+    Words between two blocks are on the way to the answer; they are the answer only where none stands behind the last block.
+    """
+    rest = text.lstrip()
+    block = next((block for block in BLOCKS if rest.startswith(block.opener)), None) or _opened_before(rest)
+    between = ""
+    while block:
+        _, closer, rest = rest.partition(block.closer)
         if not closer:
             return Parted("", is_thinking=True)
+        block = _opened_before(rest) or _opened_in(rest)
+        between = (rest.partition(block.opener)[0] if block and block.opener in rest else rest).strip() or between
+    return Parted(rest.strip() or between, is_thinking=False)
+
+
+def _opened_in(text: str) -> Block | None:
+    """The first block that begins in the text; one that does not end, only at a line's beginning: else it is talked about."""
+    found = [
+        block for block in BLOCKS if block.closer in text.partition(block.opener)[2] or _begins_line(text, block.opener)
+    ]
+    return min(found, key=lambda block: text.index(block.opener), default=None)
+
+
+def _begins_line(text: str, opener: str) -> bool:
+    before, found, _ = text.partition(opener)
+    return bool(found) and not before.rpartition("\n")[2].strip()
 
 
 def _opened_before(text: str) -> Block | None:

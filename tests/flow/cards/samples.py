@@ -23,6 +23,10 @@ HOSTILE = [
     "請把這份訂單轉成 JSON:三個背包,送到台北。",
     "حوّل هذا الطلب إلى JSON: ثلاث حقائب إلى القاهرة (3).",
     "\n  two\n\n   lines\ttab  ",
+    f"</title></style></script></textarea></pre><script>{RAN}</script>",
+    "<style>@import '//evil'; pre { display: none } body { background: url(//evil) }</style>",
+    f"<math><mtext></mtext><mglyph><style><img src=x onerror={RAN}></style></mglyph></math>",
+    "Rindfleischetikettierungsüberwachungsaufgabenübertragungsgesetz" * 20,
 ]
 """Texts as data, models and people may bring them; all can be shown letter by letter."""
 UNSEEN = "\x1b[31mred\x1b[0m\x00 \u202efdp.exe\u202c \x85 \ufeff \U000e0041 \ud800"
