@@ -65,7 +65,7 @@ def to_conversation(values: Mapping[str, Any], layout: Layout, *, system: str = 
     weight = parts.get("weight")
     if not is_missing(weight) and (unused := _unlearned(weight)):
         return unused
-    if unused := _marked(values, layout.shape):
+    if not MARKING.isdisjoint(values) and (unused := _marked(values, layout.shape)):
         return unused
     if "text" in parts:
         text = to_text(parts["text"])
@@ -95,6 +95,8 @@ def _unlearned(weight: Any) -> Skip | None:
 
 
 MEDIA = ("image", "images", "video", "videos", "audio", "audios")
+MARKING = frozenset({*MEDIA, "label", "kto_tag"})
+"""Columns that may say that a row is not to be learned."""
 
 
 def _marked(values: Mapping[str, Any], shape: str) -> Skip | None:

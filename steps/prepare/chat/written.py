@@ -37,6 +37,8 @@ class Marks:
     """Tokens that begin turns: added ones alone, since other marks may be anybody's words."""
     ends: tuple[str, ...]
     """What ends an answer."""
+    firsts: frozenset[str]
+    """The characters that any mark begins with: most messages hold none of them, and are looked at no further."""
 
     @classmethod
     def of(cls, template: ChatTemplate) -> Marks:
@@ -49,7 +51,9 @@ class Marks:
         ends = {*template.usual_ends, template.tokens.get("eos_token", "")}
         before = text.partition("yZ2")[0].removeprefix(template.tokens.get("bos_token", ""))
         turns = {found[0] for found in template.added.finditer(before)} - ends
-        return cls(tuple(sorted(turns)), tuple(sorted(filter(None, ends), key=len, reverse=True)))
+        ends = set(filter(None, ends))
+        firsts = frozenset(mark[0] for mark in (*turns, *ends, *KNOWN))
+        return cls(tuple(sorted(turns)), tuple(sorted(ends, key=len, reverse=True)), firsts)
 
     def taken_off(self, conversation: Conversation) -> tuple[Conversation, tuple[str, ...]]:
         """The conversation with answers that bring no end of their own; and what to say of it.
@@ -59,6 +63,8 @@ class Marks:
         """
         if conversation.text:
             return conversation, tuple(self._of_text(conversation.text))
+        if not any(first in message["content"] for message in conversation.messages for first in self.firsts):
+            return conversation, ()
         notes: list[str] = []
         messages = list(conversation.messages)
         for index, message in enumerate(messages):
