@@ -36,6 +36,10 @@ READ: dict[str, tuple[dict[str, Any], Conversation]] = {
         of_turns((S, "s"), (U, "q"), (A, "a")),
     ),
     "one conversation": ({"conversation": TURNS}, of_turns((U, "q"), (A, "a"))),
+    "Cohere": (
+        {"messages": [{"role": "User", "content": "q"}, {"role": "Chatbot", "content": "a"}]},
+        of_turns((U, "q"), (A, "a")),
+    ),
     "a dialogue": ({"Dialog": TURNS}, of_turns((U, "q"), (A, "a"))),
     "Vertex AI": (
         {
@@ -98,6 +102,7 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "multiple choice": (["question", "choices", "answer"], r"column choices holds the answers to choose from"),
     "options": (["question", "Options", "answer"], r"column Options .*--columns question=question"),
     "single messages": (["message_id", "parent_id", "role", "text"], r"text=text to learn it as it stands"),
+    "code": (["text", "code", "test_list"], r"found code, test_list, text"),
     "a summary": (["text", "summary"], r"found summary, text"),
     "one column": (["content"], r"--columns text=content"),
     "preferences": (["question", "chosen", "rejected"], r"--columns prompt=question,completion=chosen"),
@@ -154,6 +159,12 @@ def test_the_look_goes_on_until_a_row_is_usable(tmp_path: Path, monkeypatch: pyt
     write_lines(tmp_path / "a.jsonl", rows)
     monkeypatch.setattr(looking, "MOST_ROWS", 100)  # what was not looked at is left to prepare
     look_at_files(dataset)
+
+
+def test_the_look_stops_in_the_middle_of_utf_16_without_a_complaint(tmp_path: Path) -> None:
+    rows = json.dumps({"question": "q", "answer": "a"}) + "\n"
+    (tmp_path / "a.jsonl").write_bytes((rows * 999).encode("utf-16"))
+    look_at_files(DatasetPreset(name="mine", path=str(tmp_path / "a.jsonl")))
 
 
 @pytest.mark.parametrize("is_indexed", [False, True], ids=["save_to_disk", "Feather"])

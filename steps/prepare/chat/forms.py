@@ -71,7 +71,7 @@ PREFERENCE = ("chosen", "rejected")
 PREFERENCES = (PREFERENCE, ("preferred_output", "non_preferred_output"))
 COMPANIONS = frozenset(
     {"label", "labels", "summary", "highlights", "translation", "target", "targets", "output", "answer", "response"}
-    | {"completion", "role", "parent_id"}
+    | {"completion", "reply", "code", "question", "role", "parent_id"}
 )
 """Beside a column `text`: classes, answers, or what makes a row one message of many. Such texts are no texts to continue."""
 CHOICES = ("choices", "options")

@@ -165,4 +165,5 @@ def _utf16_lines(path: Path, file: BinaryIO, encoding: str) -> Iterator[tuple[in
     except UnicodeError as error:
         raise DataError(f"{path}: begins as UTF-16 and is not ({error}); save it as UTF-8") from error
     finally:
-        text.detach()
+        if not file.closed:  # who stops in the middle may have closed it
+            text.detach()
