@@ -150,13 +150,29 @@ def test_the_browser_of_these_tests_does_run_what_is_not_escaped(tmp_path: Path)
     assert "<title>ran</title>" in dump(source, tmp_path / "profile")
 
 
-def dump(source: Path, profile: Path) -> str:
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (apt-get install chromium)")
+@PAGES
+def test_no_text_is_wider_than_a_phone(make: Callable[[list[str]], str], tmp_path: Path) -> None:
+    long = "Überwachungsaufgabenübertragungsgesetz" * 20
+    text = re.sub(r"<meta http-equiv=[^>]*>", "", make([long] * 4))
+    spy = (
+        "<script>window.onload=()=>{document.title=`${document.documentElement.scrollWidth} of ${innerWidth}`}</script>"
+    )
+    source = tmp_path / "card.html"
+    source.write_text(text.replace("</head>", f"{spy}</head>"), "utf-8")
+    found, width = map(int, re.findall(r"<title>(\d+) of (\d+)", dump(source, tmp_path / "profile", width=390))[0])
+    assert found <= width < 600
+
+
+def dump(source: Path, profile: Path, *, width: int = 1200) -> str:
     """The page as it is after two seconds in a headless Chromium."""
     options = [
         "--headless=new",
         "--no-sandbox",
         "--disable-gpu",
         f"--user-data-dir={profile}",
+        f"--window-size={width},900",
         "--virtual-time-budget=2000",
     ]
     command = [str(CHROMIUM), *options, "--dump-dom", source.as_uri()]
