@@ -6,7 +6,7 @@ Called by `stage`. One sample per row, so that nothing sees anything else; logit
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,8 @@ class Sample:
 
     input_ids: Sequence[int]
     labels: Sequence[int]
+    source: str = ""
+    """Of a mixture: the source that it is from."""
 
     @property
     def first_target(self) -> int:
@@ -37,22 +39,33 @@ class Sample:
 
 
 def mean_loss(model: Any, samples: Sequence[Sample], *, on_samples: Callable[[int], None] | None = None) -> float:
-    """Nats per target token, all targets weighing the same; NaN when there is none.
+    """Nats per target token, all targets weighing the same; NaN when there is none. `on_samples`: see `sums_by_source`."""
+    return mean_of(sums_by_source(model, samples, on_samples=on_samples).values())
 
-    `on_samples` hears how many samples are done.
-    """
+
+def mean_of(sums: Iterable[tuple[float, int]]) -> float:
+    """The mean over all targets, of summed losses and numbers of targets; NaN when there is none."""
+    losses, targets = zip(*sums, strict=True)
+    return sum(losses) / sum(targets) if any(targets) else math.nan
+
+
+def sums_by_source(
+    model: Any, samples: Sequence[Sample], *, on_samples: Callable[[int], None] | None = None
+) -> dict[str, tuple[float, int]]:
+    """Source → (sum of the losses in nats, number of targets). `on_samples` hears how many samples are done."""
     import torch
 
     usable = [sample for sample in samples if sample.first_target < len(sample.labels)]
     logits_of = _after_prefix if way_of(model, [sample.input_ids for sample in usable]) == "quick" else _in_full
-    total, targets, done = 0.0, 0, len(samples) - len(usable)
+    sums, done = {sample.source: (0.0, 0) for sample in samples}, len(samples) - len(usable)
     with torch.inference_mode():
         for batch in _batches(usable):
-            loss, count = _batch_loss(logits_of(model, batch), batch)
-            total, targets, done = total + loss, targets + count, done + len(batch)
+            for source, loss, count in _row_sums(logits_of(model, batch), batch):
+                sums[source] = sums[source][0] + loss, sums[source][1] + count
+            done += len(batch)
             if on_samples:
                 on_samples(done)
-    return total / targets if targets else math.nan
+    return sums
 
 
 def perplexity(loss: float) -> float:
@@ -71,19 +84,19 @@ def _batches(samples: Sequence[Sample]) -> list[list[Sample]]:
     return batches
 
 
-def _batch_loss(logits: Tensor, batch: Sequence[Sample]) -> tuple[float, int]:
-    """(sum of the losses, number of targets). `logits` are (rows, places, vocabulary), from the place before the batch's first
-    target on."""
+def _row_sums(logits: Tensor, batch: Sequence[Sample]) -> Iterator[tuple[str, float, int]]:
+    """(source, sum of the losses, number of targets) of each row.
+
+    `logits` are (rows, places, vocabulary), from the place before the batch's first target on.
+    """
     import torch
 
     first = _first_target(batch)
-    total, targets = 0.0, 0
     for row, sample in enumerate(batch):
         labels = torch.tensor(sample.labels[first:], dtype=torch.long, device=logits.device)
         predicted = logits[row, : len(labels)].float()
-        total += float(torch.nn.functional.cross_entropy(predicted, labels, ignore_index=IGNORED, reduction="sum"))
-        targets += int((labels != IGNORED).sum())
-    return total, targets
+        loss = torch.nn.functional.cross_entropy(predicted, labels, ignore_index=IGNORED, reduction="sum")
+        yield sample.source, float(loss), int((labels != IGNORED).sum())
 
 
 def _first_target(batch: Sequence[Sample]) -> int:

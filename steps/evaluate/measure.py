@@ -8,8 +8,8 @@ from __future__ import annotations
 import gc
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 from steps.errors import ModelError
 from steps.evaluate.attention import quicken_steps
 from steps.evaluate.generate import answer_limit, end_tokens, generate
-from steps.evaluate.loss import mean_loss
+from steps.evaluate.loss import mean_of, sums_by_source
 from steps.evaluate.questions import Questions
 from steps.evaluate.scoring.reasoning import after_thinking, has_markers, is_part_of_a_marker, opened_by
 from steps.evaluate.scoring.scores import score_answer
@@ -51,6 +51,8 @@ class Measured:
     """Generated, end tokens not counted."""
     generate_s: float
     loss_s: float
+    losses: Mapping[str, float] = field(default_factory=dict)
+    """Of a mixture: source → its samples' loss."""
 
     @property
     def score(self) -> float:
@@ -101,9 +103,9 @@ def measure(
     model, tokenizer = load_model(folder, precision=precision)
     started = time.monotonic()
     samples, most = questions.loss_samples, questions.max_new_tokens
-    loss = math.nan
+    sums: dict[str, tuple[float, int]] = {}
     if samples:
-        loss = mean_loss(
+        sums = sums_by_source(
             model, samples, on_samples=lambda done: progress(f"loss of the {name} model, samples", done, len(samples))
         )
     between = time.monotonic()
@@ -123,9 +125,10 @@ def measure(
     gc.collect()  # the next model is loaded only when this one's memory is free
     texts = Texts(tokenizer)
     return Measured(
-        loss=loss,
+        loss=mean_of(sums.values()) if sums else math.nan,
+        losses={source: mean_of([pair]) for source, pair in sums.items() if source},
         answers=tuple(
-            _answer(questions.score, texts, sample, tokens, is_cut)
+            _answer(questions.score_of(sample), texts, sample, tokens, is_cut)
             for sample, tokens, is_cut in zip(questions.held_out, found, cut, strict=True)
         ),
         tokens=sum(map(len, found)),
@@ -242,6 +245,7 @@ def side_by_side(questions: Questions, before: Measured, after: Measured) -> Ite
             "base_cut": base.cut,
             "tuned_cut": tuned.cut,
             "messages": list(sample.messages),
+            **({"source": sample.source} if sample.source else {}),
         }
 
 

@@ -6,8 +6,8 @@ Read by `stage` from a prepared directory.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +30,16 @@ class Questions:
     reference_tokens: Sequence[int]
     """Of each held-out sample's answer as it stands in its row: with thinking and end, perhaps cut at the sequence length."""
     score: str
+    """Its name; where the sources of a mixture have scores of their own, all their names."""
     template: str | None
     """The chat template that the prompts were made with; None: not known, the tokenizer's own."""
     max_new_tokens: int = 0
+    scores: Mapping[str, str] = field(default_factory=dict)
+    """Of a mixture: source → its score, where it has one of its own."""
+
+    def score_of(self, sample: HeldOut) -> str:
+        """The score of this sample's answers."""
+        return self.scores.get(sample.source, self.score)
 
     def part(self, first: int, end: int) -> Questions:
         """The samples from `first` up to `end`, and no loss."""
@@ -47,12 +54,18 @@ def read_questions(path: Path, *, score: str, first: int, max_rows: int, max_los
     """
     data = PreparedRows.open(path)
     rows = [data.validation.row(index) for index in range(first, min(len(data.validation), first + max_loss_rows))]
-    held_out = [sample for number, sample in enumerate(data.held_out()) if first <= number < first + max_rows]
+    both = [
+        sample for number, sample in enumerate(data.held_out()) if 0 <= number - first < max(max_rows, max_loss_rows)
+    ]
+    held_out = both[:max_rows]
     ids = (data.validation.row(first + number).input_ids.tolist() for number in range(len(held_out)))
     template = read_json(path / MANIFEST).get("chat_template")
     return Questions(
         held_out=tuple(held_out),
-        loss_samples=tuple(Sample(row.input_ids.tolist(), row.labels.tolist()) for row in rows),
+        loss_samples=tuple(
+            Sample(row.input_ids.tolist(), row.labels.tolist(), sample.source)
+            for row, sample in zip(rows, both, strict=False)
+        ),
         reference_tokens=tuple(_answer_tokens(row, sample) for row, sample in zip(ids, held_out, strict=True)),
         score=score,
         template=template if isinstance(template, str) and template else None,

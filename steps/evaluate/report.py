@@ -127,7 +127,21 @@ def _details(found: Compared, verdict: Verdict) -> dict[str, Any]:
         "interval": [verdict.difference.low, verdict.difference.high],
         "differing": verdict.difference.differing,
         "max_new_tokens": found.questions.max_new_tokens,
+        **({"sources": sources} if (sources := _by_source(found)) else {}),
     }
+
+
+def _by_source(found: Compared) -> list[dict[str, Any]]:
+    """Of a mixture, each source that was measured: samples and pairs [base, tuned] of score and loss."""
+    questions, both = found.questions, (found.before, found.after)
+    rows = []
+    for source in sorted({sample.source for sample in (*questions.held_out, *questions.loss_samples)} - {""}):
+        at = [place for place, sample in enumerate(questions.held_out) if sample.source == source]
+        scores = [sum(measured.scores[place] for place in at) / len(at) if at else None for measured in both]
+        losses = [measured.losses.get(source) for measured in both]
+        name = questions.scores.get(source, questions.score)
+        rows.append({"source": source, "samples": len(at), "score_name": name, "score": scores, "loss": losses})
+    return rows
 
 
 def _whole_report(folder: Path) -> Report | None:

@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 FORMAT = 2
 """Of the way things are measured; another number makes earlier evaluations be done again."""
+CODE_IN_DATA = "is {!r} in the prepared data only: name it there or in the data preset to have it run"
 FIRST_ROWS = 16
 """Samples measured at first; as long as they cannot tell, twice as many. A clear difference shows in 16 (simulated: half a
 percent of equal models pass for different at that look); where a third of the answers differ, 32 show a difference of a quarter
@@ -82,8 +83,9 @@ def check_score(plan: Plan) -> None:
     Raises:
         ConfigError: it cannot be loaded.
     """
-    if ":" in (name := score_name(plan)):
-        load_own(name)
+    for name in {score_name(plan), *_scores_of(plan).values()}:
+        if ":" in name:
+            load_own(name)
 
 
 def score_name(plan: Plan, prepared: str = "") -> str:
@@ -97,22 +99,40 @@ def score_name(plan: Plan, prepared: str = "") -> str:
         if name != "auto":
             return name
     if ":" in prepared:
-        what = f"is {prepared!r} in the prepared data only: name it there or in the data preset to have it run"
-        raise ConfigError([Problem("evaluation.score", what)])
+        raise ConfigError([Problem("evaluation.score", CODE_IN_DATA.format(prepared))])
     return prepared
+
+
+def _scores_of(plan: Plan, prepared: PreparedData | None = None) -> dict[str, str]:
+    """Of a mixture that has not one score for all: source → its preset's score, else what `prepare` found.
+
+    Raises:
+        ConfigError: the prepared data names code that no preset names.
+    """
+    if score_name(plan) or not plan.dataset.mixture:
+        return {}
+    found = {part["name"]: part["score"] for part in prepared.sources} if prepared else {}
+    for part in plan.dataset.mixture:
+        asked = part.preset.score if part.preset else "auto"
+        if asked != "auto":
+            found[part.dataset] = asked
+        elif ":" in found.get(part.dataset, ""):
+            raise ConfigError([Problem("evaluation.score", CODE_IN_DATA.format(found[part.dataset]))])
+    return found
 
 
 def _asked(plan: Plan, base: BaseModel, prepared: PreparedData) -> dict[str, Any]:
     """What decides the base model's results."""
     evaluation = plan.settings.evaluation
-    name = score_name(plan, prepared.score)
-    source = source_of(name) if ":" in name else None
+    scores = _scores_of(plan, prepared)
+    name = ", ".join(dict.fromkeys(scores.values())) or score_name(plan, prepared.score)
+    sources = [source for one in scores.values() or [name] if ":" in one and (source := source_of(one))]
     return {
         "format": FORMAT,
         "base": base.digest,
         "prepared": prepared.digest,
         "score": name,
-        "score_source": digest_file(source) if source else "",
+        "score_source": ", ".join(map(digest_file, sources)),
         "precision": plan.training.precision,
         "max_new_tokens": evaluation.max_new_tokens or plan.dataset.max_new_tokens,
         "first_row": plan.evaluation_start(prepared.validation_samples),
@@ -128,10 +148,10 @@ def loss_rows(plan: Plan, prepared: PreparedData) -> int:
 
 
 def _questions(plan: Plan, base: BaseModel, prepared: PreparedData) -> Questions:
-    evaluation = plan.settings.evaluation
+    evaluation, scores = plan.settings.evaluation, _scores_of(plan, prepared)
     questions = read_questions(
         Path(prepared.path),
-        score=score_name(plan, prepared.score),
+        score=", ".join(dict.fromkeys(scores.values())) or score_name(plan, prepared.score),
         first=plan.evaluation_start(prepared.validation_samples),
         max_rows=evaluation.max_rows,
         max_loss_rows=loss_rows(plan, prepared),
@@ -139,6 +159,7 @@ def _questions(plan: Plan, base: BaseModel, prepared: PreparedData) -> Questions
     if not questions.held_out:
         raise DataError(f"{prepared.path} holds no held-out sample: raise --validation-fraction or give more data")
     most = evaluation.max_new_tokens or plan.dataset.max_new_tokens
+    questions = replace(questions, scores=scores)
     return replace(questions, max_new_tokens=most or room_for_answers(questions, load_tokenizer(Path(base.path))))
 
 

@@ -15,6 +15,7 @@ from steps.errors import ConfigError, Problem
 from steps.protocol.run_options import RunOptions, read_options
 from steps.protocol.rundir import RunDir, run_directory
 from steps.settings.catalog import find_path, preset_names
+from steps.settings.mixture import absolute
 from steps.settings.options import AUTO, OPTIONS, Options
 from steps.settings.places import config_root, home
 from steps.settings.plan import Plan
@@ -47,9 +48,12 @@ def keep(run: RunDir, options: Options, plan: Plan, *, config: str, run_id: str 
         StorageError: the disk refused.
     """
     given = {name: value for name, value in asdict(options).items() if name not in OF_THE_COMMAND}
-    for name, presets in (("model", preset_names("models")), ("dataset", preset_names("datasets"))):
+    for name, presets, whole in (
+        ("model", preset_names("models"), _absolute),
+        ("dataset", preset_names("datasets"), absolute),
+    ):
         if given[name] not in presets:
-            given[name] = _absolute(given[name])
+            given[name] = whole(given[name])
     for name in ("init_adapter", "chat_template"):
         given[name] = given[name] if given[name] == AUTO else _absolute(given[name])
     given["precision"] = plan.training.precision

@@ -50,6 +50,7 @@ def _data(plan: Plan, prepared: PreparedData) -> dict[str, Any]:
         "digest": prepared.digest,
         "train_samples": prepared.train_samples,
         "validation_samples": prepared.validation_samples,
+        **({"sources": prepared.sources} if prepared.sources else {}),
     }
 
 
@@ -93,6 +94,7 @@ def with_scores(lineage: Mapping[str, Any], report: Report | None) -> dict[str, 
         "base_loss": report.base_loss,
         "tuned_loss": report.tuned_loss,
         "gate_passed": report.gate_passed,
+        **({"sources": report.details["sources"]} if "sources" in report.details else {}),
     }
     return {**lineage, "evaluation": scores}
 

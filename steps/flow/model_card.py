@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import yaml
 
-from steps.flow.cards.evaluate import score_words
+from steps.flow.cards.evaluate import by_source, score_words
 from steps.flow.lineage import flat, with_scores
 from steps.plain_text import counted, markdown, shorten, visible
 from steps.protocol.records import Adapter, BaseModel, MergedModel, Report
@@ -97,6 +97,7 @@ def front_matter(kind: Kind, made: Made) -> dict[str, Any]:
     plan, base = made.plan, made.base
     base_id, license_id = hub_id(plan.model.hub or base.source.removeprefix("hub:")), license_of(plan, Path(base.path))
     data_id = hub_id(plan.dataset.hub)
+    data_ids = [name for source in plan.dataset.sources if (name := hub_id(source.hub))]
     return {
         **(
             {"base_model": base_id, "base_model_relation": "adapter" if kind == "adapter" else "finetune"}
@@ -104,7 +105,7 @@ def front_matter(kind: Kind, made: Made) -> dict[str, Any]:
             else {}
         ),
         **({"license": license_id} if license_id else {}),
-        **({"datasets": [data_id]} if data_id else {}),
+        **({"datasets": data_ids} if data_ids else {}),
         "library_name": "peft" if kind == "adapter" else "transformers",
         "pipeline_tag": "text-generation",
         "tags": ["lora", *(["merged"] if kind == "merged" else []), "hyperpod-lora"],
@@ -202,6 +203,7 @@ def _results(made: Made) -> list[str]:
         (markdown(score_words(report)), f"{report.base_score:.1%}", f"{report.tuned_score:.1%}"),
         ("loss", f"{report.base_loss:.4f}", f"{report.tuned_loss:.4f}"),
         ("perplexity", f"{report.base_perplexity:,.2f}", f"{report.tuned_perplexity:,.2f}"),
+        *((markdown(what), base, tuned) for what, base, tuned in by_source(report)),
     ]
     words = report.details.get("words")
     return [

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from steps.flow import lineage as lineages
 from steps.flow import metaflow_internals
-from steps.flow.cards.evaluate import gate_words, headline, interval_words, notes, outcome, score_words
+from steps.flow.cards.evaluate import by_source, gate_words, headline, interval_words, notes, outcome, score_words
 from steps.flow.terminal import say
 from steps.plain_text import counted
 from steps.protocol.records import Adapter, MergedModel, PreparedData, Report
@@ -36,7 +37,13 @@ def describe_data(data: PreparedData) -> list[str]:
     if data.truncated_samples:
         cut, lost = counted(data.truncated_samples, "sample"), counted(data.truncated_tokens, "token")
         lines.append(f"cut to length: {cut} lost {lost}")
-    return [*lines, *data.notes]
+    return [*lines, *(source_words(source) for source in data.sources), *data.notes]
+
+
+def source_words(source: Mapping[str, Any]) -> str:
+    """What is used of one source of a mixture."""
+    train, held_out = source["train_samples"], source["validation_samples"]
+    return f"  {source['name']}: {counted(train, 'sample')} to train on, {held_out:,} held out"
 
 
 def conclude(flow: Any) -> None:
@@ -60,6 +67,7 @@ def conclude(flow: Any) -> None:
         f"  {score_words(report)} on {counted(report.samples, 'sample')} it never saw: {headline(report)}{interval}",
         *(f"  {note}" for note in notes(report)),
         f"  loss on held-out samples: {report.base_loss:.4f} → {report.tuned_loss:.4f}",
+        *(f"  {name}: {base} → {tuned}" for name, base, tuned in by_source(report)),
         f"  {gate_words(report)}",
         "",
         f"adapter       {adapter.path}",

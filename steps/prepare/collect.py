@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,11 +21,11 @@ import numpy.typing as npt
 from steps.errors import DataError
 from steps.prepare.chat.conversations import detect_score
 from steps.prepare.chat.forms import PREFERENCE, Layout, find_layout, list_names
+from steps.prepare.mix import SourcePart
 from steps.prepare.read.files import Row
-from steps.prepare.read.source import DataSource
 from steps.prepare.read.sources import sample
 from steps.prepare.share import Share
-from steps.prepare.split import Keys
+from steps.prepare.split import Keys, Portion
 from steps.prepare.tokenize.samples import SCORED_ANSWERS, TOO_LONG, Chunk, Made, Recipe, SampleMaker, Text, Unusable
 from steps.prepare.tokenize.tokens import ChatTokenizer
 from steps.prepare.tokenize.words import ID_BYTES
@@ -66,14 +65,14 @@ class Samples:
     """Reason → source rows that give no sample."""
     notes: tuple[str, ...]
     """What else a person should know of them."""
-    share: Share
-    """Of them that is held out."""
+    portions: tuple[Portion, ...]
+    """Of each source."""
 
 
 def collect(
-    source: DataSource, plan: Plan, model: Path, tokenizer: ChatTokenizer, scratch: Path, *, progress: Progress
+    parts: Sequence[SourcePart], plan: Plan, model: Path, tokenizer: ChatTokenizer, scratch: Path, *, progress: Progress
 ) -> tuple[Samples, Keys]:
-    """Read, render and tokenise everything; `tokenizer` is that of the folder `model`.
+    """Read, render and tokenise everything, one source after another; `tokenizer` is that of the folder `model`.
 
     Keys divide the samples; apart from `Samples`, since they are not needed for long.
 
@@ -81,8 +80,23 @@ def collect(
         DataError: nothing readable, nothing usable, or all of it too long; says what was found.
         StorageError: the source cannot be read or the scratch folder not be written.
     """
-    data = plan.dataset
-    recipe = Recipe(
+    refuse = plan.settings.prepare.unusable_rows == "refuse"
+    with _Store(plan, scratch) as store:
+        for part in parts:
+            source, data = part.source, part.dataset
+            recipe = _recipe(plan, part, model)
+            rows = sample(source, part.max_rows, plan.training.seed) if part.max_rows else source.rows()
+            store.begin(source.name)
+            for done, made in make_samples(store.noting(_chunks(rows, data)), SampleMaker(recipe, tokenizer)):
+                store.take(made)
+                progress(f"reading and tokenising{part.of_mixture}, {source.unit}", min(done, source.size), source.size)
+            store.end(data.score, refuse=refuse)
+        return store.finish()
+
+
+def _recipe(plan: Plan, part: SourcePart, model: Path) -> Recipe:
+    data = part.dataset
+    return Recipe(
         model=model,
         system=data.system,
         sequence_length=plan.sequence_length,
@@ -91,14 +105,8 @@ def collect(
         chat_template=plan.chat_template,
         template_arguments=tuple(sorted(plan.chat_template_kwargs.items())),
         may_differ=data.shape == "auto" and not data.columns,
+        source=part.name,
     )
-    rows = sample(source, plan.max_rows, plan.training.seed) if plan.max_rows else source.rows()
-    with _Store(recipe, scratch) as store:
-        for done, made in make_samples(store.noting(_chunks(rows, data)), SampleMaker(recipe, tokenizer)):
-            store.take(made)
-            progress(f"reading and tokenising, {source.unit}", min(done, source.size), source.size)
-        refuse = plan.settings.prepare.unusable_rows == "refuse"
-        return store.finish(source.name, score=data.score, refuse=refuse)
 
 
 def _chunks(rows: Iterator[Row], dataset: DatasetPreset) -> Iterator[Chunk]:
@@ -149,19 +157,16 @@ class _Skipped:
 
 
 class _Store:
-    """The open files and growing numbers of one pass over the source."""
+    """The open files and growing numbers of one pass over all sources."""
 
-    def __init__(self, recipe: Recipe, scratch: Path) -> None:
-        self._recipe = recipe
+    def __init__(self, plan: Plan, scratch: Path) -> None:
+        self._plan = plan
         self._paths = {name: scratch / name for name in ("ids", "masks", "held_out", "targets", "cut")}
-        self._skipped = _Skipped()
-        self._shortest_needed = 0
         self._unmeasured = 0
-        self._answers: list[str] = []
         self._columns = {name: bytearray() for name in ("lengths", "keys", "prompts", "positions")}
         self._samples = 0
-        self._spare: list[Text] = []
-        self._share = Share(recipe.validation_fraction)
+        self._all_skipped: Counter[str] = Counter()
+        self._portions: list[Portion] = []
         self._shapes: dict[str, None] = {}
         self._notes: Counter[str] = Counter()
         self._ignored: set[str] = set()
@@ -174,13 +179,24 @@ class _Store:
         for file in self._files.values():
             file.close()
 
+    def begin(self, source: str) -> None:
+        """What follows is of this source."""
+        self._source, self._first = source, self._samples
+        self._share = Share(self._plan.validation_fraction)
+        self._skipped, self._shortest_needed = _Skipped(), 0
+        self._answers: list[str] = []
+        self._spare: list[Text] = []
+
+    def _below(self) -> float:
+        return self._share.below(self._samples - self._first)
+
     def noting(self, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
         """The chunks, their shapes remembered, each with the limit below which its samples may be held out."""
         for chunk in chunks:
             self._shapes[chunk.layout.shape] = None
             if chunk.rows[0].side:
                 self._share = replace(self._share, has_sides=True)
-            yield chunk._replace(below=self._share.below(self._samples))
+            yield chunk._replace(below=self._below())
 
     def take(self, made: Made) -> None:
         """Store one chunk's samples."""
@@ -204,7 +220,7 @@ class _Store:
 
     def _note_text(self, text: Text) -> None:
         """Write the text of a sample that may be held out; keep those that are if no other is: all with the lowest position."""
-        if text.position < self._share.below(self._samples):
+        if text.position < self._below():
             self._write_held_out(text)
             return
         lowest = self._spare[0].position if self._spare else 1.0
@@ -216,9 +232,10 @@ class _Store:
     def _write_held_out(self, text: Text) -> None:
         self._files["held_out"].write(b"%d %s\n" % (text.sample, text.json.encode()))
 
-    def finish(self, source: str, *, score: str, refuse: bool) -> tuple[Samples, Keys]:
-        """Everything as arrays; complains of what was skipped, or refuses it."""
-        if not self._samples:
+    def end(self, score: str, *, refuse: bool) -> None:
+        """The source is read: complains of what was skipped, or refuses it."""
+        source = self._source
+        if self._samples == self._first:
             raise DataError(self._nothing_left(source))
         count = self._skipped.counts.total()
         if refuse and count:
@@ -228,18 +245,25 @@ class _Store:
             )
         if count:
             logger.warning("%s: %s skipped: %s", source, _rows(count), self._skipped)
-        positions = np.frombuffer(self._columns["positions"], dtype=np.float64)
-        if self._spare and positions.min() >= self._share.below(self._samples):
+        self._all_skipped += self._skipped.counts
+        lowest = float(np.frombuffer(self._columns["positions"], dtype=np.float64)[self._first :].min())
+        if lowest >= self._below():
             for text in self._spare:
                 self._write_held_out(text)
+        score = detect_score(self._answers) if score == "auto" else score
+        self._portions.append(Portion(self._first, self._samples, self._share, source, score))
+
+    def finish(self) -> tuple[Samples, Keys]:
+        """Everything as arrays."""
+        positions = np.frombuffer(self._columns["positions"], dtype=np.float64)
         samples = Samples(
             shape=", ".join(self._shapes),
-            score=detect_score(self._answers) if score == "auto" else score,
+            score=", ".join(dict.fromkeys(portion.score for portion in self._portions)),
             **self._paths,
             lengths=np.frombuffer(self._columns["lengths"], dtype=np.int32),
-            skipped=dict(self._skipped.counts),
+            skipped=dict(self._all_skipped),
             notes=tuple(self._said()),
-            share=self._share,
+            portions=tuple(self._portions),
         )
         contents, prompts = (np.frombuffer(self._columns[name], dtype) for name, dtype in _KEYS.items())
         return samples, Keys(contents, prompts, positions)
@@ -260,7 +284,7 @@ class _Store:
         if set(self._skipped.counts) == {TOO_LONG}:
             return (
                 f"{source}: all rows are longer than the sequence: no answer begins within "
-                f"sequence_length={self._recipe.sequence_length} tokens; the shortest needs {self._shortest_needed}: "
+                f"sequence_length={self._plan.sequence_length} tokens; the shortest needs {self._shortest_needed}: "
                 f"use --sequence-length {self._shortest_needed} or more"
             )
         return f"{source}: no usable conversation in any row: {self._skipped}"
@@ -271,22 +295,3 @@ _KEYS = {"keys": "V16", "prompts": "uint64"}
 
 def _rows(count: int) -> str:
     return f"{count:,} row{'' if count == 1 else 's'}"
-
-
-class SampleReader:
-    """Reads samples back from the scratch files by index: positional reads, so that nothing stays mapped in memory."""
-
-    def __init__(self, samples: Samples) -> None:
-        self._starts = np.concatenate(([0], np.cumsum(samples.lengths, dtype=np.int64)))
-        self._ids = os.open(samples.ids, os.O_RDONLY)
-        self._masks = os.open(samples.masks, os.O_RDONLY)
-
-    def read(self, sample: int) -> tuple[bytes, bytes]:
-        """(int32 ids, uint8 mask) as bytes."""
-        start, end = int(self._starts[sample]), int(self._starts[sample + 1])
-        return os.pread(self._ids, 4 * (end - start), 4 * start), os.pread(self._masks, end - start, start)
-
-    def close(self) -> None:
-        """Close both files."""
-        os.close(self._ids)
-        os.close(self._masks)

@@ -35,11 +35,12 @@ def look(dataset: DatasetPreset, cache: Path) -> None:
         DataError: it cannot be read, its columns fit no shape, it holds no rows, or none of them is a conversation.
         StorageError: S3 or the disk failed.
     """
-    if dataset.path:
-        _look(_files(Path(dataset.path)), dataset, dataset.path)
-    else:
-        source = open_source(dataset, cache)
-        _look([source.rows()], dataset, source.name)
+    for one in dataset.sources:
+        if one.path:
+            _look(_files(Path(one.path)), one, one.path)
+        else:
+            source = open_source(one, cache)
+            _look([source.rows()], one, source.name)
 
 
 def look_at_files(dataset: DatasetPreset) -> None:
@@ -48,11 +49,15 @@ def look_at_files(dataset: DatasetPreset) -> None:
     Raises:
         ConfigError: as `look`, as a mistake in --dataset.
     """
-    try:
-        if dataset.path:
-            _look(_files(Path(dataset.path)), dataset, dataset.path)
-    except (DataError, StorageError) as error:
-        raise ConfigError([Problem("--dataset", str(error))]) from error
+    problems = []
+    for one in dataset.sources:
+        try:
+            if one.path:
+                _look(_files(Path(one.path)), one, one.path)
+        except (DataError, StorageError) as error:
+            problems.append(Problem("--dataset", str(error)))
+    if problems:
+        raise ConfigError(problems)
 
 
 def _files(path: Path) -> Iterator[Iterator[Row]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -100,6 +101,18 @@ class Keys:
 
 
 @dataclass(frozen=True, slots=True)
+class Portion:
+    """The samples of one source: those from `first` up to `end`."""
+
+    first: int
+    end: int
+    share: Share
+    """Of them that is held out."""
+    name: str = ""
+    score: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Division:
     """The samples of each side, duplicates left out."""
 
@@ -113,11 +126,11 @@ class Division:
     """Of all samples' contents."""
 
 
-def divide(keys: Keys, share: Share) -> Division:
-    """Both sides; at least one sample is held out, and at least one is not.
+def divide(keys: Keys, portions: Sequence[Portion]) -> Division:
+    """Both sides; of each source at least one sample is held out, and at least one is not.
 
     Raises:
-        DataError: fewer than two samples; one question only; no question left to train on.
+        DataError: fewer than two samples in a source; one question only; no question left to train on.
     """
     is_first, fingerprint = compare(keys.contents)
     distinct = np.flatnonzero(is_first)
@@ -127,7 +140,10 @@ def divide(keys: Keys, share: Share) -> Division:
             f"all {len(distinct):,} distinct samples have one question: whichever is held out, training knows it; give other "
             "questions too, or the answers alone as bare texts (--columns text=COLUMN)"
         )
-    chosen = held_out(positions, prompts, _limit(positions, share, len(is_first)))
+    chosen = np.zeros(len(distinct), dtype=bool)
+    for portion in portions:
+        here = slice(*np.searchsorted(distinct, [portion.first, portion.end]))
+        chosen[here] = _held_out_of(portion, positions[here], prompts[here])
     leaked = ~chosen & np.isin(prompts, prompts[chosen])
     train = distinct[~chosen & ~leaked]
     if not len(train):
@@ -136,6 +152,17 @@ def divide(keys: Keys, share: Share) -> Division:
     return Division(
         train, distinct[chosen][ordered], len(is_first) - len(distinct), int(np.count_nonzero(leaked)), fingerprint
     )
+
+
+def _held_out_of(
+    portion: Portion, positions: npt.NDArray[np.float64], prompts: npt.NDArray[np.uint64]
+) -> npt.NDArray[np.bool_]:
+    limit = _limit(positions, portion.share, portion.end - portion.first) if len(positions) else 0.0
+    try:
+        return held_out(positions, prompts, limit)
+    except DataError as error:
+        where = f"{portion.name}: " if portion.name else ""
+        raise DataError(f"{where}{error}") from error
 
 
 def _limit(positions: npt.NDArray[np.float64], share: Share, samples: int) -> float:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,14 +17,14 @@ import numpy.typing as npt
 
 from steps.errors import StorageError
 from steps.plain_text import counted
-from steps.prepare.collect import Progress, SampleReader, Samples, collect
+from steps.prepare.collect import Progress, Samples, collect
+from steps.prepare.mix import SourcePart, mixed, of_sources, open_parts
 from steps.prepare.pack import Packing, count_steps, one_each, pack, run_order
 from steps.prepare.read.source import DataSource
-from steps.prepare.read.sources import open_source
 from steps.prepare.split import Division, divide
 from steps.prepare.tokenize.samples import TOO_LONG
 from steps.prepare.tokenize.tokens import ChatTokenizer
-from steps.prepare.write import write_held_out, write_rows
+from steps.prepare.write import SampleReader, write_held_out, write_rows
 from steps.protocol import prepared
 from steps.protocol.records import BaseModel, PreparedData, digest_of, identity_of
 from steps.protocol.rundir import RunDir, new_directory, require_space, storage_errors, write_json
@@ -58,7 +58,7 @@ def prepare(
         ModelError: the base model has no usable tokenizer.
         StorageError: no room, no permission, S3 out of reach.
     """
-    source = open_source(plan.dataset, cache)
+    parts, source = open_parts(plan, cache)
     identity = identity_of(_inputs(plan, base, source))
     final = run.prepared(identity)
     if final.exists():
@@ -66,7 +66,7 @@ def prepare(
         refuse = plan.settings.prepare.unusable_rows == "refuse"
         if found and not (refuse and found.skipped):  # made anew, it names the rows
             return found
-    return _make(plan, base, source, final, progress or _silent)
+    return _make(plan, base, (parts, source), final, progress or _silent)
 
 
 def _inputs(plan: Plan, base: BaseModel, source: DataSource) -> dict[str, object]:
@@ -94,7 +94,10 @@ def _reuse(path: Path) -> PreparedData | None:
     return record
 
 
-def _make(plan: Plan, base: BaseModel, source: DataSource, final: Path, progress: Progress) -> PreparedData:
+def _make(
+    plan: Plan, base: BaseModel, data: tuple[Sequence[SourcePart], DataSource], final: Path, progress: Progress
+) -> PreparedData:
+    parts, source = data
     keep_gib = plan.settings.storage.min_free_gib
     require_space(final.parent, ROOM_FACTOR * source.bytes, keep_gib=keep_gib, what="preparing the data")
     arguments = plan.chat_template_kwargs
@@ -102,22 +105,19 @@ def _make(plan: Plan, base: BaseModel, source: DataSource, final: Path, progress
     with storage_errors(f"writing {final}"):
         final.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=final.parent, prefix=".prepare-") as scratch:
-            samples, division = _collect(source, plan, base, tokenizer, Path(scratch), progress)
+            samples, keys = collect(parts, plan, Path(base.path), tokenizer, Path(scratch), progress=progress)
+            division, notes = mixed(parts, divide(keys, samples.portions), keys, samples.portions)
+            samples = replace(samples, notes=(*notes, *samples.notes))
+            del keys
             rows = _pack(samples, division.train, plan)
             record = _describe(plan, base, source, samples, division, rows, final)
+            record = replace(record, sources=of_sources(parts, samples.portions, division))
             with new_directory(final) as folder:
                 _write(folder, record, samples, division, rows, plan, progress)
                 template = {"chat_template": tokenizer.template.source, "chat_template_kwargs": arguments}
                 record = _seal(folder, record, {"skipped": samples.skipped, **template})
     _report(record)
     return prepared.read_record(final)
-
-
-def _collect(
-    source: DataSource, plan: Plan, base: BaseModel, tokenizer: ChatTokenizer, scratch: Path, progress: Progress
-) -> tuple[Samples, Division]:
-    samples, keys = collect(source, plan, Path(base.path), tokenizer, scratch, progress=progress)
-    return samples, divide(keys, samples.share)
 
 
 def _pack(samples: Samples, train: npt.NDArray[np.int64], plan: Plan) -> Packing:

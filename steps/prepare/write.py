@@ -5,6 +5,7 @@ Called by `stage`, inside a directory that appears whole or not at all. Works in
 
 from __future__ import annotations
 
+import os
 from array import array
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from steps.prepare.collect import SampleReader, Samples
+from steps.prepare.collect import Samples
 from steps.prepare.pack import Packing
 
 BLOCK_TOKENS = 2**18
@@ -21,6 +22,25 @@ BLOCK_TOKENS = 2**18
 MAX_BLOCK_ROWS = 1024
 
 Indices = npt.NDArray[np.int64]
+
+
+class SampleReader:
+    """Reads samples back from the scratch files by index: positional reads, so that nothing stays mapped in memory."""
+
+    def __init__(self, samples: Samples) -> None:
+        self._starts = np.concatenate(([0], np.cumsum(samples.lengths, dtype=np.int64)))
+        self._ids = os.open(samples.ids, os.O_RDONLY)
+        self._masks = os.open(samples.masks, os.O_RDONLY)
+
+    def read(self, sample: int) -> tuple[bytes, bytes]:
+        """(int32 ids, uint8 mask) as bytes."""
+        start, end = int(self._starts[sample]), int(self._starts[sample + 1])
+        return os.pread(self._ids, 4 * (end - start), 4 * start), os.pread(self._masks, end - start, start)
+
+    def close(self) -> None:
+        """Close both files."""
+        os.close(self._ids)
+        os.close(self._masks)
 
 
 def write_rows(

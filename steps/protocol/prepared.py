@@ -63,6 +63,8 @@ class HeldOut:
     prompt_ids: tuple[int, ...]
     reference: str
     """The last answer."""
+    source: str = ""
+    """Of a mixture: the source that it is from."""
 
 
 class ArrowRows:
@@ -154,7 +156,8 @@ class PreparedRows:
             with path.open(encoding="utf-8") as lines:
                 for line in lines:
                     raw: dict[str, Any] = json.loads(line)
-                    yield HeldOut(tuple(raw["messages"]), raw["prompt"], tuple(raw["prompt_ids"]), raw["reference"])
+                    messages, prompt_ids = tuple(raw["messages"]), tuple(raw["prompt_ids"])
+                    yield HeldOut(messages, raw["prompt"], prompt_ids, raw["reference"], raw.get("source", ""))
         except (OSError, ValueError, KeyError) as error:
             raise StorageError(f"cannot read {path} ({error}): {prepare_again(path.parent)}") from error
 

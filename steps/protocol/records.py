@@ -129,6 +129,8 @@ class PreparedData(Record):
     """SHA-256 and name of each data file, as `sha256sum` prints them; empty for what is no file."""
     notes: list[str] = field(default_factory=list)
     """What a person should know of the data: columns and files that were not used, what the template leaves out."""
+    sources: list[dict[str, Any]] = field(default_factory=list)
+    """Of a mixture, each source: name, source, weight (0: none), fingerprint, score, train_samples, validation_samples."""
     parents: dict[str, str] = field(default_factory=dict)
     """`base`: digest of the base model whose tokenizer and template were used."""
 

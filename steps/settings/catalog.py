@@ -155,7 +155,31 @@ class DatasetPreset(Section):
     global_batch: CountOrUnset = 0
     """0: the model preset's."""
     packing: bool = True
+    mixture: tuple[Part, ...] = ()
+    """The data sets that it consists of, in the place of a source of its own."""
 
+    @property
+    def sources(self) -> tuple[DatasetPreset, ...]:
+        """The data sets that are read: itself, or those of the mixture."""
+        return tuple(part.preset for part in self.mixture if part.preset) or (self,)
+
+
+class Part(Section):
+    """One data set of a mixture."""
+
+    dataset: str
+    """As `--dataset` names it; a file's path may be relative to that of the preset."""
+    weight: float | None = Field(default=None, gt=0)
+    """Its share of the training samples, against the others'; none has one: all samples are used."""
+    max_rows: Count | None = None
+    """Rows used of it, drawn by the seed."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """As in a preset."""
+    preset: DatasetPreset | None = None
+    """What `dataset` names, once it is found."""
+
+
+DatasetPreset.model_rebuild()
 
 PresetT = TypeVar("PresetT", ModelPreset, DatasetPreset)
 
@@ -220,12 +244,20 @@ def _find(given: str, folder: Literal["models", "datasets"], kind: type[PresetT]
 def _own_preset(file: Path, kind: type[PresetT]) -> PresetT:
     """A person's own preset; its `path` may be relative to the file's folder."""
     preset = read_preset(file, kind)
+    if isinstance(preset, DatasetPreset) and preset.mixture:
+        return preset.model_copy(update={"mixture": tuple(_beside(file, part) for part in preset.mixture)})
     if not preset.path:
         return preset
     path = file.parent / Path(preset.path).expanduser()
     if not path.exists():
         raise ConfigError([Problem(str(file), f"path: no such file or folder: {preset.path!r}, looked for {path}")])
     return preset.model_copy(update={"path": str(path.resolve())})
+
+
+def _beside(file: Path, part: Part) -> Part:
+    """The part with its file's absolute path, where that is relative to the preset's folder."""
+    path = file.parent / Path(part.dataset).expanduser()
+    return part.model_copy(update={"dataset": str(path.resolve())}) if part.dataset and path.exists() else part
 
 
 def read_preset(file: Path, kind: type[PresetT]) -> PresetT:

@@ -12,6 +12,7 @@ from typing import Any
 from steps.errors import ConfigError, Problem
 from steps.settings.catalog import ALL_LINEAR, find_path
 from steps.settings.cluster import hidden_paths
+from steps.settings.mixture import local_files
 from steps.settings.options import AUTO, Options
 from steps.settings.plan import Plan
 from steps.settings.section import suggest
@@ -96,7 +97,7 @@ def _hidden(plan: Plan) -> list[Problem]:
         return []
     paths = {"--model": plan.model.path, "--init-adapter": plan.training.lora.init_adapter}
     if cluster.steps.enabled:
-        paths["--dataset"] = plan.dataset.path
+        paths |= local_files(plan.dataset)
     return hidden_paths(cluster, paths)
 
 

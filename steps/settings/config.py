@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
@@ -13,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from steps.errors import ConfigError, Problem
+from steps.errors import ConfigError, Mistakes, Problem
 from steps.settings.cluster import Cluster, cluster_problems
 from steps.settings.options import Dtype, Options
 from steps.settings.publish import Publish
@@ -245,10 +246,13 @@ class Settings(Section):
     @field_validator("run", mode="before")
     @classmethod
     def _with_underscores(cls, given: object) -> object:
-        """`learning-rate`, as on the command line, is `learning_rate`."""
+        """`learning-rate`, as on the command line, is `learning_rate`; a list of data sets is written as one text, as there."""
         if not isinstance(given, dict):
             return given
-        return {str(name).replace("-", "_"): value for name, value in given.items()}
+        named = {str(name).replace("-", "_"): value for name, value in given.items()}
+        if isinstance(named.get("dataset"), list):
+            named["dataset"] = json.dumps(named["dataset"], default=str)
+        return named
 
     @property
     def is_on_cluster(self) -> bool:
@@ -273,7 +277,9 @@ def parse_settings(raw: object) -> Settings:
         ConfigError: with every unknown key, wrong type and out-of-range value, or with every contradiction.
     """
     settings = validate(Settings, {} if raw is None else raw, prefix="")
-    problems = _run_problems(settings)
+    mistakes = Mistakes()
+    mistakes.look(lambda: parse_options(settings.run, prefix="run."), None)
+    problems = mistakes.problems
     if settings.limits.cost and not settings.prices.node_hour:
         problems.append(Problem("limits.cost", "needs prices.node_hour: what a node costs in an hour"))
     problems += [Problem(f"publish.{name}", what) for name, what in settings.publish.problems]
@@ -283,14 +289,6 @@ def parse_settings(raw: object) -> Settings:
     if problems:
         raise ConfigError(problems)
     return settings
-
-
-def _run_problems(settings: Settings) -> list[Problem]:
-    try:
-        parse_options(settings.run, prefix="run.")
-    except ConfigError as error:
-        return list(error.problems)
-    return []
 
 
 def parse_options(raw: Mapping[str, Any], *, prefix: str = "--") -> Options:

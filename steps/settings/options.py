@@ -31,7 +31,11 @@ class Options:
         "smollm2-135m"
     )
     dataset: Annotated[
-        str, doc("A preset (also a YAML file of yours), a data file, a folder of such, an s3:// prefix or a hub id.")
+        str,
+        doc(
+            "A preset (also a YAML file of yours), a data file, a folder of such, an s3:// prefix or a hub id; "
+            "several with their weights: `a.jsonl:0.7,b.jsonl:0.3`."
+        ),
     ] = "orders"
     columns: Annotated[
         str, doc("Which column is what: `prompt=text,answer=label`; auto: from the data preset, else detected.")

@@ -12,11 +12,12 @@ from functools import partial
 from typing import Any
 
 from steps.errors import ConfigError, Mistakes, Problem
-from steps.settings.catalog import DatasetPreset, ModelPreset, PresetT, find_dataset, find_model, find_path
+from steps.settings.catalog import DatasetPreset, ModelPreset, PresetT, find_model, find_path
 from steps.settings.checks import contradictions
 from steps.settings.config import Settings
 from steps.settings.init_adapter import settings_of
 from steps.settings.instances import find_instance
+from steps.settings.mixture import each_source, find_data, template_problems
 from steps.settings.options import AUTO, Method, Options, Precision
 from steps.settings.plan import LoraSettings, Plan, Training
 from steps.settings.templates import chosen_arguments, chosen_template
@@ -54,7 +55,7 @@ def resolve(settings: Settings, options: Options, *, fast_bf16: bool = False, lo
     nothing: dict[str, Any] = {}
     arguments = mistakes.look(lambda: chosen_arguments(options, model, dataset), nothing)
     plan = plan.model_copy(update={"chat_template": template, "chat_template_kwargs": arguments})
-    found = contradictions(plan, options)
+    found = [*contradictions(plan, options), *template_problems(dataset, options)]
     mistakes.problems += found if are_known else [problem for problem in found if problem.path not in BY_PRESETS]
     mistakes.tell()
     return plan
@@ -65,7 +66,7 @@ def _model(settings: Settings, given: str) -> ModelPreset:
 
 
 def _dataset(settings: Settings, given: str) -> DatasetPreset:
-    return _found(find_dataset, settings, given)
+    return _found(find_data, settings, given)
 
 
 def _found(find: Callable[[str], PresetT], settings: Settings, given: str) -> PresetT:
@@ -87,7 +88,7 @@ def _with_columns(dataset: DatasetPreset, given: str) -> DatasetPreset:
         what = f"expected part=column pairs, as in prompt=text,answer=label, got {given!r}"
         raise ConfigError([Problem("--columns", what)])
     chosen = {part.strip(): column.strip() for part, _, column in named}
-    return dataset.model_copy(update={"columns": {**dataset.columns, **chosen}})
+    return each_source(dataset, lambda one: one.model_copy(update={"columns": {**one.columns, **chosen}}))
 
 
 def _where_steps_run(settings: Settings) -> str:

@@ -13,7 +13,7 @@ from steps.prepare import split
 from steps.prepare.chat.conversations import of_turns
 from steps.prepare.pack import count_steps, one_each, pack, run_order
 from steps.prepare.share import FEWEST, MOST, Share, enough
-from steps.prepare.split import Keys, compare, divide, held_out, keys_of, position
+from steps.prepare.split import Keys, Portion, compare, divide, held_out, keys_of, position
 
 texts = st.lists(st.text(min_size=1, max_size=8), min_size=2, max_size=40)
 
@@ -25,7 +25,7 @@ def sides(asked: list[tuple[str, str]], seed: int, fraction: float) -> tuple[set
     prompts = np.frombuffer(b"".join(prompt for _, prompt in keys), dtype=np.uint64)
     share = Share(fraction)
     positions = np.array([position(prompt, seed, share.between) for _, prompt in keys])
-    found = divide(Keys(contents, prompts, positions), share)
+    found = divide(Keys(contents, prompts, positions), [Portion(0, len(positions), share)])
     return {asked[index][1] for index in found.train}, {asked[index][1] for index in found.validation}
 
 
@@ -92,7 +92,7 @@ def test_a_source_with_sides_is_obeyed_where_no_share_is_asked_for() -> None:
     prompts = np.arange(400, dtype=np.uint64)
     named = ["validation"] * 300 + ["train"] * 100
     positions = np.array([position(bytes([n % 256, n // 256]), 1, share.between, side) for n, side in enumerate(named)])  # type: ignore[arg-type]
-    found = divide(Keys(contents, prompts, positions), share)
+    found = divide(Keys(contents, prompts, positions), [Portion(0, len(positions), share)])
     assert (len(found.validation), len(found.train)) == (300, 100)
 
 
@@ -111,7 +111,7 @@ def test_what_a_training_file_shares_with_a_test_file_is_left_out_of_training() 
     positions = [position(prompt, 1, 0.1, side) for (_, prompt), side in zip(keys, named, strict=True)]  # type: ignore[arg-type]
     contents = np.frombuffer(b"".join(bytes([n]) * 16 for n in range(4)), dtype="V16")
     prompts = np.frombuffer(b"".join(prompt for _, prompt in keys), dtype=np.uint64)
-    found = divide(Keys(contents, prompts, np.array(positions)), Share(0.1))
+    found = divide(Keys(contents, prompts, np.array(positions)), [Portion(0, len(positions), Share(0.1))])
     assert (found.train.tolist(), sorted(found.validation.tolist()), found.leaked) == ([1], [2, 3], 1)
 
 
@@ -194,4 +194,4 @@ def test_training_files_whose_questions_are_all_held_out_are_refused() -> None:
     prompts = np.array([1, 2, 1, 2], dtype=np.uint64)
     contents = np.frombuffer(b"".join(bytes([n]) * 16 for n in range(4)), dtype="V16")
     with pytest.raises(DataError, match="every question of the training files is held out too"):
-        divide(Keys(contents, prompts, np.array([0.5, 0.6, 0.01, 0.02])), Share(0.1))
+        divide(Keys(contents, prompts, np.array([0.5, 0.6, 0.01, 0.02])), [Portion(0, 4, Share(0.1))])

@@ -76,6 +76,7 @@ def view(
         "losses": [
             ("loss on held-out samples", f"{report.base_loss:.4f}", f"{report.tuned_loss:.4f}"),
             ("perplexity", f"{report.base_perplexity:,.2f}", f"{report.tuned_perplexity:,.2f}"),
+            *by_source(report),
         ],
         "samples": counted(report.samples, "held-out sample"),
         "prefix": prefix,
@@ -164,6 +165,18 @@ def cut_answers(report: Report) -> list[str]:
 def score_words(report: Report) -> str:
     """The score's name in words."""
     return SCORE_NAMES.get(report.score_name, report.score_name.replace("_", " "))
+
+
+def by_source(report: Report) -> list[tuple[str, str, str]]:
+    """Of a mixture: score and loss of each source, as far as it was measured: (what, base model's, tuned model's)."""
+    rows = []
+    for part in report.details.get("sources", ()):
+        named = SCORE_NAMES.get(part["score_name"], part["score_name"].replace("_", " "))
+        words = f"{part['source']}: {named}, {counted(part['samples'], 'sample')}"
+        for what, values, shape in ((words, part["score"], ".1%"), (f"{part['source']}: loss", part["loss"], ".4f")):
+            if None not in values:
+                rows.append((what, format(values[0], shape), format(values[1], shape)))
+    return rows
 
 
 def sentence(words: str) -> str:

@@ -47,6 +47,8 @@ class Recipe:
     template_arguments: tuple[tuple[str, Any], ...] = ()
     may_differ: bool = True
     """A row that has another shape than its file's first ones is read by its own; not where shape or columns were named."""
+    source: str = ""
+    """Of a mixture: the source that the rows are from, told with each sample that may be held out."""
 
 
 class Chunk(NamedTuple):
@@ -230,7 +232,9 @@ class SampleMaker:
             "prompt": prompt,
             "prompt_ids": self._tokenizer.encode_prompt(prompt),
             "reference": self._reference(candidate),
-        } | ({"tools": conversation.tools} if conversation.tools else {})
+            **({"tools": conversation.tools} if conversation.tools else {}),
+            **({"source": self._recipe.source} if self._recipe.source else {}),
+        }
 
     def _prompt(self, candidate: _Candidate) -> str:
         """As generation gives it; the text up to the answer where the template refuses that (the assistant speaks first)."""
