@@ -57,10 +57,7 @@ def start(flow: Any, raw_settings: Mapping[str, Any]) -> tuple[Artifact, Artifac
     """
     from metaflow import current
 
-    from steps.base import stage as base_stage
-    from steps.base.vocabulary import check_vocabulary
     from steps.prepare.look import look
-    from steps.train import architecture
 
     given = {name: getattr(flow, name) for name in OPTIONS}
     settings = parse_settings(dict(raw_settings))
@@ -72,19 +69,31 @@ def start(flow: Any, raw_settings: Mapping[str, Any]) -> tuple[Artifact, Artifac
     run = directory_of(plan)
     if metaflow_internals.lacks_cards():
         say(NO_CARDS)
-    storage = plan.settings.storage
     # A new run has nothing to lose yet.
     with at_work(run.path, "start") if plan.continue_from else contextlib.nullcontext():
-        base = base_stage.fetch(
-            plan.model, cache=cache_folder(plan), min_free_gib=storage.min_free_gib, progress=StageProgress()
-        )
-    check_vocabulary(Path(base.path))
-    architecture.check_weights(plan, config, Path(base.path))
+        base = bring(plan, config)
     reporting.tag(plan, "start")
-    say(f"base model: {base.name}, {base.parameters / 1e6:,.0f} M parameters, {base.source}, in {base.path}")
     config_given = metaflow_internals.given_config()
     continuing.keep(run, parse_options(given), plan, config=config_given, run_id=str(current.run_id))
     return plan.model_dump(mode="json"), base.to_dict(), str(run.path)
+
+
+def bring(plan: Plan, config: Mapping[str, Any]) -> BaseModel:
+    """The base model on this machine, its weights and vocabulary looked at; `config` is its config.json.
+
+    Raises:
+        LoraFlowError: it cannot be had, or does not go together with the plan.
+    """
+    from steps.base import stage as base_stage
+    from steps.base.vocabulary import check_vocabulary
+    from steps.train import architecture
+
+    least_gib = plan.settings.storage.min_free_gib
+    base = base_stage.fetch(plan.model, cache=cache_folder(plan), min_free_gib=least_gib, progress=StageProgress())
+    check_vocabulary(Path(base.path))
+    architecture.check_weights(plan, config, Path(base.path))
+    say(f"base model: {base.name}, {base.parameters / 1e6:,.0f} M parameters, {base.source}, in {base.path}")
+    return base
 
 
 @contextlib.contextmanager

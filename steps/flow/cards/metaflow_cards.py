@@ -115,6 +115,11 @@ def fill_evaluate_card(
     _write_page(Path(report.path) / REPORT_PAGE, page.page(title, body))
 
 
+def show_page(card: Any, template: str, view: Mapping[str, Any]) -> None:
+    """Draw a page that does not change."""
+    card.append(Body(page.body(template, view)))
+
+
 def _write_page(path: Path, html: str) -> None:
     """Keep a page where its folder is; one that cannot be written is told, and ends nothing."""
     if not path.parent.is_dir():
