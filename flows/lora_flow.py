@@ -27,6 +27,7 @@ keep_records_in(home(), os.environ)  # before Metaflow is imported
 from metaflow import Config, FlowSpec, card, current, package_sources, step  # noqa: E402
 
 from steps.flow.decorator import pytorchjob  # noqa: E402
+from steps.flow.deployment import announce, deployed  # noqa: E402
 from steps.flow.metaflow_internals import run_command_line  # noqa: E402
 from steps.flow.parameters import clean_errors, option_parameters, read_config  # noqa: E402
 from steps.flow.step_pods import step_pods  # noqa: E402
@@ -34,6 +35,7 @@ from steps.machine import without_torch  # noqa: E402
 
 
 @option_parameters
+@deployed
 @step_pods
 @package_sources(sources(), suffixes=[".py", ".yaml", ".json", ".html", ".css"])
 class LoraFlow(FlowSpec):
@@ -128,6 +130,7 @@ class LoraFlow(FlowSpec):
         from steps.flow import stages, summary
 
         summary.conclude(self)
+        announce(self)
         stages.end(self.run_dir)
 
 

@@ -26,12 +26,14 @@ keep_records_in(home(), os.environ)  # before Metaflow is imported
 from metaflow import Config, FlowSpec, IncludeFile, card, current, package_sources, step  # noqa: E402
 
 from steps.flow.decorator import pytorchjob  # noqa: E402
+from steps.flow.deployment import deployed  # noqa: E402
 from steps.flow.metaflow_internals import run_command_line  # noqa: E402
 from steps.flow.parameters import clean_errors, read_config  # noqa: E402
 from steps.flow.step_pods import step_pods  # noqa: E402
 from steps.machine import without_torch  # noqa: E402
 
 
+@deployed
 @step_pods
 @package_sources(sources(), suffixes=[".py", ".yaml", ".json", ".html", ".css"])
 class SweepFlow(FlowSpec):

@@ -15,7 +15,8 @@ from pydantic import Field, field_validator, model_validator
 
 from steps.errors import Problem
 from steps.settings.instances import find_instance, unknown_instance
-from steps.settings.section import Section
+from steps.settings.options import OPTIONS
+from steps.settings.section import Section, suggest
 
 Name = Annotated[str, Field(pattern=r"^$|^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=253)]
 """Of a Kubernetes object; empty: none."""
@@ -165,6 +166,60 @@ class Cluster(Section):
     def node_choices(self) -> tuple[int, ...]:
         """Numbers of nodes that are allowed, the largest first."""
         return tuple(range(self.nodes, (self.min_nodes or self.nodes) - 1, -1))
+
+
+class Trigger(Section):
+    """The event that starts the deployed flow."""
+
+    event: str = Field(default="", pattern=r"^[A-Za-z0-9_.-]*$")
+    """Its name; empty: none."""
+    of_project: bool = False
+    """The name is one within `deployment.project` and its branch, as `announce` makes them."""
+    parameters: dict[str, str] = Field(default_factory=dict)
+    """Option → field of the event's payload that gives its value; empty: each option by its own name."""
+
+    @field_validator("parameters")
+    @classmethod
+    def _known(cls, given: dict[str, str]) -> dict[str, str]:
+        named = {name.replace("-", "_"): value for name, value in given.items()}
+        for name, value in named.items():
+            if name not in OPTIONS:
+                raise ValueError(f"no such option: {name[:80]!r}{suggest(name, list(OPTIONS))}")
+            if not re.fullmatch(r"[A-Za-z0-9_]+", value):
+                raise ValueError(f"{value[:80]!r} is no field that Argo can read: letters, digits and underscores only")
+        return named
+
+
+class Deployment(Section):
+    """The flow on Argo Workflows: whose it is, what starts it, what it starts."""
+
+    project: str = Field(default="", pattern=r"^[a-z0-9_]{0,128}$")
+    """Metaflow's @project, of a team say: runs and deployments of several do not meet, names and tags begin with it."""
+    trigger: Trigger = Trigger()
+    """An event that starts it."""
+    schedule: str = ""
+    """Five fields of cron, when it starts by itself, with the options of `run`; empty: never."""
+    timezone: str = ""
+    """Of the schedule, as Europe/Berlin; empty: UTC."""
+    announce: str = Field(default="", pattern=r"^[A-Za-z0-9_.-]*$")
+    """Event that a run on Argo publishes when its model has passed the gate; empty: none."""
+
+    @field_validator("schedule")
+    @classmethod
+    def _five_fields(cls, given: str) -> str:
+        if given and len(given.split()) != 5:
+            raise ValueError("expected five fields (minute, hour, day, month, weekday), as in 0 2 * * *")
+        return given
+
+    @model_validator(mode="after")
+    def _whole(self) -> Deployment:
+        if self.trigger.of_project and not self.project:
+            raise ValueError("trigger.of_project needs a project")
+        if self.timezone and not self.schedule:
+            raise ValueError("a timezone needs a schedule")
+        if self.trigger.parameters and not self.trigger.event:
+            raise ValueError("trigger.parameters need an event")
+        return self
 
 
 def cluster_problems(cluster: Cluster, *, root: str, cache: str) -> list[Problem]:

@@ -15,7 +15,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from steps.errors import ConfigError, Mistakes, Problem
-from steps.settings.cluster import Cluster, cluster_problems
+from steps.settings.cluster import Cluster, Deployment, cluster_problems
 from steps.settings.options import Dtype, Options
 from steps.settings.publish import Publish
 from steps.settings.reporting import Reporting
@@ -229,6 +229,7 @@ class Settings(Section):
     inference: Inference = Inference()
     reporting: Reporting = Reporting()
     publish: Publish = Publish()
+    deployment: Deployment = Deployment()
     run: dict[str, bool | int | float | str] = Field(default_factory=dict)
     """Options of `run` by name, `model: llama3.2-1b` say: defaults of whoever uses this file. The command line wins."""
 
