@@ -6,13 +6,40 @@ today's set needs (transformers 5, peft 0.21, huggingface_hub 2) is written for 
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import inspect
+import platform
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+TOLD = (
+    *(
+        "metaflow",
+        "torch",
+        "transformers",
+        "peft",
+        "accelerate",
+        "tokenizers",
+        "safetensors",
+        "datasets",
+        "bitsandbytes",
+    ),
+    *("optimum-neuron", "torch-neuronx", "neuronx-cc"),
+)
+"""Distributions whose versions decide what a training computes; those that are not installed are left out."""
 HTTP_LIBRARIES = ("httpx2", "httpx")
 """What huggingface_hub speaks through since 1.0, the newest first; before, requests, whose errors are OSErrors."""
+
+
+def installed_versions() -> dict[str, str]:
+    """Distribution → version, of those in TOLD that are installed here; and of Python."""
+    found = {"python": platform.python_version()}
+    for name in TOLD:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def cache_argument(model: Any) -> str:

@@ -1,12 +1,15 @@
 """`hyperpod-lora lineage`: what made a model, what was made from something, and what differs between two models.
 
 Reads the `lineage.json` of merged folders, which names by digest all that the model was made from. So one folder alone
-is enough to look up, and the models below `storage.root` are enough to look down.
+is enough to look up, and the models below `storage.root` are enough to look down. A run whose files are elsewhere is looked up
+in Metaflow's records.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,8 @@ from steps.errors import StorageError
 from steps.plain_text import command, visible
 
 FILE = "lineage.json"
+RUN = re.compile(r"\w+/[\w.-]+")
+"""`Flow/run id`."""
 SHORTEST_DIGEST = 7
 """Characters of a digest that are enough to mean one."""
 
@@ -67,13 +72,32 @@ def model_of(root: Path, given: str) -> tuple[Path, dict[str, Any]]:
     as_path = Path(given).expanduser()
     if (as_path / FILE).is_file():
         return as_path.resolve(), read(as_path / FILE)
-    run = find_run(root, given)
+    try:
+        run = find_run(root, given)
+    except StorageError:
+        if kept := from_records(given):
+            return Path(f"Metaflow's records of {given}"), kept
+        raise
     merged = sorted(run.glob(f"merged-*/{FILE}"), key=lambda path: path.stat().st_mtime)
     if not merged:
         raise StorageError(
             f"{run} has no merged model yet, so no {FILE}: `{command('status', run)}` tells how far it is"
         )
     return merged[-1].parent, read(merged[-1])
+
+
+def from_records(given: str) -> dict[str, Any] | None:
+    """What Metaflow's records hold for `Flow/run id`, or for a run id of the usual flow: for a run whose files are elsewhere."""
+    from steps.flow.home import keep_records_in
+    from steps.settings.places import home
+
+    name = given if "/" in given else f"LoraFlow/{given}"
+    if not RUN.fullmatch(name):
+        return None
+    keep_records_in(home(), os.environ)  # before Metaflow is imported
+    from steps.flow.metaflow_internals import kept_lineage
+
+    return kept_lineage(name)
 
 
 def all_models(root: Path) -> list[tuple[Path, dict[str, Any]]]:

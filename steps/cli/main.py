@@ -25,6 +25,7 @@ COMMANDS = {
     "lineage": "Show what made a model, and what was made from something.",
     "logs": "Show a rank's log.",
     "preflight": "Check the cluster that a config describes.",
+    "reproduce": "Print the command that makes a run's model again, and what has changed.",
     "resume": "Go on with a run where it stopped.",
     "retry": "Let a run go on that was given up.",
     "run": "Fine-tune a model: prepare, train, merge, evaluate.",

@@ -6,17 +6,23 @@ Used by `stages`. The result is a plain dict; it becomes an artifact, `lineage.j
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from steps.plain_text import counted
-from steps.protocol.records import Adapter, BaseModel, PreparedData, Published, Report, digest_of
+from steps.protocol.records import Adapter, BaseModel, PreparedData, Published, Report, digest_file, digest_of
 from steps.settings.catalog import HUB_ID
 from steps.settings.plan import Plan
 
 SCHEMA = "hyperpod-lora/lineage/1"
 HUB = "https://huggingface.co"
+FILE = "lineage.json"
+"""Beside an adapter and in a merged model."""
+LOCK = "requirements.lock"
+RUN = re.compile(r"\w+/[\w.-]+")
+"""`Flow/run id`."""
 
 
 def build(
@@ -27,17 +33,22 @@ def build(
     *,
     code: Mapping[str, str],
     pathspec: str,
+    libraries: Mapping[str, str],
 ) -> dict[str, Any]:
-    """The lineage of the model that `adapter` makes of `base`."""
+    """The lineage of the model that `adapter` makes of `base`. `libraries`: versions where the flow's steps run."""
+    image = plan.settings.cluster.image if plan.settings.is_on_cluster else ""
     return {
         "schema": SCHEMA,
         "run": pathspec,
+        **({"continued_from": plan.continue_from} if plan.continue_from else {}),
         "code": dict(code),
         "settings_digest": digest_of(plan.model_dump(mode="json")),
         "base": {name: getattr(base, name) for name in ("name", "source", "revision", "digest")},
         "data": _data(plan, prepared),
         "training": _training(plan, prepared, adapter),
         "adapter": {"digest": adapter.digest, "identity": adapter.identity},
+        "image": image,
+        "libraries": dict(libraries),
     }
 
 
@@ -64,6 +75,7 @@ def _training(plan: Plan, prepared: PreparedData, adapter: Adapter) -> dict[str,
         "targets": list(lora.targets),
         "init_adapter": lora.init_adapter,
         "init_adapter_digest": adapter.parents.get("init_adapter", ""),
+        "init_adapter_run": run_of(lora.init_adapter),
         "steps": adapter.step,
         "sequence_length": prepared.sequence_length,
         "packed": prepared.packed,
@@ -74,6 +86,36 @@ def _training(plan: Plan, prepared: PreparedData, adapter: Adapter) -> dict[str,
         "attempts": adapter.attempts,
         "loss": [adapter.first_loss, adapter.last_loss],
     }
+
+
+def locked_libraries(root: Path) -> dict[str, str]:
+    """`lock`: SHA-256 of the lock that the checkout's libraries are installed from, where there is one."""
+    lock = root / LOCK
+    return {"lock": digest_file(lock)} if lock.is_file() else {}
+
+
+def run_of(folder: str) -> str:
+    """The run that made an adapter, as its own lineage says; empty where nobody knows."""
+    try:
+        told = json.loads(Path(folder, FILE).read_text(encoding="utf-8")) if folder else {}
+    except (OSError, ValueError):
+        return ""
+    run = told.get("run") if isinstance(told, dict) else ""
+    return run if isinstance(run, str) else ""
+
+
+def links(lineage: Mapping[str, Any], ui: str) -> dict[str, str]:
+    """Addresses in the Metaflow UI of the runs that a lineage names, as far as it names them by `Flow/run id`."""
+    training = lineage.get("training", {})
+    named = {
+        "this run": lineage.get("run"),
+        "continued from": lineage.get("continued_from"),
+        "adapter started from": training.get("init_adapter_run"),
+    }
+    own = str(lineage.get("run", "")).partition("/")[0]
+    runs = {what: run if "/" in run else f"{own}/{run}" for what, run in named.items() if isinstance(run, str) and run}
+    shown = {what: run for what, run in runs.items() if RUN.fullmatch(run)}
+    return {what: f"{ui.rstrip('/')}/{run}" for what, run in shown.items()} if ui else {}
 
 
 def _fingerprint(prepared: PreparedData) -> str:

@@ -254,6 +254,19 @@ def _tags_of_origin() -> frozenset[str]:
         return frozenset()
 
 
+def kept_lineage(run: str) -> dict[str, Any] | None:
+    """The lineage that Metaflow's records hold for a run (`Flow/run id`), wherever its files are; None where there is none."""
+    from metaflow import Run
+    from metaflow.exception import MetaflowException
+
+    for step in ("evaluate", "merge"):
+        try:
+            return dict(Run(run, _namespace_check=False)[step].task.data.lineage)
+        except (MetaflowException, KeyError, AttributeError):  # no such run, step not reached, or without its artifact
+            continue
+    return None
+
+
 def lacks_cards() -> bool:
     """In a pod without a metadata service Metaflow does not find the task whose card it draws, if a laptop numbered the run."""
     from metaflow import get_metadata

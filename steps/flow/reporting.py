@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from steps.errors import ConfigError, Problem, StorageError
 from steps.flow import lineage, metaflow_internals
@@ -45,6 +46,11 @@ def tag(plan: Plan, state: str, report: Report | None = None) -> None:
     """Make the run findable by what it trains and where it is."""
     former = lineage.CHANGING_TAGS if report else lineage.CHANGING_TAGS[:1]
     metaflow_internals.tag_run(lineage.tags(plan, state, report), instead_of=former)
+
+
+def links(made_from: Mapping[str, Any]) -> dict[str, str]:
+    """Where the runs that a lineage names stand in the Metaflow UI, if there is one."""
+    return lineage.links(made_from, os.environ.get(UI, ""))
 
 
 def check(plan: Plan) -> None:

@@ -31,6 +31,7 @@ from steps.flow.terminal import StageProgress, say
 from steps.flow.training import Inputs, with_share_of
 from steps.job import cancel
 from steps.job.agent.in_use import in_use, leave
+from steps.library_versions import installed_versions
 from steps.protocol.records import Adapter, BaseModel, MergedModel, PreparedData, Report
 from steps.protocol.rundir import RunDir
 from steps.settings.config import parse_options, parse_settings
@@ -188,8 +189,9 @@ def lineage(raw_plan: Artifact, raw_base: Artifact, raw_prepared: Artifact, raw_
         BaseModel.from_dict(raw_base),
         PreparedData.from_dict(raw_prepared),
         Adapter.from_dict(raw_adapter),
-        code=metaflow_internals.code_version(project_root()),
+        code={**metaflow_internals.code_version(project_root()), **lineages.locked_libraries(project_root())},
         pathspec=metaflow_internals.pathspec(),
+        libraries=installed_versions(),
     )
 
 
@@ -301,6 +303,7 @@ def evaluate(
         samples=read_samples(report),
         shown=plan.settings.evaluation.samples,
         lineage=lineages.flat(made_from),
+        links=reporting.links(made_from),
     )
     reporting.tag(plan, "done", report)
     reporting.tell_evaluation(plan, prepared, adapter, report)

@@ -69,6 +69,16 @@ def prepare(
     return _make(plan, base, (parts, source), final, progress or _silent)
 
 
+def is_as_prepared(plan: Plan, base: BaseModel, record: PreparedData, *, cache: Path) -> tuple[DataSource, bool]:
+    """The data as it is now, and whether `record` would come out of it again; nothing is tokenised.
+
+    Raises:
+        DataError, StorageError: as `prepare`.
+    """
+    _, source = open_parts(plan, cache)
+    return source, identity_of(_inputs(plan, base, source)) == record.identity
+
+
 def _inputs(plan: Plan, base: BaseModel, source: DataSource) -> dict[str, object]:
     """All that changes the rows or their order."""
     data = plan.dataset

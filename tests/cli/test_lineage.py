@@ -90,3 +90,14 @@ def test_a_damaged_lineage_is_left_out_of_a_search_and_named(root: Path) -> None
 )
 def test_a_digest_is_told_from_a_run(text: str, expected: bool) -> None:
     assert is_digest(text) is expected
+
+
+def test_a_run_whose_files_are_elsewhere_is_looked_up_in_metaflows_records(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = {"LoraFlow/argo-loraflow-x": {"run": "LoraFlow/argo-loraflow-x", "training": {"rank": 2}}}
+    monkeypatch.setattr("steps.flow.metaflow_internals.kept_lineage", records.get)
+    told = ask(root, "argo-loraflow-x")
+    assert "training.rank  2" in told.output
+    assert "training.rank" in ask(root, "17", "--diff", "LoraFlow/argo-loraflow-x").output
+    assert "no run 'absent'" in ask(root, "absent").output

@@ -96,6 +96,15 @@ def test_only_what_is_named_is_added() -> None:
     }
 
 
+def test_an_event_of_the_project_has_a_name_within_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    trigger = {"event": "model-passed", "of_project": True}
+    given = parse_settings({"deployment": {"project": "team_a", "trigger": trigger}}).deployment
+    event = deployment.decorators_of(given.model_dump(mode="json"))["trigger"]["event"]
+    now = SimpleNamespace(get=lambda name: {"project_name": "team_a", "branch_name": "prod"}.get(name))
+    monkeypatch.setattr("metaflow.current", now)
+    assert event["name"]() == "mfns.team_a.prod.model-passed"
+
+
 @pytest.mark.parametrize(
     ("given", "words"),
     [

@@ -9,12 +9,21 @@ from typing import Any
 
 import pytest
 
+from steps.flow import lineage
 from steps.flow.lineage import build, example_prompt, flat, plan_facts, tags
 from tests.shared.sample_records import ADAPTER, BASE, REPORT, plan_of, prepared_of
 
 
 def build_from(**options: Any) -> dict[str, Any]:
-    return build(plan_of(**options), BASE, prepared_of(), ADAPTER, code={"digest": "c"}, pathspec="LoraFlow/7")
+    return build(
+        plan_of(**options),
+        BASE,
+        prepared_of(),
+        ADAPTER,
+        code={"digest": "c"},
+        pathspec="LoraFlow/7",
+        libraries={"torch": "2"},
+    )
 
 
 def test_the_lineage_names_code_settings_base_data_and_adapter() -> None:
@@ -37,7 +46,7 @@ def test_the_lineage_names_code_settings_base_data_and_adapter() -> None:
 )
 def test_the_fingerprint_of_one_file_is_what_sha256sum_shows(files: list[str], fingerprint: str) -> None:
     prepared = prepared_of(files=files)
-    data = build(plan_of(), BASE, prepared, ADAPTER, code={}, pathspec="LoraFlow/7")["data"]
+    data = build(plan_of(), BASE, prepared, ADAPTER, code={}, pathspec="LoraFlow/7", libraries={})["data"]
     assert (data["fingerprint"], data["files"]) == (fingerprint, files)
 
 
@@ -94,3 +103,27 @@ def test_without_a_usable_sample_the_example_says_hello(tmp_path: Path, line: st
 def test_the_example_is_the_prompt_on_one_line(tmp_path: Path) -> None:
     text = 'cost `$HOME`! "5" \\n $(id)'
     assert prompt_from(tmp_path, json.dumps({"prompt": f" {text}\n\tand more"})) == f"{text} and more"
+
+
+def test_libraries_image_and_the_runs_that_it_goes_on_with_are_told(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    assert lineage.run_of(str(tmp_path)) == lineage.run_of("") == ""
+    (tmp_path / "lineage.json").write_text('{"run": "LoraFlow/5"}')
+    assert lineage.run_of(str(tmp_path)) == "LoraFlow/5"
+    found = build(plan_of(), BASE, prepared_of(), ADAPTER, code={}, pathspec="LoraFlow/7", libraries={"torch": "2"})
+    assert (found["libraries"], found["image"]) == ({"torch": "2"}, "")
+    assert "continued_from" not in found
+
+
+@pytest.mark.parametrize("ui", ["http://ui", "http://ui/"])
+def test_the_card_links_to_the_runs_that_a_lineage_names(ui: str) -> None:
+    made = {"run": "LoraFlow/7", "continued_from": "5", "training": {"init_adapter_run": "LoraFlow/3"}}
+    assert lineage.links(made, ui) == {
+        "this run": "http://ui/LoraFlow/7",
+        "continued from": "http://ui/LoraFlow/5",
+        "adapter started from": "http://ui/LoraFlow/3",
+    }
+    assert lineage.links({"run": "LoraFlow/7", "continued_from": "/some/folder"}, ui) == {
+        "this run": "http://ui/LoraFlow/7"
+    }
+    assert lineage.links(made, "") == {}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -83,9 +85,15 @@ def sweep_words(*words: str) -> list[str]:
     return [sys.executable, str(PROJECT / "flows" / "sweep_flow.py"), *words]
 
 
+def saved(runs: Path) -> bool:
+    """The second branch has a whole checkpoint."""
+    files = runs.glob("*-02/train-*/attempts/*/events.jsonl")
+    return any(json.loads(line)["kind"] == "checkpoint" for file in files for line in file.read_text().splitlines())
+
+
 @pytest.mark.slow
 @pytest.mark.whole
-@pytest.mark.timeout(500)
+@pytest.mark.timeout(1000)
 def test_a_killed_branch_goes_on_alone_and_the_best_one_is_merged(place: Place) -> None:
     place.write_config()
     file = place.folder / "sweep.yaml"
@@ -97,16 +105,14 @@ def test_a_killed_branch_goes_on_alone_and_the_best_one_is_merged(place: Place) 
     config = ("--config", "config", str(place.config))
     flow = place.start(sweep_words(*config, "run", "--sweep", str(file), "--max-workers", "1"), log)
     runs = place.folder / "runs" / "SweepFlow"
-    wait_until(
-        lambda: list(runs.glob("*-02/train-*/checkpoints/*")), timeout_s=300, what="the second branch's checkpoint"
-    )
+    wait_until(lambda: saved(runs), timeout_s=300, what="a checkpoint of the second branch")
     os.killpg(flow.pid, signal.SIGKILL)
     for process in processes_of(place.folder):
         process.kill()
     flow.wait()
     first = next(runs.glob("*-01/train-*/adapter/adapter_model.safetensors"))
     written = first.stat().st_mtime_ns
-    resumed = place.call(sweep_words("resume", "--origin-run-id", run_id_of(log.read_text())))
+    resumed = place.call(sweep_words("resume", "--origin-run-id", run_id_of(log.read_text())), timeout_s=600)
     assert resumed.returncode == 0, resumed.stdout[-3000:] + resumed.stderr[-3000:]
     assert "from the checkpoint of step" in resumed.stdout
     assert first.stat().st_mtime_ns == written

@@ -160,6 +160,12 @@ NAMED = {
     "publish.hub": "publish/test_hub.py::",
     **dict.fromkeys(("publish.registries", "publish.image"), "publish/test_registry.py::"),
     "publish.name": "publish/test_check.py::test_the_name_is_the_given_one_or_made_of_model_and_data",
+    **dict.fromkeys(
+        (f"deployment.{name}" for name in ("project", "trigger.event", "trigger.parameters", "schedule", "timezone")),
+        "flow/test_deployment.py::test_only_what_is_named_is_added",
+    ),
+    "deployment.trigger.of_project": "flow/test_deployment.py::test_an_event_of_the_project_has_a_name_within_it",
+    "deployment.announce": "flow/test_deployment.py::test_the_event_tells_of_a_model_that_passed_its_gate_and_of_no_other",
     "run": "cli/test_run.py::test_a_dry_run_with_options_from_a_config_of_ones_own",
 }
 """What only a whole stage, a supervisor's story or a server shows: file::test, or a file whose tests all turn on it."""

@@ -58,7 +58,13 @@ class Group:
 
 
 def view(
-    *, title: str, report: Report, samples: Sequence[Mapping[str, Any]], lineage: Mapping[str, object], shown: int
+    *,
+    title: str,
+    report: Report,
+    samples: Sequence[Mapping[str, Any]],
+    lineage: Mapping[str, object],
+    shown: int,
+    links: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Everything that `evaluate.html` prints; at most `shown` rows of each kind."""
     rows = [read_row(sample) for sample in samples]
@@ -84,6 +90,7 @@ def view(
         "cut": lambda text: shorten(text, TEXT_LIMIT),
         "rest": lambda prompt: prompt[len(prefix) :],
         "lineage": {key: str(value) for key, value in lineage.items()},
+        "links": dict(links or {}),
     }
 
 

@@ -107,9 +107,13 @@ def fill_evaluate_card(
     samples: Sequence[Mapping[str, Any]],
     lineage: Mapping[str, object],
     shown: int = ROWS_SHOWN,
+    links: Mapping[str, str] | None = None,
 ) -> None:
-    """Draw base against tuned, and keep the page beside the report. `samples` are all; at most `shown` of a kind are drawn."""
-    view = evaluate.view(title=title, report=report, samples=samples, lineage=lineage, shown=shown)
+    """Draw base against tuned, and keep the page beside the report. `samples` are all; at most `shown` of a kind are drawn.
+
+    `links`: addresses of this run and of those that it goes on with.
+    """
+    view = evaluate.view(title=title, report=report, samples=samples, lineage=lineage, shown=shown, links=links)
     body = page.body("evaluate.html", view)
     card.append(Body(body))
     _write_page(Path(report.path) / REPORT_PAGE, page.page(title, body))
