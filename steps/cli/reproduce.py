@@ -105,7 +105,7 @@ def _of_code(then: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _differences(part: str, before: Mapping[str, str], now: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    for name in before | now:
+    for name in dict(before) | dict(now):
         if before.get(name) != now.get(name):
             yield f"{part}.{name}", f"{before.get(name, 'none')} → {now.get(name, 'none')}"
 

@@ -135,7 +135,8 @@ def _by_source(found: Compared) -> list[dict[str, Any]]:
     """Of a mixture, each source that was measured: samples and pairs [base, tuned] of score and loss."""
     questions, both = found.questions, (found.before, found.after)
     rows = []
-    for source in sorted({sample.source for sample in (*questions.held_out, *questions.loss_samples)} - {""}):
+    known = {sample.source for sample in questions.held_out} | {sample.source for sample in questions.loss_samples}
+    for source in sorted(known - {""}):
         at = [place for place, sample in enumerate(questions.held_out) if sample.source == source]
         scores = [sum(measured.scores[place] for place in at) / len(at) if at else None for measured in both]
         losses = [measured.losses.get(source) for measured in both]

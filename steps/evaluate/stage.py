@@ -28,6 +28,7 @@ from steps.protocol.records import (
     identity_of,
 )
 from steps.protocol.rundir import RunDir, read_json, write_json
+from steps.settings.mixture import source_names
 from steps.settings.plan import Plan
 
 logger = logging.getLogger(__name__)
@@ -112,12 +113,11 @@ def _scores_of(plan: Plan, prepared: PreparedData | None = None) -> dict[str, st
     if score_name(plan) or not plan.dataset.mixture:
         return {}
     found = {part["name"]: part["score"] for part in prepared.sources} if prepared else {}
-    for part in plan.dataset.mixture:
-        asked = part.preset.score if part.preset else "auto"
-        if asked != "auto":
-            found[part.dataset] = asked
-        elif ":" in found.get(part.dataset, ""):
-            raise ConfigError([Problem("evaluation.score", CODE_IN_DATA.format(found[part.dataset]))])
+    for name, preset in zip(source_names(plan.dataset), plan.dataset.sources, strict=True):
+        if preset.score != "auto":
+            found[name] = preset.score
+        elif ":" in found.get(name, ""):
+            raise ConfigError([Problem("evaluation.score", CODE_IN_DATA.format(found[name]))])
     return found
 
 

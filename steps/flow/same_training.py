@@ -65,7 +65,8 @@ def _source(preset: ModelPreset | DatasetPreset) -> str:
     """Where a model or a data set comes from."""
     hub = f"{preset.hub}@{preset.revision}" if preset.hub else ""
     if isinstance(preset, DatasetPreset) and preset.mixture:
-        return ",".join(f"{part.dataset}:{part.weight or ''}:{part.max_rows or ''}" for part in preset.mixture)
+        parts = [(part, part.preset) for part in preset.mixture if part.preset]
+        return ",".join(f"{_source(found)}:{part.weight or ''}:{part.max_rows or ''}" for part, found in parts)
     return preset.path or preset.s3 or hub or preset.name
 
 

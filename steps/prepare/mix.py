@@ -22,6 +22,7 @@ from steps.prepare.read.sources import open_source
 from steps.prepare.split import Division, Keys, Portion
 from steps.protocol.records import digest_of
 from steps.settings.catalog import DatasetPreset
+from steps.settings.mixture import source_names
 from steps.settings.plan import Plan
 
 HAIR = 1e-9
@@ -61,10 +62,8 @@ def open_parts(plan: Plan, cache: Path) -> tuple[list[SourcePart], DataSource]:
         return [SourcePart(source, plan.dataset, max_rows=plan.max_rows)], source
     weights = [part.weight or 0.0 for part in plan.dataset.mixture]
     parts = [
-        SourcePart(
-            open_source(part.preset, cache), part.preset, part.dataset, weight / (sum(weights) or 1), part.max_rows or 0
-        )
-        for part, weight in zip(plan.dataset.mixture, weights, strict=True)
+        SourcePart(open_source(part.preset, cache), part.preset, name, weight / (sum(weights) or 1), part.max_rows or 0)
+        for part, name, weight in zip(plan.dataset.mixture, source_names(plan.dataset), weights, strict=True)
         if part.preset
     ]
     _refuse_twins(parts)

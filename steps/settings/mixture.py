@@ -194,6 +194,13 @@ def each_source(dataset: DatasetPreset, change: Callable[[DatasetPreset], Datase
     return dataset.model_copy(update={"mixture": tuple(changed)})
 
 
+def source_names(dataset: DatasetPreset) -> list[str]:
+    """What each source of a mixture is called: a file by its name, wherever it lies, by its path where two have one name."""
+    paths = [part.preset.path if part.preset else "" for part in dataset.mixture]
+    short = [Path(path).name or part.dataset for path, part in zip(paths, dataset.mixture, strict=True)]
+    return [path if path and short.count(name) > 1 else name for path, name in zip(paths, short, strict=True)]
+
+
 def local_files(dataset: DatasetPreset) -> dict[str, str]:
     """The paths on this machine that the data set is read from, by what names them."""
     if not dataset.mixture:

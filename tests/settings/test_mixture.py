@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from steps.errors import ConfigError
+from steps.flow.same_training import differences
 from steps.settings.config import Settings, parse_options, parse_settings
-from steps.settings.mixture import absolute, find_data
+from steps.settings.mixture import absolute, find_data, source_names
 from steps.settings.plan import Plan
 from steps.settings.resolve import resolve
 
@@ -118,3 +119,23 @@ def test_what_a_run_keeps_of_a_mixture_means_the_same_in_any_folder(
     monkeypatch.chdir("/")
     assert parts(kept) == [(str(here / "a.jsonl"), 0.7, None), ("orders", 0.3, None)]
     assert absolute("orders") == "orders"
+
+
+def test_a_source_has_its_files_name_wherever_the_run_goes_on(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (here / "other").mkdir()
+    (here / "other" / "a.jsonl").write_text("{}")
+    assert source_names(find_data("a.jsonl,orders,c:1.jsonl")) == ["a.jsonl", "orders", "c:1.jsonl"]
+    assert source_names(find_data("a.jsonl,other/a.jsonl,b.jsonl")) == [
+        f"{here}/a.jsonl",
+        f"{here}/other/a.jsonl",
+        "b.jsonl",
+    ]
+    given = {"model": "tiny", "dataset": "a.jsonl:0.7,orders:0.3"}
+    first = resolve(Settings(), parse_options(given))
+    kept = absolute(given["dataset"])
+    monkeypatch.chdir("/")
+    again = resolve(Settings(), parse_options({**given, "dataset": kept}))
+    assert source_names(first.dataset) == source_names(again.dataset) == ["a.jsonl", "orders"]
+    assert differences(first, again) == []
+    other = resolve(Settings(), parse_options({**given, "dataset": kept.replace("0.7", "0.6")}))
+    assert [problem.path for problem in differences(first, other)] == ["--dataset"]
