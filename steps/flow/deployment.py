@@ -35,7 +35,9 @@ def decorators_of(deployment: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Name of a flow decorator → its arguments. `deployment` is the Config's checked section as JSON values."""
     found: dict[str, dict[str, Any]] = {}
     if deployment["project"]:
-        found["project"] = {"name": deployment["project"]}
+        # Metaflow has --branch and --production for a @project in the flow's file only, not for one from a Config.
+        chosen = {name: deployment[name] for name in ("branch", "production") if deployment[name]}
+        found["project"] = {"name": deployment["project"], **chosen}
     if deployment["trigger"]["event"]:
         found["trigger"] = {"event": _event(deployment["trigger"])}
     if deployment["schedule"]:

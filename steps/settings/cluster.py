@@ -195,6 +195,10 @@ class Deployment(Section):
 
     project: str = Field(default="", pattern=r"^[a-z0-9_]{0,128}$")
     """Metaflow's @project, of a team say: runs and deployments of several do not meet, names and tags begin with it."""
+    branch: str = Field(default="", pattern=r"^[a-z0-9_]{0,128}$")
+    """As Metaflow's --branch: makes `test.<branch>`, in production `prod.<branch>`; empty: `user.<name>` or `prod`."""
+    production: bool = False
+    """The project's production, as Metaflow's --production."""
     trigger: Trigger = Trigger()
     """An event that starts it."""
     schedule: str = ""
@@ -213,8 +217,8 @@ class Deployment(Section):
 
     @model_validator(mode="after")
     def _whole(self) -> Deployment:
-        if self.trigger.of_project and not self.project:
-            raise ValueError("trigger.of_project needs a project")
+        if (self.trigger.of_project or self.branch or self.production) and not self.project:
+            raise ValueError("branch, production and trigger.of_project need a project")
         if self.timezone and not self.schedule:
             raise ValueError("a timezone needs a schedule")
         if self.trigger.parameters and not self.trigger.event:

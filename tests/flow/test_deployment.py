@@ -40,7 +40,7 @@ TEAM = {
 }
 
 
-def compiled(place: Place, s3: str, deployment: dict[str, Any], *words: str) -> dict[str, Any]:
+def compiled(place: Place, s3: str, deployment: dict[str, Any]) -> dict[str, Any]:
     """What `argo-workflows create` would send: template and sensor."""
     cluster = {"namespace": "ns", "image": "r.io/lora:1", "mount_path": str(place.folder)}
     place.write_config(launcher={"kind": "pytorchjob"}, cluster=cluster, deployment=deployment)
@@ -58,7 +58,7 @@ def compiled(place: Place, s3: str, deployment: dict[str, Any], *words: str) -> 
         AWS_SECRET_ACCESS_KEY="test",
         AWS_DEFAULT_REGION="us-east-1",
     )
-    head = ["--config", "config", str(place.config), *words]
+    head = ["--config", "config", str(place.config)]
     done = place.call([sys.executable, "-c", COMPILE, *head, "argo-workflows", "create", "--only-json"])
     assert "BOTH" in done.stdout, done.stdout + done.stderr
     found: dict[str, Any] = json.loads(done.stdout.partition("BOTH")[2])
@@ -67,7 +67,7 @@ def compiled(place: Place, s3: str, deployment: dict[str, Any], *words: str) -> 
 
 @pytest.mark.slow
 def test_a_team_s_deployment_has_its_name_its_trigger_and_its_schedule(place: Place, s3: str) -> None:
-    found = compiled(place, s3, TEAM, "--production")
+    found = compiled(place, s3, {**TEAM, "production": True})
     template, sensor = found["template"], found["sensor"]
     annotations = template["metadata"]["annotations"]
     chosen = {
@@ -88,6 +88,9 @@ def test_a_team_s_deployment_has_its_name_its_trigger_and_its_schedule(place: Pl
 def test_only_what_is_named_is_added() -> None:
     empty = parse_settings(None).deployment.model_dump(mode="json")
     assert deployment.decorators_of(empty) == {}
+    weekly = parse_settings({"deployment": {"project": "team_a", "branch": "weekly", "production": True}}).deployment
+    project = {"name": "team_a", "branch": "weekly", "production": True}
+    assert deployment.decorators_of(weekly.model_dump(mode="json")) == {"project": project}
     given = parse_settings({"deployment": TEAM}).deployment.model_dump(mode="json")
     assert deployment.decorators_of(given) == {
         "project": {"name": "team_a"},
@@ -100,7 +103,7 @@ def test_an_event_of_the_project_has_a_name_within_it(monkeypatch: pytest.Monkey
     trigger = {"event": "model-passed", "of_project": True}
     given = parse_settings({"deployment": {"project": "team_a", "trigger": trigger}}).deployment
     event = deployment.decorators_of(given.model_dump(mode="json"))["trigger"]["event"]
-    now = SimpleNamespace(get=lambda name: {"project_name": "team_a", "branch_name": "prod"}.get(name))
+    now = SimpleNamespace(get=lambda name, _: {"project_name": "team_a", "branch_name": "prod"}.get(name))
     monkeypatch.setattr("metaflow.current", now)
     assert event["name"]() == "mfns.team_a.prod.model-passed"
 
@@ -112,7 +115,8 @@ def test_an_event_of_the_project_has_a_name_within_it(monkeypatch: pytest.Monkey
         ({"schedule": "0 2 * * ? *"}, "expected five fields"),
         ({"timezone": "Europe/Berlin"}, "a timezone needs a schedule"),
         ({"announce": "two words"}, "deployment.announce"),
-        ({"trigger": {"event": "a", "of_project": True}}, "needs a project"),
+        ({"trigger": {"event": "a", "of_project": True}}, "need a project"),
+        ({"branch": "weekly"}, "need a project"),
         ({"trigger": {"parameters": {"dataset": "path"}}}, "parameters need an event"),
         ({"trigger": {"event": "a", "parameters": {"datset": "path"}}}, "did you mean 'dataset'"),
         ({"trigger": {"event": "a", "parameters": {"dataset": "a.b"}}}, "no field that Argo can read"),

@@ -161,7 +161,18 @@ NAMED = {
     **dict.fromkeys(("publish.registries", "publish.image"), "publish/test_registry.py::"),
     "publish.name": "publish/test_check.py::test_the_name_is_the_given_one_or_made_of_model_and_data",
     **dict.fromkeys(
-        (f"deployment.{name}" for name in ("project", "trigger.event", "trigger.parameters", "schedule", "timezone")),
+        (
+            f"deployment.{name}"
+            for name in (
+                "project",
+                "branch",
+                "production",
+                "trigger.event",
+                "trigger.parameters",
+                "schedule",
+                "timezone",
+            )
+        ),
         "flow/test_deployment.py::test_only_what_is_named_is_added",
     ),
     "deployment.trigger.of_project": "flow/test_deployment.py::test_an_event_of_the_project_has_a_name_within_it",
