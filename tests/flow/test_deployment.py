@@ -76,7 +76,7 @@ def test_a_team_s_deployment_has_its_name_its_trigger_and_its_schedule(place: Pl
         "tags": json.loads(annotations.get("metaflow/tags", "[]")),
         "filters": [item["filters"] for item in sensor["spec"]["dependencies"]],
         "event": sensor["spec"]["dependencies"][0]["eventName"],
-        "parameters": sensor["spec"]["triggers"][0]["template"]["argoWorkflow"]["parameters"],
+        "parameters": sensor["spec"]["triggers"][0]["template"]["k8s"]["parameters"],
     }
     path = GOLDEN / "team_a.json"
     if not path.exists():
