@@ -111,6 +111,18 @@ class SweepFlow(FlowSpec):
                 self.run_dir,
                 self.lineage,
             )
+        self.next(self.publish)
+
+    @step
+    def publish(self) -> None:
+        """Hand the winner on, where the Config names a place and the gate is passed."""
+        from steps.flow import stages
+
+        without_torch(os.environ)
+        if stages.after_evaluation(self.plan, self.report) == "publish":
+            with clean_errors():
+                made = (self.adapter, self.merged, self.report)
+                self.published, self.lineage = stages.publish(self.plan, made, self.run_dir, self.lineage)
         self.next(self.end)
 
     @step

@@ -1,4 +1,4 @@
-"""What is decided and looked at in the first step, before anything is fetched: the plan, the run directory, the cluster."""
+"""What is decided, looked at and brought here in the first step: the plan, the run directory, the cluster, the base model."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import Any
 
 from steps.errors import Mistakes
 from steps.flow import continuing, metaflow_internals, neuron_jobs, publishing, reporting, same_training
-from steps.flow.terminal import say
+from steps.flow.terminal import StageProgress, say
 from steps.machine import has_fast_bf16
+from steps.protocol.records import BaseModel
 from steps.protocol.rundir import RunDir, run_directory
 from steps.settings.checks import check_libraries, check_model
 from steps.settings.config import Settings
@@ -93,3 +94,21 @@ def check_cluster(plan: Plan) -> None:
         plan.settings, plan.processes, metaflow_internals.metaflow_datastore(), is_inside=metaflow_internals.is_in_pod()
     )
     require(target, notice=say)
+
+
+def bring(plan: Plan, config: Mapping[str, Any]) -> BaseModel:
+    """The base model on this machine, its weights and vocabulary looked at; `config` is its config.json.
+
+    Raises:
+        LoraFlowError: it cannot be had, or does not go together with the plan.
+    """
+    from steps.base import stage as base_stage
+    from steps.base.vocabulary import check_vocabulary
+    from steps.train import architecture
+
+    least_gib = plan.settings.storage.min_free_gib
+    base = base_stage.fetch(plan.model, cache=cache_folder(plan), min_free_gib=least_gib, progress=StageProgress())
+    check_vocabulary(Path(base.path))
+    architecture.check_weights(plan, config, Path(base.path))
+    say(f"base model: {base.name}, {base.parameters / 1e6:,.0f} M parameters, {base.source}, in {base.path}")
+    return base

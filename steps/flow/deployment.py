@@ -6,6 +6,7 @@ the project, whose name its tags have.
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 from metaflow import FlowMutator
@@ -28,7 +29,11 @@ class deployed(FlowMutator):
         if not given:
             return
         for name, arguments in decorators_of(given).items():
-            mutable_flow.add_decorator(name, deco_kwargs=arguments)
+            if name == "project":  # given as keywords, Metaflow takes branch and production for its own defaults
+                words = ",".join(f"{key}={json.dumps(value)}" for key, value in arguments.items())
+                mutable_flow.add_decorator(f"project:{words}")
+            else:
+                mutable_flow.add_decorator(name, deco_kwargs=arguments)
 
 
 def decorators_of(deployment: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -24,7 +24,7 @@ from steps.flow import (
     summary,
 )
 from steps.flow import lineage as lineages
-from steps.flow.deciding import cache_folder, check_cluster, decide, directory_of
+from steps.flow.deciding import bring, cache_folder, check_cluster, decide, directory_of
 from steps.flow.heartbeat import Heartbeat
 from steps.flow.small_data import fit_to_data
 from steps.flow.terminal import StageProgress, say
@@ -77,24 +77,6 @@ def start(flow: Any, raw_settings: Mapping[str, Any]) -> tuple[Artifact, Artifac
     config_given = metaflow_internals.given_config()
     continuing.keep(run, parse_options(given), plan, config=config_given, run_id=str(current.run_id))
     return plan.model_dump(mode="json"), base.to_dict(), str(run.path)
-
-
-def bring(plan: Plan, config: Mapping[str, Any]) -> BaseModel:
-    """The base model on this machine, its weights and vocabulary looked at; `config` is its config.json.
-
-    Raises:
-        LoraFlowError: it cannot be had, or does not go together with the plan.
-    """
-    from steps.base import stage as base_stage
-    from steps.base.vocabulary import check_vocabulary
-    from steps.train import architecture
-
-    least_gib = plan.settings.storage.min_free_gib
-    base = base_stage.fetch(plan.model, cache=cache_folder(plan), min_free_gib=least_gib, progress=StageProgress())
-    check_vocabulary(Path(base.path))
-    architecture.check_weights(plan, config, Path(base.path))
-    say(f"base model: {base.name}, {base.parameters / 1e6:,.0f} M parameters, {base.source}, in {base.path}")
-    return base
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from steps.errors import ConfigError, JobPermanentError, JobRetriesExhausted, LoraFlowError, Mistakes, Problem
 from steps.flow import reporting, stages
-from steps.flow.deciding import cache_folder, check_cluster, decide, directory_of
+from steps.flow.deciding import bring, cache_folder, check_cluster, decide, directory_of
 from steps.flow.sweep import board, grid
 from steps.flow.terminal import say
 from steps.flow.training import Inputs
@@ -52,7 +52,7 @@ def start(text: str, raw_settings: Mapping[str, Any]) -> tuple[list[Branch], str
             "name": grid.label(chosen, names),
             "options": chosen,
             "plan": plan.model_dump(mode="json"),
-            "base": stages.bring(plan, config).to_dict(),
+            "base": bring(plan, config).to_dict(),
             "run_dir": f"{run.path}-{number:02}",
         }
         for number, (chosen, (plan, config)) in enumerate(zip(options, decided, strict=True), start=1)
