@@ -15,7 +15,7 @@ NXD_SRC ?=
 help:  ## what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-run: .venv/installed  ## fine-tune a small real model on this machine: two to three minutes (ARGS="--max-steps 50 ...")
+run: .venv/installed  ## fine-tune a small real model on this machine: about three minutes without AVX-512 (ARGS="--max-steps 50 ...")
 	$(BIN)/hyperpod-lora run $(ARGS)
 
 test: .venv/installed-dev  ## the quick tests, four to five minutes on two cores

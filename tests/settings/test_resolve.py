@@ -162,7 +162,7 @@ def test_an_option_wins_over_the_data_preset_and_that_over_the_model_preset() ->
     assert plan_of(dataset="orders", sequence_length=64).sequence_length == 64
     assert plan_of(dataset="orders").packing is False
     assert plan_of(dataset="orders", packing="on").packing is True
-    assert plan_of(dataset="orders").max_steps == 16
+    assert plan_of(dataset="orders").max_steps == 12
     assert (plan_of(dataset="orders", epochs=2).max_steps, plan_of(dataset="orders", epochs=2).epochs) == (0, 2)
     assert plan_of(lora_rank=4).training.lora.alpha == 8
     assert plan_of(lora_targets=" q_proj, v_proj,").training.lora.targets == ("q_proj", "v_proj")
