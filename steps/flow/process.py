@@ -28,7 +28,7 @@ NOISE = re.compile(
     r"Metaflow [\d.]+.* executing |Project: |Validating your flow|\s*The graph looks good!|Running pylint|\s*Pylint |"
     r"Task is starting\.$|Task finished successfully\.$|Done!$|Creating local datastore|"
     r"Gathering required information|Cloning |Task .* cloned|\d+ tasks? (?:is|are) running: |No tasks are waiting in the queue|"
-    r"\d+ steps? ha(?:s|ve) not started: "
+    r"\d+ steps? ha(?:s|ve) not started: |\w+ step has not started$"
 )
 """Lines of Metaflow's that tell a person nothing."""
 PROGRESS = re.compile(

@@ -26,6 +26,7 @@ RUN = [
     TASK + "step 2/3 | loss 0.4 | 7 tokens/s | 1 s left\n",
     TIME + "1 task is running: train (1 running; 0 done).\n",
     TIME + "No tasks are waiting in the queue.\n",
+    TIME + "compile step has not started\n",
     TIME + "4 steps have not started: merge, compile, evaluate, end.\n",
     TASK + "adapter: /x\n",
     TASK + "Task finished successfully.\n",
@@ -81,13 +82,13 @@ def test_a_silence_is_told_with_the_step_that_is_silent() -> None:
         time.sleep(0.3)
         yield RUN[7]  # nothing that a person sees
         time.sleep(0.3)
-        yield RUN[10]
+        yield RUN[11]
 
     read = list(with_silences(lines(), quiet_s=0.2))
     told = [line for line in read if line not in RUN]
     assert len(told) >= 2
     assert all(line.startswith("train step: ") and PROGRESS.match(line.rstrip()) for line in told)
-    assert [line for line in read if line in RUN] == [*RUN[:5], RUN[7], RUN[10]]
+    assert [line for line in read if line in RUN] == [*RUN[:5], RUN[7], RUN[11]]
     assert list(with_silences(RUN)) == RUN
 
 
