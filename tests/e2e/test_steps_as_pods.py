@@ -101,7 +101,7 @@ def trained(place: Place, log: Path) -> Path:
         told = place.run_directory(found).glob("train-*/attempts/*/events.jsonl") if found else ()
         return [path for path in told if '"loss"' in path.read_text()]
 
-    return wait_until(events, timeout_s=600, what="training is under way")[0].parents[3]
+    return wait_until(events, timeout_s=1200, what="training is under way")[0].parents[3]
 
 
 def run_id_in(log: Path) -> str:
