@@ -23,6 +23,7 @@ def elsewhere(place: Place, site: Site) -> Place:
     """A laptop: its steps are pods, and what the pods share is not among its own files."""
     cluster = site.settings()["cluster"]
     cluster["steps"]["enabled"] = True
+    cluster["lease_s"] = 300  # on a busy machine the next launching pod takes minutes to come
     place.write_config(cluster=cluster)
     return place
 
