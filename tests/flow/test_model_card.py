@@ -29,7 +29,7 @@ def made(*, model: dict[str, Any] | None = None, dataset: dict[str, Any] | None 
         "dataset": plan.dataset.model_copy(update=dataset or {}),
     }
     plan = plan.model_copy(update=update)
-    lineage = build(plan, BASE, prepared_of(), ADAPTER, code={"digest": "c"}, pathspec="LoraFlow/7")
+    lineage = build(plan, BASE, prepared_of(), ADAPTER, code={"digest": "c"}, pathspec="LoraFlow/7", libraries={})
     return replace(Made(plan, BASE, ADAPTER, MERGED, lineage, REPORT), **changes)
 
 
