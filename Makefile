@@ -10,10 +10,10 @@ NXD_SRC ?=
 # In the neuron image that is its own; elsewhere name one that has the libraries.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-whole test-all test-neuron test-neuron-stand-in e2e coverage soak lint docs format bench lock clean
+.PHONY: help run test test-whole test-all test-neuron test-neuron-stand-in test-neuron-pins e2e coverage soak lint docs format bench lock clean
 
 help:  ## what can be made
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 run: .venv/installed  ## fine-tune a small real model on this machine: about three minutes without AVX-512 (ARGS="--max-steps 50 ...")
 	$(BIN)/hyperpod-lora run $(ARGS)
@@ -42,6 +42,12 @@ test-neuron-stand-in: .venv-stand-in/installed  ## the same on a CPU, half an ho
 	PYTHONPATH=$(CURDIR)/tests/neuron/stand_in:$(abspath $(NXD_SRC)) PJRT_DEVICE=CPU NEURON_TEST_SUBGROUPS=1 HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 \
 	  .venv-stand-in/bin/python -m tests.neuron $(ARGS)
 
+NEURON_IMAGE_RUNS := tests/train/neuron tests/job/agent tests/prepare/tokenize tests/prepare/chat tests/merge \
+  tests/evaluate/test_generate.py tests/evaluate/test_loss.py tests/evaluate/test_chat.py tests/matrix/test_golden_losses.py
+
+test-neuron-pins: .venv-neuron/installed  ## what the neuron image runs, on its transformers 4.57, peft 0.17 and numpy 1 (torch is the lock's), two minutes
+	OMP_NUM_THREADS=1 .venv-neuron/bin/python -m pytest -q -n 2 --dist loadfile $(NEURON_IMAGE_RUNS) $(ARGS)
+
 soak: .venv/installed-dev  ## kill a small training again and again and compare (ARGS="--kills 100 --seed 2 --processes 2")
 	OMP_NUM_THREADS=1 $(BIN)/python tests/soak/soak.py $(ARGS)
 
@@ -57,7 +63,7 @@ format: .venv/installed-dev  ## let ruff put the code in form
 bench: .venv/installed-dev  ## measure against what one would use instead; writes bench/RESULTS.md
 	$(BIN)/python -m bench $(ARGS)
 
-lock: .venv/uv  ## resolve all versions anew into requirements.lock and requirements-dev.lock
+lock: .venv/uv  ## resolve all versions anew into requirements.lock, requirements-dev.lock and the neuron image's
 	$(BIN)/uv pip compile -q --python-version 3.11 --generate-hashes --no-annotate --no-emit-index-url \
 	  --custom-compile-command "make lock" --all-extras --group build pyproject.toml -o requirements.lock
 	$(BIN)/uv pip compile -q --python-version 3.11 --generate-hashes --no-annotate --no-emit-index-url \
@@ -71,9 +77,13 @@ lock: .venv/uv  ## resolve all versions anew into requirements.lock and requirem
 	printf '%s\n' pytest pytest-timeout hypothesis | $(BIN)/uv pip compile -q --python-version 3.11 --generate-hashes \
 	  --no-annotate --no-emit-index-url --custom-compile-command "make lock" -c requirements-dev.lock \
 	  -c containers/neuron-requirements.lock - -o containers/neuron-tests.lock
+	{ cat containers/neuron-requirements.in; grep -oE '^torch==[0-9.]+' requirements.lock; \
+	  printf '%s\n' pytest pytest-timeout pytest-xdist hypothesis; } | $(BIN)/uv pip compile -q --python-version 3.11 \
+	  --generate-hashes --no-annotate --no-emit-index-url --custom-compile-command "make lock" \
+	  -c containers/neuron-requirements.lock - -o requirements-neuron.lock
 
 clean:  ## remove the virtual environment and caches (runs stay in .lora: see `hyperpod-lora clean`)
-	rm -rf .venv .venv-stand-in .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .coverage htmlcov bench-results
+	rm -rf .venv .venv-stand-in .venv-neuron .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .coverage htmlcov bench-results
 
 .venv/uv:
 	$(PYTHON) -m venv .venv
@@ -95,4 +105,9 @@ clean:  ## remove the virtual environment and caches (runs stay in .lora: see `h
 
 .venv/installed-dev: .venv/installed requirements-dev.lock
 	$(INSTALL) --no-deps --require-hashes -r requirements-dev.lock
+	@touch $@
+
+.venv-neuron/installed: .venv/uv requirements-neuron.lock
+	$(BIN)/uv venv --quiet --clear --no-python-downloads --python $(BIN)/python .venv-neuron
+	$(BIN)/uv pip install --quiet --compile-bytecode --python .venv-neuron/bin/python --no-deps --require-hashes -r requirements-neuron.lock
 	@touch $@

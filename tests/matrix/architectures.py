@@ -21,6 +21,11 @@ MAMBA = {
     "mamba_d_head": 16, "mamba_expand": 2, "mamba_chunk_size": 16,
 }  # fmt: skip
 
+LINEAR = {
+    "layer_types": ["linear_attention", "full_attention"], "linear_num_value_heads": 2, "linear_num_key_heads": 2,
+    "linear_key_head_dim": 8, "linear_value_head_dim": 8,
+}  # fmt: skip
+
 CONFIGS: dict[str, dict[str, Any]] = {
     "llama": GROUPED,
     "mistral": GROUPED | {"sliding_window": 8},
@@ -92,6 +97,42 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "codegen": GPT2_SIZES | {"rotary_dim": 4, "n_ctx": 128},
     "xglm": {"vocab_size": VOCABULARY, "d_model": 32, "ffn_dim": 48, "num_layers": 2, "attention_heads": 4,
              "max_position_embeddings": 128, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0},
+    "gemma4_text": GROUPED
+    | {
+        "head_dim": 8,
+        "global_head_dim": 8,
+        "sliding_window": 8,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "hidden_size_per_layer_input": 8,
+        "vocab_size_per_layer_input": VOCABULARY,
+        "num_kv_shared_layers": 0,
+    },
+    "qwen3_5_text": GROUPED | LINEAR | {"head_dim": 8},
+    "qwen3_5_moe_text": GROUPED | LINEAR | EXPERTS | {"head_dim": 8, "shared_expert_intermediate_size": 16},
+    "deepseek_v3": COMMON
+    | {
+        "moe_intermediate_size": 16, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1,
+        "first_k_dense_replace": 1, "n_shared_experts": 1, "q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 4,
+        "qk_nope_head_dim": 8, "v_head_dim": 8, "num_key_value_heads": 4,
+    },
+    "glm4_moe": GROUPED
+    | {
+        "head_dim": 8, "moe_intermediate_size": 16, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1,
+        "topk_group": 1, "first_k_dense_replace": 1, "n_shared_experts": 1,
+    },
+    "lfm2_moe": GROUPED
+    | {
+        "layer_types": ["conv", "full_attention"], "moe_intermediate_size": 16, "num_experts": 4, "num_experts_per_tok": 2,
+        "num_dense_layers": 1,
+    },
+    "ministral3": GROUPED | {"head_dim": 8},
+    "seed_oss": GROUPED | {"head_dim": 8},
+    "ernie4_5": GROUPED | {"head_dim": 8},
+    "exaone4": GROUPED | {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]},
+    "minimax_m2": GROUPED | {"head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "falcon_h1": GROUPED
+    | {"head_dim": 8, "mamba_d_ssm": 64, "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_n_groups": 1,
+       "mamba_chunk_size": 16},
     "mamba2": {
         "vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "num_heads": 4, "head_dim": 16, "state_size": 8,
         "n_groups": 1, "chunk_size": 16,

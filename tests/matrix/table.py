@@ -15,7 +15,7 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "architectures.md"
 HEAD = """# Architectures
 
 What works for which architecture. Measured by `tests/matrix` on tiny models with random weights and the code that trains and
-merges (transformers 4.57, peft 0.17, CPU, fp32); written by `python -m tests.matrix.table`, and the tests fail when a row is not
+merges (transformers 5.24, peft 0.21, CPU, fp32); written by `python -m tests.matrix.table`, and the tests fail when a row is not
 what they measure. Architectures that are not here are looked at in `start` in the same way: their packing is tried on a tiny
 model of their config.json, their modules and weight files are compared, and what cannot be trained or merged is refused by name.
 

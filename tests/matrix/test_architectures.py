@@ -10,24 +10,12 @@ from tests.matrix import generation, table
 from tests.matrix.architectures import CONFIGS
 from tests.matrix.measure import CLOSE, Outcome
 
-QUICK = ("llama", "gemma2", "qwen3_moe", "gpt2", "stablelm", "bloom")
-"""One of each kind: ours, windows and soft caps, experts, Conv1D, leaking masks, ALiBi in eager attention."""
-REFUSED = {"mamba2": "incompatible with Mamba-based models"}
+QUICK = ("llama", "gemma2", "qwen3_moe", "gpt2", "phimoe", "bloom", "gemma4_text")
+"""One of each kind: ours, windows and soft caps, experts, Conv1D, renamed experts, ALiBi in eager attention, shared keys."""
+REFUSED = dict.fromkeys(("mamba2", "falcon_h1"), "incompatible with Mamba-based models")
 LEAKING = {
-    *(
-        "qwen2_moe",
-        "gpt_neo",
-        "gptj",
-        "granitemoehybrid",
-        "stablelm",
-        "falcon",
-        "bloom",
-        "opt",
-        "mpt",
-        "lfm2",
-        "qwen3_next",
-    ),
-    *("gpt_oss", "nemotron", "persimmon", "olmoe", "phimoe", "codegen", "xglm"),
+    *("granitemoehybrid", "bloom", "opt", "mpt", "lfm2", "lfm2_moe", "qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"),
+    *("gpt_oss", "xglm"),
 }
 
 pytestmark = pytest.mark.filterwarnings("ignore")
