@@ -52,6 +52,18 @@ def cache_argument(model: Any) -> str:
     return next((name for name in ("cache", "past_key_values") if name in takes), "")
 
 
+def checkpoint_activations(model: Any) -> None:
+    """Compute activations again in the backward pass instead of keeping them.
+
+    transformers 5.2x calls it `activation_checkpointing_enable` and warns of the old name, which 6 no longer has.
+    """
+    kind = {"use_reentrant": False}
+    if hasattr(model, "activation_checkpointing_enable"):
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs=kind)
+    else:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kind)
+
+
 def plain_floats(value: Any) -> Any:
     """A config.json's values: transformers 5 writes infinities as {"__float__": "Infinity"} and reads it back."""
     if isinstance(value, dict):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from steps.library_versions import checkpoint_activations
 from steps.protocol.prepared import PreparedRow
 from steps.train.loop.rows import collate
 from steps.train.pytorch.attention import choose_attention
@@ -57,7 +58,7 @@ def test_changing_sample_1_does_not_move_the_logits_of_sample_2(
 ) -> None:
     model, loss = model_of(spec, attention)
     if checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        checkpoint_activations(model)
         model.train()
         for module in model.modules():
             if isinstance(module, torch.nn.Dropout):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from steps import machine
+from steps.library_versions import checkpoint_activations
 from steps.protocol.handover import HeldOutLoss
 from steps.protocol.rundir import storage_errors, write_json
 from steps.train.loop.backend import Listener, ModelSize, Told
@@ -103,7 +104,7 @@ class TorchBackend:
         training = self._spec.training
         self._model = load_model(self._spec, place=self._device)
         if training.gradient_checkpointing:
-            self._model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            checkpoint_activations(self._model)
         is_fixed = self._device.type in COMPILED
         if is_fixed:
             require_one_shape(self._spec, self._model, self._device.type)
