@@ -1,7 +1,7 @@
 """What differs between the libraries' versions that this project runs with, each with its reason; all other code is the same.
 
-Tested is the set of optimum-neuron 0.4.5, which both locks hold (transformers 4.57, peft 0.17, huggingface_hub 0.36). What
-today's set needs (transformers 5, peft 0.21, huggingface_hub 2) is written for it; not all tests pass there yet. Loads none.
+Tested are two sets: today's of requirements.lock (transformers 5, peft 0.21, huggingface_hub 2), and optimum-neuron 0.4.5's of
+requirements-neuron.lock (transformers 4.57, peft 0.17, huggingface_hub 0.36; `make test-neuron-pins`). Loads none.
 """
 
 from __future__ import annotations
