@@ -45,7 +45,7 @@ test-neuron-stand-in: .venv-stand-in/installed  ## the same on a CPU, half an ho
 NEURON_IMAGE_RUNS := tests/train/neuron tests/job/agent tests/prepare/tokenize tests/prepare/chat tests/merge \
   tests/evaluate/test_generate.py tests/evaluate/test_loss.py tests/evaluate/test_chat.py tests/matrix/test_golden_losses.py
 
-test-neuron-pins: .venv-neuron/installed  ## what the neuron image runs, on its transformers 4.57, peft 0.17 and numpy 1 (torch is the lock's), two minutes
+test-neuron-pins: .venv-neuron/installed  ## what the neuron image runs, on its transformers 4.57, peft 0.17 and numpy 1 (torch is the lock's)
 	OMP_NUM_THREADS=1 .venv-neuron/bin/python -m pytest -q -n 2 --dist loadfile $(NEURON_IMAGE_RUNS) $(ARGS)
 
 soak: .venv/installed-dev  ## kill a small training again and again and compare (ARGS="--kills 100 --seed 2 --processes 2")

@@ -162,7 +162,7 @@ def prepare_theirs(
             use_cpu=True,
             dataset_num_proc=processes,
         )
-        trainer = SimpleNamespace(_is_vlm=False, completion_only_loss=True)
+        trainer = SimpleNamespace(completion_only_loss=True, chat_template=None)
         begin, used = time.perf_counter(), cpu_s()
         made = SFTTrainer._prepare_dataset(trainer, rows, tokenizer, settings, packing, None, "train")
         return made, time.perf_counter() - begin, cpu_s() - used
