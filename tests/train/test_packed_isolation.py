@@ -130,5 +130,5 @@ def test_rows_of_a_packed_batch_may_differ_in_length(spec: TrainSpec, attention:
     ],
 )
 def test_ours_only_where_attention_is_plain(model_type: str, window: int | None, expected: str | None) -> None:
-    config = SimpleNamespace(model_type=model_type, sliding_window=window)
+    config = SimpleNamespace(to_dict=lambda: {"model_type": model_type, "sliding_window": window})
     assert choose_attention(config, sequence_length=128) == expected
