@@ -1,4 +1,4 @@
-"""A hub that takes commits: the routes that huggingface_hub 0.36 writes through, with real commits, blobs and tags in memory."""
+"""A hub that takes commits: the routes that huggingface_hub 0.36 and 2 write through, with commits, blobs and tags in memory."""
 
 from __future__ import annotations
 
@@ -81,7 +81,8 @@ class Hub:
         url = {"url": f"{self.url}/{name}"}
         if name in self.repositories:
             return 409, {**url, "error": "You already created this model repo"}
-        self.repositories[name] = Repository(private=bool(asked.get("private")))
+        is_private = asked.get("private") or asked.get("visibility") == "private"  # before huggingface_hub 2, and since
+        self.repositories[name] = Repository(private=bool(is_private))
         self.repositories[name].commit({".gitattributes": b""})
         return 200, url
 

@@ -29,6 +29,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     with hub_serving() as server:
         monkeypatch.setattr(constants, "ENDPOINT", server.url)
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # the stand-in takes large files by LFS
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         yield server
 
@@ -48,7 +49,8 @@ def test_one_private_commit_holds_all_files_and_a_tag_names_it(
     assert repository.tags == {published.digest[:12]: repository.head}
     assert published.addresses == {"hub": f"{NAME}@{published.digest[:12]}"}
     assert not [name for name in files if name.endswith(("merge.json", "training.json"))]
-    assert hub.tokens == {(True, f"Bearer {TOKEN}"), (False, "")}
+    asked_without = {(True, "")}  # huggingface_hub 2 asks the hub for a list of coding agents, once a process
+    assert hub.tokens - asked_without == {(True, f"Bearer {TOKEN}"), (False, "")}
 
 
 def test_telling_it_twice_makes_no_second_commit(hub: Hub, tmp_path: Path) -> None:
