@@ -28,7 +28,7 @@ SETTINGS: dict[str, tuple[str, list[str]]] = {
     "keeping no checkpoint": ("checkpoints: {keep: 0}", ["checkpoints.keep: must be >= 1, got 0"]),
     "a deadline of nothing": ("deadlines: {step_gap_s: 0}", ["deadlines.step_gap_s: must be > 0", "got 0"]),
     "an infinite deadline": ("deadlines: {total_s: .inf}", ["deadlines.total_s", "finite", "got inf"]),
-    "an unknown backend": ("launcher: {backend: tpu}", ["launcher.backend: must be one of 'torch' or 'neuron'", "got 'tpu'"]),
+    "an unknown backend": ("launcher: {backend: tpu}", ["launcher.backend: must be one of 'torch', 'neuron' or 'torchneuron'", "got 'tpu'"]),
     "an unknown dtype": ("merge: {dtype: int8}", ["merge.dtype: must be one of 'auto', 'bf16'", "got 'int8'"]),
     "a word for a list": ("reporting: {report_to: wandb}", ["reporting.report_to: must be a list", "got 'wandb'"]),
     "an unknown tracker": ("reporting: {report_to: [wandbb]}", ["reporting.report_to.0", "'tensorboard', 'wandb'", "got 'wandbb'"]),
