@@ -139,11 +139,8 @@ def train(
     """
     from steps.train import stage as train_stage
 
-    plan, base, prepared = (
-        Plan.model_validate(raw_plan),
-        BaseModel.from_dict(raw_base),
-        PreparedData.from_dict(raw_prepared),
-    )
+    plan, base = Plan.model_validate(raw_plan), BaseModel.from_dict(raw_base)
+    prepared = PreparedData.from_dict(raw_prepared)
     spec, job = Inputs(plan, base, prepared).job(RunDir(Path(run_dir)))
     facts = lineages.plan_facts(plan, prepared)
     reporting.tag(plan, "train")

@@ -285,8 +285,7 @@ def parse_settings(raw: object) -> Settings:
         problems.append(Problem("limits.cost", "needs prices.node_hour: what a node costs in an hour"))
     problems += [Problem(f"publish.{name}", what) for name, what in settings.publish.problems]
     if settings.is_on_cluster:
-        storage = settings.storage
-        problems += cluster_problems(settings.cluster, root=storage.root, cache=storage.cache)
+        problems += cluster_problems(settings.cluster, root=settings.storage.root, cache=settings.storage.cache)
     if problems:
         raise ConfigError(problems)
     return settings
