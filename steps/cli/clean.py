@@ -7,6 +7,7 @@ import platform
 import shutil
 import uuid
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ import click
 
 from steps.cli.view.needed import needed
 from steps.cli.view.place import CONFIG, ROOT, Place, look, open_cluster, place_of
-from steps.cli.view.run_folders import run_folders
+from steps.cli.view.run_folders import beside_adapters, find_run, run_folders
 from steps.errors import StorageError
 from steps.plain_text import counted
 
@@ -23,37 +24,63 @@ if TYPE_CHECKING:
 
 
 @click.command()
+@click.argument("runs", nargs=-1, metavar="[RUN]...")
 @CONFIG
 @ROOT
 @click.option("--older-than-days", default=0.0, show_default=True, help="Leave runs alone with any younger file.")
 @click.option("--damaged", is_flag=True, help="Only what was set aside as damaged; the runs themselves stay.")
+@click.option(
+    "--keep", type=click.Choice(["adapters"]), help="Remove checkpoints, merged models and prepared data only."
+)
 @click.option("--yes", is_flag=True, help="Remove; without it, only show.")
-def clean(config: Path | None, root: str | None, older_than_days: float, damaged: bool, yes: bool) -> None:
+def clean(
+    runs: tuple[str, ...],
+    config: Path | None,
+    root: str | None,
+    older_than_days: float,
+    damaged: bool,
+    keep: str | None,
+    yes: bool,
+) -> None:
     """Show what runs left behind, and remove it with --yes: processes without a launcher, run directories.
 
-    What any machine uses is left alone, and so is what a run that stays was made from (its base model, its first adapter).
-    Where runs train on a cluster, give their --config: its jobs are looked at too.
+    RUN: run ids, `Flow/run id` or runs' folders; nothing for all of them. What any machine uses is left alone, and so is what
+    a run that stays was made from (its base model, its first adapter). Where runs train on a cluster, give their --config: its
+    jobs are looked at too.
     """
     from steps.job.local_jobs import set_aside_below
 
     place = place_of(root, config)
+    chosen = {find_run(place.root, given).resolve() for given in runs}
     if damaged:
-        clear(set_aside_below(place.root), shutil.rmtree, yes=yes)
+        found = set_aside_below(place.root)
+        clear(
+            [path for path in found if not runs or not chosen.isdisjoint(path.resolve().parents)],
+            shutil.rmtree,
+            yes=yes,
+        )
         return
     on_cluster = trainings_on(place)
-    ended = end_unwatched(place.root, yes=yes)
+    ended = end_unwatched(place.root, chosen, yes=yes)
 
     def reasons(run: Path) -> list[str]:
         return in_use_by(run, on_cluster, ended, is_asked=config is not None)
 
-    unused = unused_runs(place.root, older_than_days * 86400, reasons)
-    clear(unused, lambda run: remove_unless(run, reasons), yes=yes, included=", merged models and adapters included")
+    old_enough = run_folders(place.root, older_than_s=older_than_days * 86400)
+    asked = [run for run in old_enough if not runs or run.resolve() in chosen]
+    unused = unused_runs(place.root, asked, reasons)
+    if keep:
+        large = {folder: run for run in unused for folder in beside_adapters(run)}
+        clear(list(large), lambda path: remove_unless(path, partial(reasons, large[path]), large[path]), yes=yes)
+        return
+    included = ", merged models and adapters included"
+    clear(unused, lambda run: remove_unless(run, partial(reasons, run), run), yes=yes, included=included)
 
 
-def unused_runs(root: Path, older_than_s: float, reasons: Callable[[Path], list[str]]) -> list[Path]:
-    """The old enough runs below a root that nobody uses, the oldest first; the others are told with their reasons."""
+def unused_runs(root: Path, asked: Sequence[Path], reasons: Callable[[Path], list[str]]) -> list[Path]:
+    """Those of the runs asked for that nobody uses, in their order; the others are told with their reasons."""
     unused, left = [], {}
-    for path in run_folders(root, older_than_s=older_than_s):
+    for path in asked:
         if why := reasons(path):
             left[path] = why
         else:
@@ -76,12 +103,14 @@ def trainings_on(place: Place) -> dict[Path, str]:
     return {Path(job.directory).resolve(): f"PyTorchJob {job.namespace}/{job.name} is {job.state}" for job in jobs}
 
 
-def end_unwatched(root: Path, *, yes: bool) -> list[RunningJob]:
-    """Show the jobs on this machine; end those that nobody watches over. Returns these."""
+def end_unwatched(root: Path, runs: Collection[Path], *, yes: bool) -> list[RunningJob]:
+    """Show the jobs on this machine, of these runs if any are named; end those that nobody watches over. Returns these."""
     from steps.job.local_jobs import end_running, running_jobs
 
     found = []
     for job in running_jobs(root):
+        if runs and Path(job.directory).resolve().parent not in runs:
+            continue
         if job.is_watched or job.is_detached:
             how = "watched" if job.is_watched else "left running by a person"
             click.echo(f"running, {how}: {job.directory} (left alone)")
@@ -138,8 +167,8 @@ def _is_removed(path: Path, remove: Callable[[Path], None]) -> bool:
     return True
 
 
-def remove_unless(run: Path, reasons: Callable[[Path], list[str]]) -> None:
-    """Delete a run that nobody has begun to use meanwhile: asked again when all others see that it is being removed.
+def remove_unless(folder: Path, reasons: Callable[[], list[str]], run: Path) -> None:
+    """Delete a run, or a folder of it, that nobody has begun to use: asked again when all see that it is being removed.
 
     Raises:
         OSError, StorageError: it cannot be removed.
@@ -147,10 +176,10 @@ def remove_unless(run: Path, reasons: Callable[[Path], list[str]]) -> None:
     from steps.job.agent.in_use import in_removal
 
     with in_removal(run):
-        if why := reasons(run):
+        if why := reasons():
             click.echo(f"  in use since it was shown, left alone: {run}: {'; '.join(why)}")
             return
-        gone = out_of_the_way(run)
+        gone = out_of_the_way(folder)
     shutil.rmtree(gone)
 
 

@@ -51,6 +51,32 @@ def test_clean_with_yes_removes_what_is_old_enough(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "LoraFlow").iterdir()] == ["8"]
 
 
+def test_clean_of_named_runs_leaves_the_others(tmp_path: Path) -> None:
+    one, other = make_run(tmp_path, "7"), make_run(tmp_path, "8")
+    assert call("clean", "LoraFlow/7", "--root", tmp_path, "--yes").exit_code == 0
+    assert not one.path.parent.exists()
+    assert other.checkpoints.is_dir()
+    said = call("clean", "9", "--root", tmp_path, "--yes")
+    assert said.exit_code != 0
+    assert "no run '9' below" in said.output
+    assert other.checkpoints.is_dir()
+
+
+def test_clean_that_keeps_adapters_removes_what_they_can_do_without(tmp_path: Path) -> None:
+    done, unfinished = make_run(tmp_path, "7"), make_run(tmp_path, "8")
+    for train in (done, unfinished):
+        (train.path.parent / "merged-abc").mkdir()
+        (train.path.parent / "prepared-abc").mkdir()
+    done.adapter.mkdir()
+    assert call("clean", "--keep", "adapters", "--root", tmp_path).exit_code == 0
+    assert done.checkpoints.is_dir()
+    assert call("clean", "--keep", "adapters", "--root", tmp_path, "--yes").exit_code == 0
+    assert sorted(path.name for path in done.path.parent.glob("[!.]*")) == ["train-abc"]
+    assert sorted(path.name for path in done.path.iterdir()) == ["adapter"]
+    assert unfinished.checkpoints.is_dir()
+    assert (unfinished.path.parent / "prepared-abc").is_dir()
+
+
 def test_clean_leaves_a_run_with_a_living_supervisor_alone(tmp_path: Path) -> None:
     train = make_run(tmp_path)
     write_json(train.holder, {**identify(os.getpid()), "node": platform.node()})

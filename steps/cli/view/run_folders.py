@@ -14,6 +14,7 @@ from typing import Any
 from steps.errors import StorageError
 from steps.flow.terminal import seconds_in_words
 from steps.plain_text import counted
+from steps.protocol.rundir import TrainDir
 
 NEWEST = 10
 """Trainings shown when nobody says which."""
@@ -89,6 +90,20 @@ def newest_trainings(root: Path) -> list[Path]:
     from steps.job.local_jobs import train_directories
 
     return sorted(train_directories(root), key=lambda path: path.stat().st_mtime)[-NEWEST:]
+
+
+def beside_adapters(run: Path) -> list[Path]:
+    """The folders of a run that its adapters can do without: checkpoints, merged models, prepared data.
+
+    A training that has no adapter yet keeps its checkpoints, and its run the prepared data.
+    """
+    trainings = [TrainDir(path) for path in trainings_of(run)]
+    done = [train for train in trainings if train.adapter.is_dir()]
+    patterns = ["merged-*", "compiled-*", ".*.removed-*"] if done else []
+    if done and len(done) == len(trainings):
+        patterns.append("prepared-*")
+    found = [path for pattern in patterns for path in run.glob(pattern) if path.is_dir()]
+    return [*found, *(train.checkpoints for train in done if train.checkpoints.is_dir())]
 
 
 def story(facts: dict[str, Any]) -> list[str]:
