@@ -31,7 +31,7 @@ from steps.flow.deployment import announce, deployed  # noqa: E402
 from steps.flow.metaflow_internals import run_command_line  # noqa: E402
 from steps.flow.parameters import clean_errors, option_parameters, read_config  # noqa: E402
 from steps.flow.step_pods import step_pods  # noqa: E402
-from steps.machine import without_torch  # noqa: E402
+from steps.library_versions import without_torch  # noqa: E402
 
 
 @option_parameters

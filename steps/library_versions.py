@@ -1,7 +1,7 @@
 """What differs between the libraries' versions that this project runs with, each with its reason; all other code is the same.
 
 Tested are two sets: today's of requirements.lock (transformers 5, peft 0.21, huggingface_hub 2), and optimum-neuron 0.4.5's of
-requirements-neuron.lock (transformers 4.57, peft 0.17, huggingface_hub 0.36; `make test-neuron-pins`). Loads none.
+requirements-neuron.lock (transformers 4.57, peft 0.17, huggingface_hub 0.36; `make test-neuron-pins`). Importing this loads none.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import importlib
 import importlib.util
 import inspect
 import platform
+import sys
+from collections.abc import MutableMapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -40,6 +42,24 @@ def installed_versions() -> dict[str, str]:
         with contextlib.suppress(PackageNotFoundError):
             found[name] = version(name)
     return found
+
+
+def without_torch(environment: MutableMapping[str, str]) -> None:
+    """Let transformers not import torch, which takes it seconds. For a process that needs its tokenizers and configs only; to be
+    called before transformers is imported, with the process's own environment. What a person has set stays.
+
+    transformers 5 no longer heeds USE_TORCH. It asks once whether torch is there, and remembers the answer; torch can be imported
+    all the same.
+    """
+    environment.setdefault("USE_TORCH", "0")
+    environment.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it would say that there are no models
+    if environment["USE_TORCH"] != "0" or "torch" in sys.modules:
+        return
+    sys.modules["torch"] = None  # type: ignore[assignment]  # Python's way to say that there is no such module
+    try:
+        importlib.import_module("transformers.utils").is_torch_available()
+    finally:
+        del sys.modules["torch"]
 
 
 def cache_argument(model: Any) -> str:

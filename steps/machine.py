@@ -80,13 +80,6 @@ def processor_has_fast_bf16() -> bool:
         return False
 
 
-def without_torch(environment: MutableMapping[str, str]) -> None:
-    """Let transformers not import torch, which takes it seconds. For a process that needs its tokenizers and configs only; to be
-    called before transformers is imported. What a person has set stays. transformers 5 heeds it no more and imports torch."""
-    environment.setdefault("USE_TORCH", "0")
-    environment.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it would say that there are no models
-
-
 def free_memory(meminfo: Path = MEMINFO, root: Path = CGROUP) -> int | None:
     """Bytes that this process and others here can still take, its container's limit included; None: not known."""
     try:

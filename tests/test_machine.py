@@ -3,7 +3,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,6 @@ from steps.machine import (
     free_memory,
     processor_features,
     quiet_threads,
-    without_torch,
 )
 from steps.settings.catalog import ModelPreset
 from steps.settings.config import parse_options, parse_settings
@@ -102,20 +100,6 @@ def test_threads_sleep_while_they_wait_unless_a_person_has_said_otherwise() -> N
         kept = dict(own)
         quiet_threads(kept)
         assert kept == own
-
-
-@pytest.mark.skipif(
-    int(version("transformers").split(".")[0]) >= 5, reason="transformers 5 has no such switch any more"
-)
-def test_a_process_that_needs_only_tokenizers_does_not_import_torch() -> None:
-    environment = {name: value for name, value in os.environ.items() if name not in ("USE_TORCH", "PYTHONWARNINGS")}
-    without_torch(environment)
-    code = "import sys; from transformers import AutoTokenizer; sys.exit('torch' in sys.modules)"
-    told = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert told.stderr == ""
-    own = {"USE_TORCH": "1"}
-    without_torch(own)
-    assert own["USE_TORCH"] == "1"
 
 
 @pytest.mark.parametrize(
