@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from steps.settings.config import parse_settings
 from tests.config_cluster.manifests import (
     ACCOUNT,
     CLAIM,
@@ -138,7 +139,8 @@ def test_two_teams_share_no_object_and_no_group(stem: str) -> None:
 
 def test_the_schedule_of_the_guide_is_applied_and_changed_with_the_shipped_rights() -> None:
     text = (PROJECT / "docs" / "argo.md").read_text()
-    (found,) = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)]
+    found, config = (yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL))
+    assert parse_settings(config).deployment.trigger.event == "data-arrived"
     assert found["spec"]["schedules"] == ["0 2 * * *"]
     assert "schedule" not in found["spec"]
     assert {"create", "get", "list", "patch"} <= OF_METAFLOW_ARGO["cronworkflows.argoproj.io"]
