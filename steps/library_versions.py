@@ -62,6 +62,11 @@ def without_torch(environment: MutableMapping[str, str]) -> None:
         del sys.modules["torch"]
 
 
+def without_bars(environment: MutableMapping[str, str]) -> None:
+    """No bars of the libraries' own between a run's lines: transformers 5 draws one for each model that it loads."""
+    environment.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
 def cache_argument(model: Any) -> str:
     """The name under which a model's forward takes its cache; empty: it takes none.
 

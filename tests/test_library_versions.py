@@ -29,3 +29,14 @@ def test_what_a_person_has_set_stays() -> None:
     own = {"USE_TORCH": "1"}
     without_torch(own)
     assert own["USE_TORCH"] == "1"
+
+
+def test_the_libraries_draw_no_bars_of_their_own_unless_a_person_wants_them() -> None:
+    code = "import os; from steps.library_versions import without_bars; without_bars(os.environ); "
+    code += "from transformers.utils import logging; print(logging.is_progress_bar_enabled())"
+    for own, said in (({}, "False"), ({"HF_HUB_DISABLE_PROGRESS_BARS": "0"}, "True")):
+        environment = {
+            name: value for name, value in os.environ.items() if name != "HF_HUB_DISABLE_PROGRESS_BARS"
+        } | own
+        told = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+        assert told.stdout.strip() == said

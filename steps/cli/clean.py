@@ -162,7 +162,8 @@ def _is_removed(path: Path, remove: Callable[[Path], None]) -> bool:
     except (StorageError, OSError) as error:
         where = f" ({error.filename})" if isinstance(error, OSError) and error.filename not in (None, str(path)) else ""
         said = (error.strerror or error) if isinstance(error, OSError) else error
-        click.echo(f"  not removed: {path}: {said}{where}", err=True)
+        owner = f" (of user {path.stat().st_uid})" if path.is_dir() and path.stat().st_uid != os.getuid() else ""
+        click.echo(f"  not removed: {path}{owner}: {said}{where}", err=True)
         return False
     return True
 

@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from steps.errors import LoraFlowError, StorageError
+from steps.library_versions import without_bars
 from steps.machine import quiet_threads
 
 COMMANDS = {
@@ -94,3 +95,4 @@ def main() -> None:
     `hyperpod-lora run` starts a training.
     """
     quiet_threads(os.environ)
+    without_bars(os.environ)

@@ -23,6 +23,7 @@ from metaflow.util import get_username
 
 from steps.errors import LoraFlowError
 from steps.flow.terminal import say
+from steps.library_versions import without_bars
 from steps.machine import quiet_threads
 from steps.settings.options import OPTIONS
 from steps.settings.places import INSTALLED
@@ -117,6 +118,7 @@ def config_first(words: list[str]) -> list[str]:
 def run_command_line(flow: Callable[[], object]) -> None:
     """Run a flow's own command; an option that does not exist is answered with the nearest one of ours as well."""
     quiet_threads(os.environ)
+    without_bars(os.environ)
     sys.argv[1:] = _complete(config_first(sys.argv[1:]))
     name_user()
     try:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from steps.errors import CheckpointError, LoraFlowError, StorageError
+from steps.library_versions import without_bars
 from steps.machine import quiet_threads
 from steps.protocol import checkpoints
 from steps.protocol.checkpoints import Checkpoint, Writer
@@ -273,6 +274,7 @@ def _prepare_process(spec: TrainSpec, ranks: Ranks) -> None:
     if spec.backend != "neuron":  # where torch_xla is installed, transformers and accelerate would take its path
         os.environ["USE_TORCH_XLA"] = "0"
     quiet_threads(os.environ)
+    without_bars(os.environ)
 
 
 def _listen(worker: Worker) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -239,7 +240,7 @@ def test_a_job_of_somebody_else_that_has_the_name_is_deleted_and_resume_goes_on(
     play.cluster.put("pytorchjobs", stranger)
     play.resume()
     play.wait(lambda: play.ended)
-    assert "delete it if nobody needs it, then `resume`" in str(play.ended[0])
+    assert re.search(r"delete it if nobody needs it, then `\S*hyperpod-lora resume \d+`", str(play.ended[0]))
     play.cluster.delete_job(f"{name[:-1]}2")
     play.resume()
     play.wait(lambda: len(play.cluster.objects["pods"]) == 2)
@@ -253,7 +254,7 @@ def test_a_login_that_is_made_again_and_resume_go_on(play: Play, monkeypatch: py
     play.cluster.mood = "denied"
     play.start()
     play.wait(lambda: play.ended)
-    assert "log in again, then `resume`" in str(play.ended[0])
+    assert re.search(r"log in again, then `\S*hyperpod-lora resume`", str(play.ended[0]))
     play.cluster.mood = ""
     play.resume()
     play.when_created(1)

@@ -50,6 +50,7 @@ class ProcessGroupNeuron(dist.ProcessGroup):
 
     def _set_group_name(self, name: str) -> None:
         self._name = name
+        super()._set_group_name(name)  # torch's own recorder of what a group did asks for it
 
     def allreduce(self, tensors: Any, opts: Any = None) -> Any:
         opts = opts if opts is not None else dist.AllreduceOptions()
