@@ -50,7 +50,6 @@ class ProcessGroupNeuron(dist.ProcessGroup):
 
     def _set_group_name(self, name: str) -> None:
         self._name = name
-        super()._set_group_name(name)  # torch's own recorder of what a group did asks for it
 
     def allreduce(self, tensors: Any, opts: Any = None) -> Any:
         opts = opts if opts is not None else dist.AllreduceOptions()
@@ -90,7 +89,8 @@ class ProcessGroupNeuron(dist.ProcessGroup):
 
 
 def register() -> None:
-    """Make the group known to torch.distributed."""
+    """Make the group known to torch.distributed, whose recorder of collectives (on since 2.15) knows C++ groups only."""
+    os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "0")
 
     def make(store: Any, rank: int, size: int, timeout: timedelta) -> ProcessGroupNeuron:
         return ProcessGroupNeuron(store, rank, size, timeout)
