@@ -27,7 +27,13 @@ if TYPE_CHECKING:
 @click.argument("runs", nargs=-1, metavar="[RUN]...")
 @CONFIG
 @ROOT
-@click.option("--older-than-days", default=0.0, show_default=True, help="Leave runs alone with any younger file.")
+@click.option(
+    "--older-than-days",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    show_default=True,
+    help="Leave runs alone with any younger file.",
+)
 @click.option("--damaged", is_flag=True, help="Only what was set aside as damaged; the runs themselves stay.")
 @click.option(
     "--keep", type=click.Choice(["adapters"]), help="Remove checkpoints, merged models and prepared data only."
@@ -52,6 +58,8 @@ def clean(
 
     place = place_of(root, config)
     chosen = {find_run(place.root, given).resolve() for given in runs}
+    if keep and damaged:
+        raise click.UsageError("--keep and --damaged: one or the other")
     if damaged:
         found = set_aside_below(place.root)
         clear(
@@ -68,7 +76,7 @@ def clean(
 
     old_enough = run_folders(place.root, older_than_s=older_than_days * 86400)
     asked = [run for run in old_enough if not runs or run.resolve() in chosen]
-    unused = unused_runs(place.root, asked, reasons)
+    unused = unused_runs(place.root, asked, reasons, all_stay=bool(keep))
     if keep:
         large = {folder: run for run in unused for folder in beside_adapters(run)}
         clear(list(large), lambda path: remove_unless(path, partial(reasons, large[path]), large[path]), yes=yes)
@@ -77,15 +85,25 @@ def clean(
     clear(unused, lambda run: remove_unless(run, partial(reasons, run), run), yes=yes, included=included)
 
 
-def unused_runs(root: Path, asked: Sequence[Path], reasons: Callable[[Path], list[str]]) -> list[Path]:
-    """Those of the runs asked for that nobody uses, in their order; the others are told with their reasons."""
+def unused_runs(
+    root: Path, asked: Sequence[Path], reasons: Callable[[Path], list[str]], *, all_stay: bool = False
+) -> list[Path]:
+    """Those of the runs asked for that nobody uses, in their order; the others are told with their reasons.
+
+    `all_stay`: parts of runs go and no run, so whatever any other run was made from is needed.
+    """
     unused, left = [], {}
     for path in asked:
         if why := reasons(path):
             left[path] = why
         else:
             unused.append(path)
-    left |= needed(unused, [path for path in run_folders(root) if path not in unused])
+    runs = run_folders(root)
+    if all_stay:
+        for path in unused:
+            left |= needed([path], [run for run in runs if run != path])
+    else:
+        left |= needed(unused, [path for path in runs if path not in unused])
     for path, why in left.items():
         click.echo(f"in use, left alone: {path}: {'; '.join(why)}")
     return [path for path in unused if path not in left]

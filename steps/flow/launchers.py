@@ -29,8 +29,10 @@ def read_settings(path: Path) -> Settings:
     """
     import yaml
 
+    from steps.settings.yaml_text import read_yaml
+
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = read_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError([Problem(str(path), f"cannot be read as YAML: {error}")]) from error
     return parse_settings(raw)

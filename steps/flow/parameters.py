@@ -44,10 +44,11 @@ def read_config(text: str) -> dict[str, Any]:
     import yaml
 
     from steps.settings.config import parse_settings
+    from steps.settings.yaml_text import read_yaml
 
     with clean_errors():
         try:
-            raw = yaml.safe_load(text)
+            raw = read_yaml(text)
         except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise ConfigError([Problem("config", f"not valid YAML: {error}")]) from error
         return parse_settings(raw).model_dump(mode="json")

@@ -18,6 +18,7 @@ from steps.settings.config import Score
 from steps.settings.options import Precision
 from steps.settings.places import config_root
 from steps.settings.section import Section, suggest, validate
+from steps.settings.yaml_text import read_yaml
 
 REFUSED_MODELS = {
     "llama3.2-7b": "there is no Llama 3.2 7B: Llama 3.2 has 1B and 3B text models, Llama 3.1 has 8B; "
@@ -267,7 +268,7 @@ def read_preset(file: Path, kind: type[PresetT]) -> PresetT:
         ConfigError: no valid YAML, or every setting in it that is unknown or not allowed.
     """
     try:
-        raw = yaml.safe_load(file.read_text(encoding="utf-8"))
+        raw = read_yaml(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         raise ConfigError([Problem(str(file), f"cannot be read as YAML: {error}")]) from error
     preset = validate(kind, {} if raw is None else raw, prefix=f"{file.name}: ")

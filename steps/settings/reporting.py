@@ -17,7 +17,7 @@ class Notify(Section):
 
     tell: tuple[Told, ...] = ("gave_up", "budget", "stuck", "gate_failed")
     """What is told: training given up, budget used up, waiting too long for nodes, the gate not passed, all done."""
-    address_from: str = ""
+    address_from: str = Field(default="", pattern=r"^([A-Za-z_][A-Za-z0-9_]*)?$")
     """Name of the environment variable that holds the address, in the launching step; the address itself is a secret."""
     command: str = ""
     """Run with the message as JSON on its standard input; no shell."""
@@ -42,9 +42,15 @@ class Reporting(Section):
     @field_validator("mlflow_uri", "otlp_endpoint")
     @classmethod
     def _holds_no_secret(cls, given: str) -> str:
-        """This section is kept with the run: a password in an address would be, too."""
-        if given.startswith(("http://", "https://")) and urlsplit(given).password:
-            raise ValueError("holds a password, and this is kept with the run; give it by environment variables")
+        """This section is kept with the run: a password or token in an address would be, too."""
+        try:
+            parts = urlsplit(given)
+        except ValueError as error:
+            raise ValueError("is no address") from error
+        if "@" in parts.netloc or parts.query:
+            raise ValueError(
+                "holds a user, password or token, and this is kept with the run; give them by environment variables"
+            )
         if given and not given.startswith(("http://", "https://", "arn:")):
             raise ValueError("must begin with http://, https:// or, for MLflow, arn:")
         return given

@@ -7,6 +7,7 @@ Used by `config`, `catalog`, `resolve` and the worker's spec. Knows no setting b
 from __future__ import annotations
 
 import difflib
+import re
 import types
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
@@ -87,9 +88,14 @@ def _sentence(item: dict[str, Any]) -> str:
             return message[:1].lower() + message[1:]
 
 
+SECRETS = re.compile(r"(?<=://)[^/\s@']+(?=@)|(?<![A-Za-z0-9])hf_\w+|(?<=[?&])[^\s'#]+|(?<=hooks\.slack\.com/)[^\s']+")
+"""In an address: user and password, a token of the hub, what is asked for, the path of a webhook."""
+
+
 def _shown(value: object) -> str:
+    """What was given, without what may be a secret in it: this is printed and logged."""
     try:
-        text = repr(value)
+        text = SECRETS.sub("…", repr(value))
     except ValueError:  # Python refuses to write out integers of more than 4,300 digits
         return f"a {type(value).__name__} too large to show"
     return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]} … ({len(text):,} characters)"

@@ -62,19 +62,44 @@ def test_clean_of_named_runs_leaves_the_others(tmp_path: Path) -> None:
     assert other.checkpoints.is_dir()
 
 
+def finished(train: TrainDir) -> Path:
+    """Its run, with all that stages leave."""
+    run = train.path.parent
+    for name in ("merged-abc", "prepared-abc", "evaluation-abc"):
+        (run / name).mkdir()
+    train.adapter.mkdir()
+    (run / "evaluation-abc" / "report.json").write_text("{}")
+    return run
+
+
 def test_clean_that_keeps_adapters_removes_what_they_can_do_without(tmp_path: Path) -> None:
-    done, unfinished = make_run(tmp_path, "7"), make_run(tmp_path, "8")
-    for train in (done, unfinished):
-        (train.path.parent / "merged-abc").mkdir()
-        (train.path.parent / "prepared-abc").mkdir()
-    done.adapter.mkdir()
+    train, unfinished = make_run(tmp_path, "7"), make_run(tmp_path, "8")
+    run = finished(train)
+    (unfinished.path.parent / "prepared-abc").mkdir()
+    unfinished.adapter.mkdir()  # trained, and not evaluated yet: merge and evaluation need the rest
     assert call("clean", "--keep", "adapters", "--root", tmp_path).exit_code == 0
-    assert done.checkpoints.is_dir()
+    assert train.checkpoints.is_dir()
     assert call("clean", "--keep", "adapters", "--root", tmp_path, "--yes").exit_code == 0
-    assert sorted(path.name for path in done.path.parent.glob("[!.]*")) == ["train-abc"]
-    assert sorted(path.name for path in done.path.iterdir()) == ["adapter"]
+    assert sorted(path.name for path in run.glob("[!.]*")) == ["evaluation-abc", "train-abc"]
+    assert sorted(path.name for path in train.path.iterdir()) == ["adapter"]
     assert unfinished.checkpoints.is_dir()
     assert (unfinished.path.parent / "prepared-abc").is_dir()
+
+
+def test_clean_that_keeps_adapters_leaves_what_any_other_run_was_made_from(tmp_path: Path) -> None:
+    base, other = finished(make_run(tmp_path, "7")), finished(make_run(tmp_path, "8"))
+    write_json(other / "plan.json", {"base": {"path": str(base / "merged-abc")}})
+    said = call("clean", "--keep", "adapters", "--root", tmp_path, "--yes")
+    assert f"in use, left alone: {base}: run 8 was made from what is in it, and stays" in said.output
+    assert (base / "merged-abc").is_dir()
+    assert not (other / "merged-abc").exists()
+
+
+@pytest.mark.parametrize("words", [("--older-than-days", "-1"), ("--keep", "adapters", "--damaged")])
+def test_clean_refuses_what_would_mean_something_else(tmp_path: Path, words: tuple[str, ...]) -> None:
+    train = make_run(tmp_path)
+    assert call("clean", "--root", tmp_path, "--yes", *words).exit_code == 2
+    assert train.checkpoints.is_dir()
 
 
 def test_clean_leaves_a_run_with_a_living_supervisor_alone(tmp_path: Path) -> None:

@@ -93,17 +93,14 @@ def newest_trainings(root: Path) -> list[Path]:
 
 
 def beside_adapters(run: Path) -> list[Path]:
-    """The folders of a run that its adapters can do without: checkpoints, merged models, prepared data.
+    """The folders of a finished run that its adapters can do without: checkpoints, merged models, prepared data.
 
-    A training that has no adapter yet keeps its checkpoints, and its run the prepared data.
+    None before its model was evaluated: whatever goes on with it, `resume` say, needs them all.
     """
     trainings = [TrainDir(path) for path in trainings_of(run)]
-    done = [train for train in trainings if train.adapter.is_dir()]
-    patterns = ["merged-*", "compiled-*", ".*.removed-*"] if done else []
-    if done and len(done) == len(trainings):
-        patterns.append("prepared-*")
-    found = [path for pattern in patterns for path in run.glob(pattern) if path.is_dir()]
-    return [*found, *(train.checkpoints for train in done if train.checkpoints.is_dir())]
+    is_done = any(run.glob("evaluation-*/report.json")) and all(train.adapter.is_dir() for train in trainings)
+    patterns = ("merged-*", "compiled-*", "prepared-*", "train-*/checkpoints", ".*.removed-*", "train-*/.*.removed-*")
+    return [path for pattern in patterns for path in run.glob(pattern) if path.is_dir()] if is_done else []
 
 
 def story(facts: dict[str, Any]) -> list[str]:

@@ -20,6 +20,7 @@ from pydantic import Field
 from steps.errors import ConfigError, Problem
 from steps.settings.options import OPTIONS
 from steps.settings.section import Section, suggest, validate
+from steps.settings.yaml_text import read_yaml
 
 Options = dict[str, Any]
 
@@ -45,7 +46,7 @@ def read_sweep(text: str) -> list[Options]:
         ConfigError: no YAML, nothing that varies, an unknown option, a branch that stands there twice; all mistakes at once.
     """
     try:
-        raw = yaml.safe_load(text)
+        raw = read_yaml(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError([Problem("sweep", f"not valid YAML: {error}")]) from error
     file = validate(_File, {} if raw is None else raw, prefix="sweep.")
