@@ -72,8 +72,9 @@ def with_silences(lines: Iterable[str], *, quiet_s: float = QUIET_S) -> Iterator
             continue
         if line is None:
             return
-        if task := TASK.search(line):
-            at = task[1]
+        task = TASK.search(line)
+        if task and task[1] != at:
+            at, seen_s, told_s = task[1], time.monotonic(), 0.0
         if readable(line) is not None:
             seen_s, told_s = time.monotonic(), 0.0
         yield line

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,11 @@ ABOUT = ("README.md", "lineage.json")
 """They tell of the run and not of the model: in no digest of it."""
 OWN = frozenset({*ABOUT, RECORD, "training.json"})
 """Not of the model: the last two tell where things lie on this machine, and stay here."""
+BESIDE = re.compile(
+    r"(additional_chat_templates|added_tokens|chat_template|generation_config|merges|special_tokens_map|tokenizer|vocab)[\w.-]*"
+    r"|[\w.-]*\.model"
+)
+"""What a tokenizer leaves beside an adapter; nobody recorded it, and nothing else there is handed on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +95,9 @@ def _merged(folder: Path) -> Contents:
 
 def _adapter(folder: Path, digest: str) -> Contents:
     with storage_errors(f"reading {folder}"):
-        names = sorted(path.name for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-        files = tuple(_file(folder, "adapter", name) for name in names if name not in OWN)
+        found = sorted(path.name for path in folder.iterdir() if path.is_file() and not path.is_symlink())
+        names = [name for name in found if name not in OWN and (name in ADAPTER_FILES or BESIDE.fullmatch(name))]
+        files = tuple(_file(folder, "adapter", name) for name in names)
         known = {file.path.name: file.sha256 for file in files}
         if digest_of({name: known.get(name) for name in ADAPTER_FILES}) != digest:
             raise CheckpointError(

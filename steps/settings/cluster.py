@@ -219,6 +219,8 @@ class Deployment(Section):
     def _whole(self) -> Deployment:
         if (self.trigger.of_project or self.branch or self.production) and not self.project:
             raise ValueError("branch, production and trigger.of_project need a project")
+        if self.announce and self.announce == self.trigger.event:
+            raise ValueError("announce is the event of its own trigger: each run that passes would start the next one")
         if self.timezone and not self.schedule:
             raise ValueError("a timezone needs a schedule")
         if self.trigger.parameters and not self.trigger.event:

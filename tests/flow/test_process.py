@@ -92,6 +92,18 @@ def test_a_silence_is_told_with_the_step_that_is_silent() -> None:
     assert list(with_silences(RUN)) == RUN
 
 
+def test_a_new_step_s_silence_begins_with_it() -> None:
+    def lines() -> Iterator[str]:
+        yield TASK + "first\n"
+        time.sleep(0.5)
+        yield TASK.replace("/train/", "/merge/") + "Task is starting.\n"
+        time.sleep(0.3)
+
+    told = [line for line in with_silences(lines(), quiet_s=0.2) if "so far" in line]
+    assert [line.partition(" ")[0] for line in told][-1] == "merge"
+    assert told[-1] == "merge step: 0 s so far\n"
+
+
 def test_a_reader_that_has_gone_does_not_end_the_run() -> None:
     out = io.StringIO()
     out.close()

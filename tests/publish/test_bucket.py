@@ -66,6 +66,18 @@ def test_what_tells_where_things_lie_on_this_machine_stays_here(bucket: Any, tmp
     assert not [key for key in keys(bucket) if str(tmp_path).encode() in read(bucket, key)]
 
 
+def test_what_somebody_has_put_beside_the_adapter_stays_here(bucket: Any, tmp_path: Path) -> None:
+    made = make_model(tmp_path)
+    folder = Path(made.adapter.path)
+    (folder / "notes_with_token.txt").write_text("hf_SECRET")
+    (folder / "tokenizer.link").symlink_to("/etc/passwd")
+    (folder / "tokenizer.json").write_text("{}")
+    publish_to(tmp_path, made, s3=S3, what="adapter")
+    found = {key.rpartition("/")[2] for key in keys(bucket)}
+    assert "tokenizer.json" in found
+    assert not {"notes_with_token.txt", "tokenizer.link"} & found
+
+
 def test_telling_it_twice_changes_nothing_and_names_who_was_first(bucket: Any, tmp_path: Path) -> None:
     first = publish_to(tmp_path, make_model(tmp_path), s3=S3)
     before = keys(bucket)

@@ -31,3 +31,9 @@ def test_a_secret_in_a_setting_is_refused_and_not_repeated(raw: dict[str, object
     with pytest.raises(ConfigError) as caught:
         parse_settings(raw)
     assert "SECRET" not in str(caught.value)
+
+
+def test_a_flow_that_would_start_itself_without_end_is_refused() -> None:
+    deployment = {"project": "team", "announce": "done", "trigger": {"event": "done", "of_project": True}}
+    with pytest.raises(ConfigError, match="announce is the event of its own trigger"):
+        parse_settings({"deployment": deployment})

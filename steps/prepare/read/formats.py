@@ -119,12 +119,14 @@ def _arrow_batches(ipc: Any, file: Any) -> Iterator[tuple[Any, int]]:
 
 @contextlib.contextmanager
 def _parquet_errors(path: Path, kind: str = "Parquet") -> Iterator[None]:
-    """pyarrow's errors as DataError; they say which part of the file is damaged."""
+    """pyarrow's errors as DataError; they say which part of the file is damaged, or which value Python cannot hold."""
     import pyarrow as pa
 
     try:
         yield
-    except (pa.ArrowException, UnicodeDecodeError) as error:
+    except (pa.ArrowException, ValueError, OverflowError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # the disk's, not the file's
+            raise
         raise DataError(f"{path}: not a readable {kind} file ({str(error)[:200]})") from error
 
 

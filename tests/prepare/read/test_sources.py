@@ -133,6 +133,16 @@ def test_values_are_read_whole_wherever_a_piece_of_the_file_ends(
     assert found == rows
 
 
+def test_a_time_that_python_cannot_hold_is_named_with_its_file(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pa.table({"question": ["a"], "at": pa.array([2**60], pa.timestamp("us"))})
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"a\.parquet: not a readable Parquet file"):
+        list(read_rows(tmp_path / "a.parquet"))
+
+
 @pytest.mark.parametrize("suffix", [".json", ".jsonl", ".csv", ".tsv", ".parquet", ".jsonl.gz", ".csv.zst"])
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
 @given(content=st.binary(max_size=60) | st.text(st.sampled_from('[{}],:"\\n\0a1 \r\n'), max_size=40).map(str.encode))
