@@ -27,7 +27,8 @@ PREFIX = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} (?:\[\S+ \(pid \d+\
 NOISE = re.compile(
     r"Metaflow [\d.]+.* executing |Project: |Validating your flow|\s*The graph looks good!|Running pylint|\s*Pylint |"
     r"Task is starting\.$|Task finished successfully\.$|Done!$|Creating local datastore|"
-    r"Gathering required information|Cloning |Task .* cloned|\d+ tasks? (?:is|are) running: |No tasks are waiting in the queue|"
+    r"Gathering required information|Cloning |"
+    r"\w+/\S+ cloned!$|Task .* cloned|\d+ tasks? (?:is|are) running: |No tasks are waiting in the queue|"
     r"\d+ steps? ha(?:s|ve) not started: |\w+ step has not started$"
 )
 """Lines of Metaflow's that tell a person nothing."""
@@ -45,16 +46,27 @@ RUN_ID = re.compile(r"Workflow starting \(run-id (\S+?)\)")
 def run_flow(words: Sequence[str], *, config: Path | None = None) -> int:
     """Run a command of the flow to its end and show what it says; its exit code."""
     settings = ["--config", "config", str(config)] if config else []
+    begun: list[str] = []
     command = [sys.executable, "-u", str(flow_file()), "--no-pylint", *settings, *words]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8", errors="replace"
     ) as child:
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
-            show(with_silences(child.stdout or ()), sys.stdout, is_terminal=sys.stdout.isatty())
+            show(with_silences(_noted(child.stdout or (), begun)), sys.stdout, is_terminal=sys.stdout.isatty())
         finally:
             signal.signal(signal.SIGINT, before)
+    if words[:1] == ["resume"] and not child.returncode and not begun:
+        print("nothing was left to do: that run had come to its end; another one is named by its id (`resume RUN`)")
     return child.returncode
+
+
+def _noted(lines: Iterable[str], begun: list[str]) -> Iterator[str]:
+    """The lines as they come; those that tell of a task's start are kept."""
+    for line in lines:
+        if line.rstrip().endswith("Task is starting."):
+            begun.append(line)
+        yield line
 
 
 def with_silences(lines: Iterable[str], *, quiet_s: float = QUIET_S) -> Iterator[str]:

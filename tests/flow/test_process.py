@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from steps.flow import process
 from steps.flow.home import RECORDS, keep_records_in
 from steps.flow.metaflow_internals import config_first
-from steps.flow.process import PROGRESS, readable, show, with_silences
+from steps.flow.process import PROGRESS, readable, run_flow, show, with_silences
 from steps.settings.places import flow_file
 
 TASK = "2026-11-28 13:41:49.535 [1795873235623434/train/3 (pid 13928)] "
@@ -74,6 +75,21 @@ def test_progress_gives_its_place_to_the_next(line: str) -> None:
 @pytest.mark.parametrize("line", ["Traceback (most recent call last):", "    no prefix at all", "Invalid settings: x"])
 def test_what_is_no_noise_is_shown_as_it_is(line: str) -> None:
     assert readable(line + "\n") == line
+
+
+@pytest.mark.parametrize(("words", "says"), [(["resume"], True), (["run"], False), (["resume", "begun"], False)])
+def test_a_resume_that_had_nothing_to_do_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str], says: bool
+) -> None:
+    flow = tmp_path / "flow.py"
+    flow.write_text(
+        f"import sys\nprint('LoraFlow/7 cloned!')\nif 'begun' in sys.argv: print({TASK!r} + 'Task is starting.')\n"
+    )
+    monkeypatch.setattr(process, "flow_file", lambda: flow)
+    assert run_flow(words) == 0
+    told = capsys.readouterr().out
+    assert ("nothing was left to do" in told) is says
+    assert "cloned" not in told
 
 
 def test_a_silence_is_told_with_the_step_that_is_silent() -> None:
