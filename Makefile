@@ -21,7 +21,7 @@ run: .venv/installed  ## fine-tune a small real model on this machine: about thr
 test: .venv/installed-dev  ## the quick tests, four to five minutes on two cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --hypothesis-profile quick $(ARGS)
 
-test-whole: .venv/installed-dev  ## whole runs, trainings and kills: the tests that CI runs besides, three to four minutes
+test-whole: .venv/installed-dev  ## whole runs, trainings and kills: the tests that CI runs besides, seven minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "whole and not slow" --timeout 600 $(ARGS)
 
 test-all: .venv/installed-dev  ## every test that needs no cluster and no GPU
