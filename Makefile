@@ -6,8 +6,8 @@ INSTALL := UV_PYTHON_DOWNLOADS=never $(BIN)/uv pip install --quiet --compile-byt
 # --compile-bytecode: without it every process would compile torch and transformers anew where Python may not write its caches.
 ARGS ?=
 NEURON_PYTHON ?= python3
-NXD_SRC ?=
 # In the neuron image that is its own; elsewhere name one that has the libraries.
+NXD_SRC ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help run test test-whole test-all test-neuron test-neuron-stand-in test-neuron-pins e2e coverage soak lint docs format bench lock clean
@@ -15,7 +15,7 @@ NXD_SRC ?=
 help:  ## what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-run: .venv/installed  ## fine-tune a small real model on this machine: about three minutes without AVX-512 (ARGS="--max-steps 50 ...")
+run: .venv/installed  ## fine-tune a small real model on this machine: about two and a half minutes on two idle cores (ARGS="--max-steps 50 ...")
 	$(BIN)/hyperpod-lora run $(ARGS)
 
 test: .venv/installed-dev  ## the quick tests, four to five minutes on two cores
