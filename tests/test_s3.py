@@ -11,17 +11,13 @@ import pytest
 from steps.errors import DataError, StorageError
 from steps.s3 import download, list_objects, split_address
 from steps.train.neuron.cache import count_graphs
+from tests.shared.s3_server import empty, serving_s3
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
+    with serving_s3() as address:
+        yield address
 
 
 @pytest.fixture
@@ -38,15 +34,10 @@ def bucket(server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         monkeypatch.setenv(name, value)
     client = boto3.client("s3")
     client.create_bucket(Bucket="data")
-    empty(client)  # the stand-in's state is the process's: another test file may have filled a bucket of this name
+    empty(client, "data")
     yield client
-    empty(client)
+    empty(client, "data")
     client.delete_bucket(Bucket="data")
-
-
-def empty(client: Any) -> None:
-    for item in client.list_objects_v2(Bucket="data").get("Contents", ()):
-        client.delete_object(Bucket="data", Key=item["Key"])
 
 
 def put(client: Any, **objects: bytes) -> None:

@@ -25,7 +25,13 @@ from metaflow.plugins.argo.argo_workflows import ArgoWorkflows
 
 def both(self):
     sensor = self._sensor.to_json() if self._sensor else None
-    return "BOTH" + json.dumps({{"template": self._workflow_template.to_json(), "sensor": sensor}})
+    return "BOTH" + json.dumps(
+        {{
+            "template": self._workflow_template.to_json(),
+            "sensor": sensor,
+            "schedule": [self._schedule, self._timezone],
+        }}
+    )
 
 ArgoWorkflows.__str__ = both
 sys.argv[0] = {str(FLOW)!r}
@@ -74,6 +80,7 @@ def test_a_team_s_deployment_has_its_name_its_trigger_and_its_schedule(place: Pl
         "name": template["metadata"]["name"],
         "project": {key: value for key, value in annotations.items() if "project" in key or "branch" in key},
         "tags": json.loads(annotations.get("metaflow/tags", "[]")),
+        "schedule": found["schedule"],
         "filters": [item["filters"] for item in sensor["spec"]["dependencies"]],
         "event": sensor["spec"]["dependencies"][0]["eventName"],
         "parameters": sensor["spec"]["triggers"][0]["template"]["k8s"]["parameters"],

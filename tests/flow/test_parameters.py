@@ -9,6 +9,7 @@ import pytest
 
 from steps.settings.options import OPTIONS, help_of
 from tests.flow.flow_harness import Place
+from tests.shared.s3_server import serving_s3
 
 NAMES = [name.replace("_", "-") for name in OPTIONS]
 
@@ -23,15 +24,11 @@ def test_run_explains_every_option(place: Place) -> None:
 def s3() -> Iterator[str]:
     """Moto's S3 with the bucket `flows`: Argo's templates name a datastore that pods reach."""
     import boto3
-    from moto.server import ThreadedMotoServer
 
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    endpoint = "http://{}:{}".format(*server.get_host_and_port())
     secret = {"aws_access_key_id": "test", "aws_secret_access_key": "test", "region_name": "us-east-1"}
-    boto3.client("s3", endpoint_url=endpoint, **secret).create_bucket(Bucket="flows")
-    yield endpoint
-    server.stop()
+    with serving_s3() as endpoint:
+        boto3.client("s3", endpoint_url=endpoint, **secret).create_bucket(Bucket="flows")
+        yield endpoint
 
 
 def test_an_argo_workflow_has_every_option_as_a_parameter(place: Place, s3: str) -> None:

@@ -7,16 +7,13 @@ from typing import Any
 
 import pytest
 
+from tests.shared.s3_server import empty, serving_s3
+
 
 @pytest.fixture(scope="module")
 def store() -> Iterator[str]:
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
+    with serving_s3() as address:
+        yield address
 
 
 @pytest.fixture
@@ -42,12 +39,7 @@ def bucket(aws: dict[str, str]) -> Iterator[Any]:
 
     client = boto3.client("s3")
     client.create_bucket(Bucket="team")
-    empty(client)
+    empty(client, "team")
     yield client
-    empty(client)
+    empty(client, "team")
     client.delete_bucket(Bucket="team")
-
-
-def empty(client: Any) -> None:
-    for item in client.list_objects_v2(Bucket="team").get("Contents", ()):
-        client.delete_object(Bucket="team", Key=item["Key"])

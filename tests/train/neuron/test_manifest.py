@@ -8,21 +8,19 @@ over the 8.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from steps.cli.view.manifest_text import planned
 from steps.errors import ConfigError
-from steps.pytorchjob import manifest as pytorchjob
 from steps.settings.config import parse_options, parse_settings
 from steps.settings.plan import Plan
 from steps.settings.resolve import resolve
 from steps.train.neuron.planning.environment import neuron_environment
 from steps.train.stage import PROCESS_ENVIRONMENT, lay_out
+from tests.shared.manifests import environment_of, manifest_of, require_golden
 
 ROOT = Path(__file__).parents[3]
 GOLDEN = Path(__file__).with_name("llama-8b-on-two-trn1.yaml")
@@ -48,16 +46,6 @@ def laid_out(changes: dict[str, Any] | None = None, **options: Any) -> Plan:
     return lay_out(plan, plan.model.architecture)
 
 
-def manifest_of(plan: Plan) -> dict[str, Any]:
-    made = planned(plan)
-    return pytorchjob.build(made.spec, made.job, 1)
-
-
-def environment_of(manifest: dict[str, Any]) -> dict[str, str]:
-    (container,) = manifest["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]["containers"]
-    return {item["name"]: item["value"] for item in container["env"] if "value" in item}
-
-
 def test_the_layout_is_open_until_the_model_is_known() -> None:
     plan = plan_of()
     assert (plan.processes, plan.tensor_parallel, plan.is_laid_out) == (0, 0, False)
@@ -73,14 +61,7 @@ def test_the_layout_is_open_until_the_model_is_known() -> None:
 
 
 def test_the_whole_manifest_is_the_golden_one() -> None:
-    """UPDATE_GOLDEN=1 writes it anew: then read the difference."""
-    manifest = manifest_of(laid_out())
-    (container,) = manifest["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]["containers"]
-    container["command"][-1] = "<steps/job/agent/bootstrap.py>"
-    raw = yaml.safe_dump(manifest, sort_keys=False, width=120).replace(str(ROOT), "<project>")
-    if os.environ.get("UPDATE_GOLDEN"):
-        GOLDEN.write_text(raw)
-    assert yaml.safe_load(raw) == yaml.safe_load(GOLDEN.read_text())
+    require_golden(manifest_of(laid_out()), GOLDEN)
 
 
 def test_the_golden_manifest_of_two_trn1_with_llama_8b() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +9,13 @@ import pytest
 import yaml
 
 from steps.cli.jobspec import layout_reasons
-from steps.cli.view.manifest_text import planned
 from steps.errors import ConfigError
-from steps.pytorchjob import manifest as pytorchjob
 from steps.settings.config import parse_options, parse_settings
 from steps.settings.plan import Plan
 from steps.settings.resolve import resolve
 from steps.train.stage import PROCESS_ENVIRONMENT, lay_out
 from steps.train.torchneuron.planning import COMM_PORT, NEFF_CACHE
+from tests.shared.manifests import environment_of, manifest_of, require_golden
 
 ROOT = Path(__file__).parents[3]
 GOLDEN = Path(__file__).with_name("llama-1b-on-one-trn2.yaml")
@@ -33,25 +31,8 @@ def laid_out(changes: dict[str, Any] | None = None, *, config: dict[str, Any] | 
     return lay_out(plan, {**plan.model.architecture, **(config or {})})
 
 
-def manifest_of(plan: Plan) -> dict[str, Any]:
-    made = planned(plan)
-    return pytorchjob.build(made.spec, made.job, 1)
-
-
-def environment_of(manifest: dict[str, Any]) -> dict[str, str]:
-    (container,) = manifest["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]["containers"]
-    return {item["name"]: item["value"] for item in container["env"] if "value" in item}
-
-
 def test_the_whole_manifest_is_the_golden_one() -> None:
-    """UPDATE_GOLDEN=1 writes it anew: then read the difference."""
-    manifest = manifest_of(laid_out(**BATCH))
-    (container,) = manifest["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]["containers"]
-    container["command"][-1] = "<steps/job/agent/bootstrap.py>"
-    raw = yaml.safe_dump(manifest, sort_keys=False, width=120).replace(str(ROOT), "<project>")
-    if os.environ.get("UPDATE_GOLDEN"):
-        GOLDEN.write_text(raw)
-    assert yaml.safe_load(raw) == yaml.safe_load(GOLDEN.read_text())
+    require_golden(manifest_of(laid_out(**BATCH)), GOLDEN)
 
 
 def test_a_node_gets_a_process_on_each_logical_core_and_all_its_devices() -> None:
