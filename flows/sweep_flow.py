@@ -131,7 +131,7 @@ class SweepFlow(FlowSpec):
         from steps.flow import stages
         from steps.flow.sweep import branches
 
-        branches.end(self.branch, self.report)
+        branches.end(self.branch)
         for each in self.branches:
             stages.end(each["run_dir"])
         stages.end(self.sweep_dir)

@@ -73,11 +73,13 @@ def download(address: str, folder: Path, *, client: Any = None) -> list[Path]:
     return paths
 
 
-def store_client() -> Any:
-    """boto3's client, with its own retries."""
+def store_client(*, once_s: float = 0) -> Any:
+    """boto3's client, with its own retries; with `once_s` it asks once, and waits so many seconds for an answer."""
     import boto3
+    from botocore.config import Config
 
-    return boto3.client("s3")
+    quick = Config(connect_timeout=once_s, read_timeout=once_s, retries={"total_max_attempts": 1})
+    return boto3.client("s3", config=quick if once_s else None)
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from steps.cli.view.place import CONFIG, ROOT, place_of
-from steps.cli.view.run_folders import find_run
+from steps.cli.view.run_folders import find_run, newest
 from steps.errors import ConfigError, StorageError
 from steps.export.serving import Endpoint, adapter_line, endpoint_manifest, merged_line
 from steps.plain_text import command
@@ -62,17 +62,11 @@ def models_of(root: Path, what: str) -> tuple[Path, Path | None]:
     return merged, newest(run.glob("train-*/adapter/adapter_config.json"))
 
 
-def newest(files: Any) -> Path | None:
-    """The folder of the newest of these files; None if there is none."""
-    found = sorted(files, key=lambda path: path.stat().st_mtime)
-    return found[-1].parent if found else None
-
-
 def name_of(merged: Path) -> str:
     """`<base model>-<data set>` from the folder's lineage, as a name of an endpoint."""
-    from steps.protocol.rundir import read_json
+    from steps.protocol.rundir import LINEAGE, read_json
 
-    values = read_json(merged / "lineage.json")
+    values = read_json(merged / LINEAGE)
     words = f"{values['base']['name']}-{values['data']['name']}"
     return re.sub(r"[^a-zA-Z0-9]+", "-", words).strip("-")[:63].rstrip("-") or "model"
 

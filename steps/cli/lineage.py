@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,13 +16,11 @@ from typing import Any
 import click
 
 from steps.cli.view.place import CONFIG, ROOT, place_of
-from steps.cli.view.run_folders import find_run
+from steps.cli.view.run_folders import find_run, newest
 from steps.errors import StorageError
 from steps.plain_text import command, visible
+from steps.protocol.rundir import LINEAGE
 
-FILE = "lineage.json"
-RUN = re.compile(r"\w+/[\w.-]+")
-"""`Flow/run id`."""
 SHORTEST_DIGEST = 7
 """Characters of a digest that are enough to mean one."""
 
@@ -70,28 +67,30 @@ def model_of(root: Path, given: str) -> tuple[Path, dict[str, Any]]:
         StorageError: no such run, or no model in it.
     """
     as_path = Path(given).expanduser()
-    if (as_path / FILE).is_file():
-        return as_path.resolve(), read(as_path / FILE)
+    if (as_path / LINEAGE).is_file():
+        return as_path.resolve(), read(as_path / LINEAGE)
     try:
         run = find_run(root, given)
     except StorageError:
         if kept := from_records(given):
             return Path(f"Metaflow's records of {given}"), kept
         raise
-    merged = sorted(run.glob(f"merged-*/{FILE}"), key=lambda path: path.stat().st_mtime)
-    if not merged:
+    merged = newest(run.glob(f"merged-*/{LINEAGE}"))
+    if merged is None:
         raise StorageError(
-            f"{run} has no merged model yet, so no {FILE}: `{command('status', run)}` tells how far it is"
+            f"{run} has no merged model yet, so no {LINEAGE}: `{command('status', run)}` tells how far it is"
         )
-    return merged[-1].parent, read(merged[-1])
+    return merged, read(merged / LINEAGE)
 
 
 def from_records(given: str) -> dict[str, Any] | None:
     """What Metaflow's records hold for `Flow/run id`, or for a run id of the usual flow: for a run whose files are elsewhere."""
+    from steps.flow.continuing import FLOW
     from steps.flow.home import keep_records_in
+    from steps.flow.lineage import RUN
     from steps.settings.places import home
 
-    name = given if "/" in given else f"LoraFlow/{given}"
+    name = given if "/" in given else f"{FLOW}/{given}"
     if not RUN.fullmatch(name):
         return None
     keep_records_in(home(), os.environ)  # before Metaflow is imported
@@ -102,7 +101,7 @@ def from_records(given: str) -> dict[str, Any] | None:
 
 def all_models(root: Path) -> list[tuple[Path, dict[str, Any]]]:
     """Every model below the root, the newest last; what cannot be read is left out, since others are asked for."""
-    files = sorted(root.glob(f"*/*/merged-*/{FILE}"), key=lambda path: path.stat().st_mtime)
+    files = sorted(root.glob(f"*/*/merged-*/{LINEAGE}"), key=lambda path: path.stat().st_mtime)
     found = []
     for file in files:
         try:

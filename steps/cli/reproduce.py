@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from steps.cli.view.place import CONFIG, ROOT, place_of
-from steps.cli.view.run_folders import find_run
+from steps.cli.view.run_folders import find_run, newest
 from steps.errors import LoraFlowError, StorageError
 from steps.plain_text import command, visible
 
@@ -56,16 +57,12 @@ def command_of(run: Path, options: RunOptions) -> str:
     Raises:
         StorageError: nobody kept it.
     """
-    from dataclasses import asdict
-
-    from steps.settings.options import Options
+    from steps.settings.options import Options, flag
 
     if not options.options:
         raise StorageError(f"{run} does not tell what it was started with: an earlier version made it")
     usual = asdict(Options())
-    given = [
-        f"--{name.replace('_', '-')}={value}" for name, value in options.options.items() if value != usual.get(name)
-    ]
+    given = [f"{flag(name)}={value}" for name, value in options.options.items() if value != usual.get(name)]
     return command("run", *(["--config", options.config] if options.config else []), *given)
 
 
@@ -79,10 +76,10 @@ def changes(run: Path, options: RunOptions, inputs: Inputs) -> Iterator[tuple[st
 
 def _lineage(run: Path) -> Mapping[str, Any]:
     """The newest model's; nothing where there is none yet."""
-    from steps.protocol.rundir import read_json
+    from steps.protocol.rundir import LINEAGE, read_json
 
-    found = sorted(run.glob("merged-*/lineage.json"), key=lambda path: path.stat().st_mtime)
-    return read_json(found[-1]) if found else {}
+    found = newest(run.glob(f"merged-*/{LINEAGE}"))
+    return read_json(found / LINEAGE) if found else {}
 
 
 def _of_code(then: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from steps.errors import ConfigError, Mistakes, Problem
-from steps.settings.options import GROUPS, OPTIONS, Options, choices_of, help_of
+from steps.settings.options import GROUPS, OPTIONS, Options, choices_of, flag, help_of
 
 if TYPE_CHECKING:
     from steps.settings.section import Section
@@ -109,7 +109,7 @@ def run(config: Path | None, tag: tuple[str, ...], **options: str | None) -> Non
 
     given = {name: value for name, value in options.items() if value is not None}
     config, given = check(config, given)
-    words = [f"--{name.replace('_', '-')}={value}" for name, value in given.items()]
+    words = [f"{flag(name)}={value}" for name, value in given.items()]
     tags = [f"--tag={item}" for item in tag]
     sys.exit(run_flow(["run", *words, *tags], config=config))
 

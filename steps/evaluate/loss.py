@@ -1,6 +1,7 @@
 """Mean cross-entropy per target token over held-out samples.
 
-Called by `stage`. One sample per row, so that nothing sees anything else; logits are computed only from the first target on.
+Called by `measure` and `handover`. One sample per row, so that nothing sees anything else; logits are computed only from the
+first target on.
 """
 
 from __future__ import annotations
@@ -45,8 +46,9 @@ def mean_loss(model: Any, samples: Sequence[Sample], *, on_samples: Callable[[in
 
 def mean_of(sums: Iterable[tuple[float, int]]) -> float:
     """The mean over all targets, of summed losses and numbers of targets; NaN when there is none."""
-    losses, targets = zip(*sums, strict=True)
-    return sum(losses) / sum(targets) if any(targets) else math.nan
+    pairs = list(sums)
+    targets = sum(count for _, count in pairs)
+    return sum(loss for loss, _ in pairs) / targets if targets else math.nan
 
 
 def sums_by_source(

@@ -6,7 +6,6 @@ Called by `stage`, once for the base model and once for the tuned one, so that o
 from __future__ import annotations
 
 import gc
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -125,7 +124,7 @@ def measure(
     gc.collect()  # the next model is loaded only when this one's memory is free
     texts = Texts(tokenizer)
     return Measured(
-        loss=mean_of(sums.values()) if sums else math.nan,
+        loss=mean_of(sums.values()),
         losses={source: mean_of([pair]) for source, pair in sums.items() if source},
         answers=tuple(
             _answer(questions.score_of(sample), texts, sample, tokens, is_cut)

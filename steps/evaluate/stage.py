@@ -8,6 +8,7 @@ The base model's results lie beside it, since they serve every tuned model on th
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -121,11 +122,16 @@ def _scores_of(plan: Plan, prepared: PreparedData | None = None) -> dict[str, st
     return found
 
 
+def _score_names(plan: Plan, prepared: PreparedData, scores: Mapping[str, str]) -> str:
+    """Of all sources, or the one score that there is."""
+    return ", ".join(dict.fromkeys(scores.values())) or score_name(plan, prepared.score)
+
+
 def _asked(plan: Plan, base: BaseModel, prepared: PreparedData) -> dict[str, Any]:
     """What decides the base model's results."""
     evaluation = plan.settings.evaluation
     scores = _scores_of(plan, prepared)
-    name = ", ".join(dict.fromkeys(scores.values())) or score_name(plan, prepared.score)
+    name = _score_names(plan, prepared, scores)
     sources = [source for one in scores.values() or [name] if ":" in one and (source := source_of(one))]
     return {
         "format": FORMAT,
@@ -151,7 +157,7 @@ def _questions(plan: Plan, base: BaseModel, prepared: PreparedData) -> Questions
     evaluation, scores = plan.settings.evaluation, _scores_of(plan, prepared)
     questions = read_questions(
         Path(prepared.path),
-        score=", ".join(dict.fromkeys(scores.values())) or score_name(plan, prepared.score),
+        score=_score_names(plan, prepared, scores),
         first=plan.evaluation_start(prepared.validation_samples),
         max_rows=evaluation.max_rows,
         max_loss_rows=loss_rows(plan, prepared),

@@ -16,13 +16,11 @@ from steps.protocol.run_options import RunOptions, read_options
 from steps.protocol.rundir import RunDir, run_directory
 from steps.settings.catalog import find_path, preset_names
 from steps.settings.mixture import absolute
-from steps.settings.options import AUTO, OPTIONS, Options
+from steps.settings.options import AUTO, OF_THE_COMMAND, OPTIONS, Options, flag
 from steps.settings.places import config_root, home
 from steps.settings.plan import Plan
 
 FLOW = "LoraFlow"
-OF_THE_COMMAND = ("continue_from", "dry_run")
-"""Options that say what one command does, and nothing of the training."""
 
 
 def find_run(root: str, given: str, flow: str = FLOW) -> RunDir:
@@ -121,7 +119,7 @@ def complete_words(words: Sequence[str]) -> list[str]:
     named = Path(words[words.index("--config") + 2]) if "--config" in words[:place] else None
     config, options = complete(named, given)
     first = ["--config", "config", str(config)] if config and not named else []
-    added = [f"--{name.replace('_', '-')}={value}" for name, value in options.items() if name not in given]
+    added = [f"{flag(name)}={value}" for name, value in options.items() if name not in given]
     return [*first, *words, *added]
 
 

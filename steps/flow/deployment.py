@@ -1,7 +1,7 @@
 """The flow as it is deployed on Argo Workflows: @project, @trigger and @schedule from the Config, and the event at its end.
 
-`deployed` is a decorator of the flows; `announce` is called by the last step. Nothing here matters to a run on this machine but
-the project, whose name its tags have.
+`deployed` is a decorator of the flows; `announce` is called by LoraFlow's last step, a sweep announces nothing. Nothing here
+matters to a run on this machine but the project, whose name its tags have.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def local_launcher(settings: Settings) -> Launcher:
-    """torchrun on this machine."""
+    """Processes on this machine, under torchrun where they are several."""
     return LocalLauncher(grace_s=settings.deadlines.grace_s, lease_s=settings.cluster.lease_s)
 
 

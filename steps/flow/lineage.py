@@ -13,13 +13,12 @@ from typing import Any
 
 from steps.plain_text import counted
 from steps.protocol.records import Adapter, BaseModel, PreparedData, Published, Report, digest_file, digest_of
+from steps.protocol.rundir import LINEAGE
 from steps.settings.catalog import HUB_ID
 from steps.settings.plan import Plan
 
 SCHEMA = "hyperpod-lora/lineage/1"
 HUB = "https://huggingface.co"
-FILE = "lineage.json"
-"""Beside an adapter and in a merged model."""
 LOCK = "requirements.lock"
 RUN = re.compile(r"\w+/[\w.-]+")
 """`Flow/run id`."""
@@ -97,7 +96,7 @@ def locked_libraries(root: Path) -> dict[str, str]:
 def run_of(folder: str) -> str:
     """The run that made an adapter, as its own lineage says; empty where nobody knows."""
     try:
-        told = json.loads(Path(folder, FILE).read_text(encoding="utf-8")) if folder else {}
+        told = json.loads(Path(folder, LINEAGE).read_text(encoding="utf-8")) if folder else {}
     except (OSError, ValueError):
         return ""
     run = told.get("run") if isinstance(told, dict) else ""

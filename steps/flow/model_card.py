@@ -19,7 +19,7 @@ from steps.flow.cards.evaluate import by_source, score_words
 from steps.flow.lineage import flat, with_scores
 from steps.plain_text import counted, markdown, shorten, visible
 from steps.protocol.records import Adapter, BaseModel, MergedModel, Report
-from steps.protocol.rundir import write_atomic, write_json
+from steps.protocol.rundir import LINEAGE, write_atomic, write_json
 from steps.settings.catalog import HUB_ID
 from steps.settings.plan import Plan
 
@@ -31,7 +31,7 @@ DEFAULT_TOKENS = 256
 """Of the example's answer, where nothing else is known."""
 LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]{1,40}")
 """A licence's identifier on the hub."""
-README, LINEAGE = "README.md", "lineage.json"
+README = "README.md"
 
 Kind = Literal["adapter", "merged"]
 USE: Mapping[Kind, str] = {

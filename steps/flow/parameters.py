@@ -49,7 +49,7 @@ def read_config(text: str) -> dict[str, Any]:
     with clean_errors():
         try:
             raw = read_yaml(text)
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
+        except yaml.YAMLError as error:
             raise ConfigError([Problem("config", f"not valid YAML: {error}")]) from error
         return parse_settings(raw).model_dump(mode="json")
 

@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from steps.errors import ConfigError, Problem
 from steps.flow import lineage, metaflow_internals, reporting
-from steps.flow.model_card import LINEAGE
 from steps.flow.terminal import StageProgress, say
 from steps.protocol.records import Published, Report
-from steps.protocol.rundir import RunDir, write_json
-from steps.publish.stage import Made
+from steps.protocol.rundir import LINEAGE, RunDir, write_json
 
 if TYPE_CHECKING:
+    from steps.publish.stage import Made
     from steps.settings.plan import Plan
 
 

@@ -1,6 +1,7 @@
 """The flow's steps as plain functions: artifacts (dicts) in, one package's `stage` called, artifacts out.
 
-Called by `flows/lora_flow.py` only; the one place where all packages meet. The sentences of more than a line are in `summary`.
+Called by the flows' files and `sweep.branches`; the one place where all packages meet. The sentences of more than a line are in
+`summary`.
 """
 
 from __future__ import annotations

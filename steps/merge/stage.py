@@ -20,7 +20,16 @@ from steps.merge.ends import write_ends
 from steps.merge.inputs import bytes_in, read_base
 from steps.merge.outputs import merge_folders
 from steps.protocol.records import Adapter, BaseModel, MergedModel, digest_file, digest_of, identity_of
-from steps.protocol.rundir import RunDir, held_lock, new_directory, read_json, require_space, storage_errors, write_json
+from steps.protocol.rundir import (
+    LINEAGE,
+    RunDir,
+    held_lock,
+    new_directory,
+    read_json,
+    require_space,
+    storage_errors,
+    write_json,
+)
 from steps.protocol.set_aside import NAME, set_aside
 from steps.protocol.tokenizer_files import TEMPLATE, make_usable, template_arguments
 from steps.settings.options import DTYPES
@@ -32,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 RECORD = "merge.json"
 """In the merged folder: the record, and size and SHA-256 of every file of the model."""
-ABOUT = frozenset({RECORD, "README.md", "lineage.json"})
+ABOUT = frozenset({RECORD, "README.md", LINEAGE})
 """Files that tell of the run and not of the model: not in its digest, and free to change (the model card is completed later)."""
 SMALL_FILES_BYTES = 64 * 1024**2
 """Room for tokenizer and configs."""
@@ -102,7 +111,7 @@ def _make(
             dtype,
             done=(lambda done: progress("merge, bytes", min(done, total), total)) if progress else None,
         )
-        write_json(folder / "lineage.json", lineage)
+        write_json(folder / LINEAGE, lineage)
         template = Path(adapter.path) / TEMPLATE
         arguments = template_arguments(Path(adapter.path))
         make_usable(folder, template.read_text("utf-8") if template.is_file() else "", arguments)

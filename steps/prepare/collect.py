@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from steps.errors import DataError
+from steps.plain_text import counted
 from steps.prepare.chat.conversations import detect_score
 from steps.prepare.chat.forms import PREFERENCE, Layout, find_layout, list_names
 from steps.prepare.mix import SourcePart
@@ -240,11 +241,11 @@ class _Store:
         count = self._skipped.counts.total()
         if refuse and count:
             raise DataError(
-                f"{source}: {_rows(count)} cannot be used: {self._skipped}; "
+                f"{source}: {counted(count, 'row')} cannot be used: {self._skipped}; "
                 "prepare.unusable_rows is refuse: mend them or take them out, or set it to skip"
             )
         if count:
-            logger.warning("%s: %s skipped: %s", source, _rows(count), self._skipped)
+            logger.warning("%s: %s skipped: %s", source, counted(count, "row"), self._skipped)
         self._all_skipped += self._skipped.counts
         lowest = float(np.frombuffer(self._columns["positions"], dtype=np.float64)[self._first :].min())
         if lowest >= self._below():
@@ -270,7 +271,7 @@ class _Store:
 
     def _said(self) -> Iterator[str]:
         if self._unmeasured:
-            yield f"{_rows(self._unmeasured)} to hold out left out: {TOO_LONG}"
+            yield f"{counted(self._unmeasured, 'row')} to hold out left out: {TOO_LONG}"
         if self._ignored:
             yield f"columns that are not used: {list_names(self._ignored)}"
         if self._ignored.issuperset(PREFERENCE):
@@ -291,7 +292,3 @@ class _Store:
 
 
 _KEYS = {"keys": "V16", "prompts": "uint64"}
-
-
-def _rows(count: int) -> str:
-    return f"{count:,} row{'' if count == 1 else 's'}"

@@ -54,7 +54,7 @@ def open_parts(plan: Plan, cache: Path) -> tuple[list[SourcePart], DataSource]:
     """The sources of the plan's data, and what they are together.
 
     Raises:
-        DataError: as `open_source`; two sources are the same, or one holds no rows.
+        DataError: as `open_source`; two sources are the same.
         StorageError: S3 or the disk failed.
     """
     if not plan.dataset.mixture:
@@ -84,9 +84,13 @@ def _capped(parts: Sequence[SourcePart], most: int) -> list[SourcePart]:
     """With `--max-rows` divided by the weights, or by the rows that there are; 0: not divided."""
     if not most:
         return list(parts)
-    sizes = [part.weight or sum(1 for _ in part.source.rows()) for part in parts]
+    sizes = [part.weight or _row_count(part.source) for part in parts]
     caps = [max(2, math.ceil(most * size / sum(sizes) - HAIR)) if sum(sizes) else most for size in sizes]
     return [replace(part, max_rows=min(cap, part.max_rows or cap)) for part, cap in zip(parts, caps, strict=True)]
+
+
+def _row_count(source: DataSource) -> int:
+    return source.size if source.unit == "rows" else sum(1 for _ in source.rows())
 
 
 def _together(parts: Sequence[SourcePart]) -> DataSource:

@@ -27,6 +27,8 @@ from steps.protocol.train_dir import AttemptDir, TrainDir
 
 __all__ = ["AttemptDir", "TrainDir"]  # used from here by whoever knows a run directory
 
+LINEAGE = "lineage.json"
+"""Beside an adapter and in a merged model: what made them."""
 GIB = 1024**3
 
 

@@ -1,8 +1,8 @@
 """S3: a publication is a folder of objects with a manifest, written last. Without a manifest there is nothing to be seen.
 
-Objects are written whole or not at all, each with its SHA-256; what is there already is left as it is. So a publication that was
-killed goes on where it was, and two at once do no harm: the model's files have equal bytes, of README, lineage and manifest the
-first one stays.
+Objects are written whole or not at all, each with its SHA-256; what is there already with the same bytes is left as it is. So a
+publication that was killed goes on where it was, one that lost a file is made whole, and two at once do no harm: the model's
+files have equal bytes, of README, lineage and manifest the first one stays.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ def publish(
         StorageError: the store refused or cannot be reached, or something else has been published there.
     """
     store = Store(address, client or store_client())
-    if found := store.manifest(contents):
-        return found
-    done = 0
+    found, done = store.manifest(contents), 0
     for file in contents.files:
         store.upload(file)
         done += file.bytes
         if progress:
             progress("publishing, bytes", done, contents.bytes)
+    if found:
+        return found
     files = {file.name: {"bytes": file.bytes, "sha256": file.sha256} for file in contents.files}
     about = {file.name: store.put_once(file.name, file.path.read_bytes()) for file in contents.about}
     manifest = {"schema": SCHEMA, "digest": contents.digest, "files": files, "about": about, **told}

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from steps.errors import StorageError
 from steps.publish.bucket import code_of
 from steps.publish.hub import hub_errors
 from steps.report.mlflow import server_of
 from steps.report.sink import ReportError
-from steps.s3 import aws_errors, split_address
+from steps.s3 import aws_errors, split_address, store_client
 from steps.settings.publish import Publish
 
 TIMEOUT_S = 10.0
@@ -38,7 +37,7 @@ def _in_bucket(publish: Publish) -> Found:
         return
     try:
         with aws_errors(f"s3://{bucket}"):
-            _quick_client().head_bucket(Bucket=bucket)
+            store_client(once_s=TIMEOUT_S).head_bucket(Bucket=bucket)
     except StorageError as error:
         code = code_of(error)
         if code in ("404", "NoSuchBucket"):
@@ -96,11 +95,3 @@ def has_credentials() -> bool:
         return Session().get_credentials() is not None
     except BotoCoreError:
         return False
-
-
-def _quick_client() -> Any:
-    import boto3
-    from botocore.config import Config
-
-    quick = Config(connect_timeout=TIMEOUT_S, read_timeout=TIMEOUT_S, retries={"total_max_attempts": 1})
-    return boto3.client("s3", config=quick)

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from steps.errors import CheckpointError, ModelError
 from steps.merge.stage import RECORD, difference, digests
 from steps.protocol.records import Adapter, MergedModel, digest_file, digest_of
-from steps.protocol.rundir import read_json, storage_errors
+from steps.protocol.rundir import LINEAGE, read_json, storage_errors
+from steps.protocol.tokenizer_files import NAMES
 from steps.settings.publish import Publish
 from steps.train.stage import ADAPTER_FILES
 
-ABOUT = ("README.md", "lineage.json")
+ABOUT = ("README.md", LINEAGE)
 """They tell of the run and not of the model: in no digest of it."""
 OWN = frozenset({*ABOUT, RECORD, "training.json"})
 """Not of the model: the last two tell where things lie on this machine, and stay here."""
-BESIDE = re.compile(
-    r"(additional_chat_templates|added_tokens|chat_template|generation_config|merges|special_tokens_map|tokenizer|vocab)[\w.-]*"
-    r"|[\w.-]*\.model"
-)
-"""What a tokenizer leaves beside an adapter; nobody recorded it, and nothing else there is handed on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +92,7 @@ def _merged(folder: Path) -> Contents:
 def _adapter(folder: Path, digest: str) -> Contents:
     with storage_errors(f"reading {folder}"):
         found = sorted(path.name for path in folder.iterdir() if path.is_file() and not path.is_symlink())
-        names = [name for name in found if name not in OWN and (name in ADAPTER_FILES or BESIDE.fullmatch(name))]
+        names = [name for name in found if any(fnmatch(name, pattern) for pattern in (*ADAPTER_FILES, *NAMES))]
         files = tuple(_file(folder, "adapter", name) for name in names)
         known = {file.path.name: file.sha256 for file in files}
         if digest_of({name: known.get(name) for name in ADAPTER_FILES}) != digest:

@@ -32,16 +32,16 @@ class Unsent:
     told: queue.SimpleQueue[Change] = field(default_factory=queue.SimpleQueue)
     changes: list[Change] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
-    tails: dict[str, EventTail] = field(default_factory=dict)
+    tails: dict[int, EventTail] = field(default_factory=dict)
 
     def read(self) -> None:
         """Take in what is new."""
         while not self.told.empty():
             self.changes.append(self.told.get_nowait())
-        for folder in sorted(self.directory.attempts.glob("[0-9]*")):
+        for number in self.directory.numbers():
             if len(self.events) >= MOST_EVENTS:
                 return
-            tail = self.tails.setdefault(folder.name, EventTail(self.directory.events(int(folder.name))))
+            tail = self.tails.setdefault(number, EventTail(self.directory.events(number)))
             self.events.extend(tail.read_new())
 
     def clear(self) -> None:

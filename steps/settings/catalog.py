@@ -269,7 +269,7 @@ def read_preset(file: Path, kind: type[PresetT]) -> PresetT:
     """
     try:
         raw = read_yaml(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError([Problem(str(file), f"cannot be read as YAML: {error}")]) from error
     preset = validate(kind, {} if raw is None else raw, prefix=f"{file.name}: ")
     return preset.model_copy(update={"name": file.stem})

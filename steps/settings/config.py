@@ -37,7 +37,7 @@ class Launcher(Section):
     """What runs the workers."""
 
     kind: Literal["local", "pytorchjob"] = "local"
-    """`local`: torchrun on this machine; `pytorchjob`: a Kubeflow PyTorchJob on the cluster that `cluster` describes."""
+    """`local`: processes on this machine; `pytorchjob`: a Kubeflow PyTorchJob on the cluster that `cluster` describes."""
     backend: Literal["torch", "neuron", "torchneuron"] = "torch"
     """`torch`: CPUs and GPUs; `neuron`: Trainium through PyTorch/XLA; `torchneuron`: Trn2 through TorchNeuron, a beta."""
     tensor_parallel: int = Field(default=1, ge=0)

@@ -148,6 +148,15 @@ def _words(hint: Any) -> tuple[str, ...]:
     return tuple(str(item) for item in get_args(hint))
 
 
+OF_THE_COMMAND = ("continue_from", "dry_run")
+"""Options that say what one command does, and nothing of the training."""
+
+
+def flag(name: str) -> str:
+    """An option as it is written on the command line."""
+    return f"--{name.replace('_', '-')}"
+
+
 def help_of(name: str) -> str:
     """What an option does."""
     hint = get_type_hints(Options, include_extras=True)[name]

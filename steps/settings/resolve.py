@@ -41,8 +41,8 @@ def resolve(settings: Settings, options: Options, *, fast_bf16: bool = False, lo
         ConfigError: with every mistake and every contradiction found.
     """
     mistakes = Mistakes()
-    model = mistakes.look(lambda: _model(settings, options.model), ModelPreset())
-    dataset = mistakes.look(lambda: _dataset(settings, options.dataset), DatasetPreset())
+    model = mistakes.look(lambda: _found(find_model, settings, options.model), ModelPreset())
+    dataset = mistakes.look(lambda: _found(find_data, settings, options.dataset), DatasetPreset())
     are_known = not mistakes.problems
     dataset = mistakes.look(partial(_with_columns, dataset, options.columns), dataset)
     if look:
@@ -59,14 +59,6 @@ def resolve(settings: Settings, options: Options, *, fast_bf16: bool = False, lo
     mistakes.problems += found if are_known else [problem for problem in found if problem.path not in BY_PRESETS]
     mistakes.tell()
     return plan
-
-
-def _model(settings: Settings, given: str) -> ModelPreset:
-    return _found(find_model, settings, given)
-
-
-def _dataset(settings: Settings, given: str) -> DatasetPreset:
-    return _found(find_data, settings, given)
 
 
 def _found(find: Callable[[str], PresetT], settings: Settings, given: str) -> PresetT:

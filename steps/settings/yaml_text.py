@@ -27,6 +27,9 @@ def read_yaml(text: str) -> Any:
     """What a text of YAML says.
 
     Raises:
-        yaml.YAMLError: it is none, or a key stands twice.
+        yaml.YAMLError: it is none, a key stands twice, or Python has no such value.
     """
-    return yaml.load(text, Strict)  # a SafeLoader
+    try:
+        return yaml.load(text, Strict)  # a SafeLoader
+    except (ValueError, RecursionError) as error:  # a 13th month; brackets in brackets
+        raise yaml.YAMLError(str(error)) from error

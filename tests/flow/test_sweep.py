@@ -49,6 +49,10 @@ def test_a_grid_is_every_combination_and_runs_come_behind_it() -> None:
         ),
         ("runs: [{lora_rank: 4}, {lora_rank: 4}]", ["the branch lora_rank 4 stands there twice"]),
         (f"grid: {{seed: {list(range(101))}}}", ["has 101 branches, 100 at most"]),
+        (  # none of them is made before they are counted
+            f"grid: {{seed: {list(range(5000))}, lora_rank: {list(range(5000))}, max_steps: {list(range(5000))}}}",
+            ["has 125,000,000,000 branches, 100 at most"],
+        ),
     ],
 )  # fmt: skip
 def test_every_mistake_in_a_sweeps_file_is_told(text: str, words: list[str]) -> None:

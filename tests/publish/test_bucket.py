@@ -66,6 +66,16 @@ def test_what_tells_where_things_lie_on_this_machine_stays_here(bucket: Any, tmp
     assert not [key for key in keys(bucket) if str(tmp_path).encode() in read(bucket, key)]
 
 
+def test_a_file_that_is_gone_beside_its_manifest_is_brought_again(bucket: Any, tmp_path: Path) -> None:
+    made = make_model(tmp_path)
+    publish_to(tmp_path, made, s3=S3)
+    before = keys(bucket)
+    (gone,) = [key for key in before if key.endswith("model-00001-of-00002.safetensors")]
+    bucket.delete_object(Bucket="team", Key=gone)
+    publish_to(tmp_path, made, s3=S3)
+    assert sorted(keys(bucket)) == sorted(before)
+
+
 def test_what_somebody_has_put_beside_the_adapter_stays_here(bucket: Any, tmp_path: Path) -> None:
     made = make_model(tmp_path)
     folder = Path(made.adapter.path)

@@ -33,6 +33,12 @@ def test_a_secret_in_a_setting_is_refused_and_not_repeated(raw: dict[str, object
     assert "SECRET" not in str(caught.value)
 
 
+@pytest.mark.parametrize("text", ["a: 2024-13-45", "[" * 20_000])
+def test_what_python_cannot_hold_is_no_yaml(text: str) -> None:
+    with pytest.raises(yaml.YAMLError):
+        read_yaml(text)
+
+
 def test_a_flow_that_would_start_itself_without_end_is_refused() -> None:
     deployment = {"project": "team", "announce": "done", "trigger": {"event": "done", "of_project": True}}
     with pytest.raises(ConfigError, match="announce is the event of its own trigger"):

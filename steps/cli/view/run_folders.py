@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,12 @@ def newest_trainings(root: Path) -> list[Path]:
     from steps.job.local_jobs import train_directories
 
     return sorted(train_directories(root), key=lambda path: path.stat().st_mtime)[-NEWEST:]
+
+
+def newest(files: Iterable[Path]) -> Path | None:
+    """The folder of the newest of these files; None if there is none."""
+    found = max(files, key=lambda path: path.stat().st_mtime, default=None)
+    return found.parent if found else None
 
 
 def beside_adapters(run: Path) -> list[Path]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from steps.errors import ConfigError, JobPermanentError, JobRetriesExhausted, LoraFlowError, Mistakes, Problem
-from steps.flow import reporting, stages
+from steps.flow import stages
 from steps.flow.deciding import bring, cache_folder, check_cluster, decide, directory_of
 from steps.flow.sweep import board, grid
 from steps.flow.terminal import say
@@ -140,9 +140,6 @@ def choose(card: Any, ended: Sequence[tuple[Branch, dict[str, Any], str]]) -> tu
     return rows, rows[0]["branch"]
 
 
-def end(branch: Branch, report: Mapping[str, Any]) -> None:
-    """Tag the run with what its winner is, and say how to go on with it."""
-    from steps.protocol.records import Report
-
-    reporting.tag(Plan.model_validate(branch["plan"]), "done", Report.from_dict(report))
+def end(branch: Branch) -> None:
+    """Say which branch has won, and where it is."""
     say(f"the winner: {branch['name']}, in {branch['run_dir']}")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,7 +19,7 @@ import yaml
 from pydantic import Field
 
 from steps.errors import ConfigError, Problem
-from steps.settings.options import OPTIONS
+from steps.settings.options import OF_THE_COMMAND, OPTIONS
 from steps.settings.section import Section, suggest, validate
 from steps.settings.yaml_text import read_yaml
 
@@ -26,8 +27,6 @@ Options = dict[str, Any]
 
 MOST = 100
 """Branches; Metaflow's own limit, unless `run --max-num-splits` raises it."""
-OF_ONE_RUN = ("continue_from", "dry_run")
-"""Options that make no sense for several trainings at once."""
 EXAMPLE = "an example: grid: {learning_rate: [1e-4, 2e-4]}"
 
 
@@ -47,11 +46,13 @@ def read_sweep(text: str) -> list[Options]:
     """
     try:
         raw = read_yaml(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except yaml.YAMLError as error:
         raise ConfigError([Problem("sweep", f"not valid YAML: {error}")]) from error
     file = validate(_File, {} if raw is None else raw, prefix="sweep.")
-    own = [*_combinations(file.grid), *map(_named, file.runs)]
-    problems = [*_problems(file), *_twins(own)]
+    problems, own = _problems(file), []
+    if _count(file) <= MOST:
+        own = [*_combinations(file.grid), *map(_named, file.runs)]
+        problems += _twins(own)
     if problems:
         raise ConfigError(problems)
     shared = _named(file.options)
@@ -62,6 +63,11 @@ def _named(options: Mapping[str, Any]) -> Options:
     """With underscores; a list of data sets as one text, as on the command line."""
     values = {str(name).replace("-", "_"): value for name, value in options.items()}
     return {name: json.dumps(value) if isinstance(value, list) else value for name, value in values.items()}
+
+
+def _count(file: _File) -> int:
+    """Branches, none of them made yet."""
+    return len(file.runs) + (math.prod(map(len, file.grid.values())) if file.grid else 0)
 
 
 def _combinations(grid: Mapping[str, list[Any]]) -> list[Options]:
@@ -80,9 +86,7 @@ def _problems(file: _File) -> list[Problem]:
     found += [
         Problem(f"sweep.grid.{name}", f"names no value; {EXAMPLE}") for name, values in file.grid.items() if not values
     ]
-    count = len(file.runs)
-    if file.grid:
-        count += len(_combinations(file.grid))
+    count = _count(file)
     if not file.grid and not file.runs:
         found.append(Problem("sweep", f"names nothing that varies: needs a grid or runs; {EXAMPLE}"))
     elif count > MOST:
@@ -94,7 +98,7 @@ def _unknown(place: str, options: Mapping[str, Any]) -> list[Problem]:
     found = []
     for given in options:
         name = str(given).replace("-", "_")
-        if name in OF_ONE_RUN:
+        if name in OF_THE_COMMAND:
             found.append(Problem(f"sweep.{place}.{given}", "is for one run, not for a sweep; leave it out"))
         elif name not in OPTIONS:
             found.append(Problem(f"sweep.{place}.{given}", f"no such option{suggest(name, list(OPTIONS))}"))
@@ -102,13 +106,13 @@ def _unknown(place: str, options: Mapping[str, Any]) -> list[Problem]:
 
 
 def _twins(branches: list[Options]) -> list[Problem]:
-    seen: list[str] = []
+    seen: set[str] = set()
     found = []
     for options in branches:
         key = json.dumps(options, sort_keys=True, default=str)
         if key in seen:
             found.append(Problem("sweep", f"the branch {label(options, list(options))} stands there twice"))
-        seen.append(key)
+        seen.add(key)
     return found
 
 

@@ -1,6 +1,6 @@
 """Where rows come from: a generator of ours, a file, a folder of files, objects in S3, or the hub. One stream of rows each.
 
-Called by `stage`.
+Called by `mix`, `look` and `collect`.
 """
 
 from __future__ import annotations

@@ -11,11 +11,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from steps.errors import ConfigError, Problem
+from steps.protocol.rundir import GIB
 from steps.settings.instances import Instance, find_instance
 from steps.settings.plan import Plan
+from steps.train.neuron.planning.environment import BETWEEN_NODES, EVERYWHERE
 from steps.train.pytorch.attention import is_plain
 
-GIB = 1024**3
 ROOM = 0.75
 """Of a core's memory that the model's weights may take: the rest is for the adapter, activations and the compiler's scratch."""
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
@@ -156,15 +157,10 @@ def process_environment(plan: Plan) -> dict[str, str]:
         "NEURON_RT_EXEC_TIMEOUT": "600",
         # A map of the memory in the log when it is full.
         "NEURON_RT_ENABLE_DEVICE_MEMORY_OOM_LOG": "1",
-        "NEURON_RT_LOG_LEVEL": "WARNING",
-        # glibc's arenas let the host run out of memory at checkpoints.
-        "MALLOC_ARENA_MAX": "64",
-        "HF_HUB_OFFLINE": "1",
-        "TOKENIZERS_PARALLELISM": "false",
+        **EVERYWHERE,
     }
     if plan.settings.is_on_cluster:
         found["NEURON_RT_ROOT_COMM_ID"] = f"$(MASTER_ADDR):{COMM_PORT}"  # Kubernetes fills it in
     if plan.nodes > 1:
-        # Fork-safe mode is for kernels before 5.15; newer ones ignore it.
-        found |= {"FI_PROVIDER": "efa", "FI_EFA_USE_DEVICE_RDMA": "1", "FI_EFA_FORK_SAFE": "1"}
+        found |= BETWEEN_NODES
     return found
